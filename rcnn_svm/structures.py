@@ -1,0 +1,231 @@
+"""The records that travel between the stages: validated on construction, never changed after.
+
+Names of sizes: N boxes, G ground-truth objects, R regions, K classes, H W image size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rcnn_svm.boxes import Boxes, area, as_boxes
+from rcnn_svm.errors import DataError, ShapeError
+from rcnn_svm.files import bytes_digest
+
+__all__ = ["Dataset", "Detections", "GroundTruth", "Image", "RegionSet", "Sample"]
+
+Image = NDArray[np.uint8]
+"""uint8 (H, W, 3), RGB."""
+
+
+def _column(value: object, n: int, dtype: type, where: str) -> NDArray[np.generic]:
+    array = np.asarray(value, dtype=dtype)
+    if array.shape != (n,):
+        raise ShapeError(f"{where} must have shape ({n},) like the boxes, got {array.shape}.")
+    return array
+
+
+@dataclass(frozen=True, eq=False)
+class GroundTruth:
+    """The labelled objects of one image.
+
+    Attributes:
+        boxes: (G, 4) half-open pixels, every one of positive area.
+        labels: (G,) int64 in 0 .. K-1.
+        difficult: (G,) bool, VOC's flag: ignored by the evaluation.
+        crowd: (G,) bool, COCO's `iscrowd`: a region of many objects, never a positive.
+    """
+
+    boxes: Boxes
+    labels: NDArray[np.int64]
+    difficult: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, bool))
+    crowd: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, bool))
+
+    def __post_init__(self) -> None:
+        boxes = as_boxes(self.boxes, where="GroundTruth")
+        n = len(boxes)
+        if (area(boxes) <= 0).any():
+            row = int(np.flatnonzero(area(boxes) <= 0)[0])
+            raise ShapeError(
+                f"GroundTruth: every box must have a positive area, got {boxes[row]} in row {row}."
+            )
+        object.__setattr__(self, "boxes", boxes)
+        object.__setattr__(self, "labels", _column(self.labels, n, np.int64, "GroundTruth: labels"))
+        for name in ("difficult", "crowd"):
+            value = getattr(self, name)
+            value = np.zeros(n, bool) if len(value) == 0 else value
+            object.__setattr__(self, name, _column(value, n, np.bool_, f"GroundTruth: {name}"))
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    def __getitem__(self, rows: NDArray[np.generic] | slice) -> GroundTruth:
+        return GroundTruth(self.boxes[rows], self.labels[rows], self.difficult[rows], self.crowd[rows])
+
+    @classmethod
+    def empty(cls) -> Self:
+        """Return the truth of an image without objects."""
+        return cls(np.zeros((0, 4), np.float32), np.zeros(0, np.int64))
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One image and its labels; pixels are read when asked for and never kept.
+
+    Attributes:
+        image_id: unique within the data set, without extension.
+        size: (height, width) of the image as `read` returns it.
+        truth: its labelled objects; empty where there are none.
+        path: the image file, or None where pixels are rendered.
+        render: makes the pixels where there is no file.
+        reader: decodes `path`; set by the data set's reader.
+    """
+
+    image_id: str
+    size: tuple[int, int]
+    truth: GroundTruth
+    path: Path | None = None
+    render: Callable[[], Image] | None = None
+    reader: Callable[[Path], Image] | None = None
+
+    def read(self) -> Image:
+        """Return the pixels, uint8 (H, W, 3) RGB.
+
+        Raises:
+            DataError: the file is missing or damaged, or its size is not the one announced.
+        """
+        if self.path is not None and self.reader is not None:
+            image = self.reader(self.path)
+        elif self.render is not None:
+            image = self.render()
+        else:
+            raise DataError(f"Sample({self.image_id!r}): has neither a file nor a renderer.")
+        if image.shape[:2] != self.size:
+            raise DataError(
+                f"{self.path or self.image_id}: the labels say {self.size[1]} x {self.size[0]} pixels, "
+                f"the image has {image.shape[1]} x {image.shape[0]}. One of the two is wrong."
+            )
+        return image
+
+    def digest(self) -> str:
+        """Return a hash of the image's content: of the file's bytes, or of rendered pixels."""
+        if self.path is not None:
+            try:
+                return bytes_digest(self.path.read_bytes())
+            except OSError as error:
+                raise DataError(f"{self.path}: cannot be read ({error.strerror}).") from error
+        image = self.read()
+        return bytes_digest(repr(image.shape).encode(), image.tobytes())
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """One split of a labelled data set.
+
+    Attributes:
+        name: what reports call it.
+        split: `train`, `val`, `test`, ...
+        classes: K class names; labels index them.
+        samples: the images in file order.
+    """
+
+    name: str
+    split: str
+    classes: tuple[str, ...]
+    samples: tuple[Sample, ...]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __iter__(self) -> Iterator[Sample]:
+        return iter(self.samples)
+
+    def counts(self) -> NDArray[np.int64]:
+        """Return (K,) the number of objects of each class, difficult ones included."""
+        counts = np.zeros(len(self.classes), np.int64)
+        for sample in self.samples:
+            counts += np.bincount(sample.truth.labels, minlength=len(self.classes))
+        return counts
+
+
+@dataclass(frozen=True, eq=False)
+class RegionSet:
+    """The region proposals of one image, best first.
+
+    Attributes:
+        image_id: of the image.
+        size: (height, width).
+        boxes: (R, 4) inside the image, of positive area, no two alike.
+        priority: (R,) float32, rising: the smaller, the earlier a box should be looked at.
+    """
+
+    image_id: str
+    size: tuple[int, int]
+    boxes: Boxes
+    priority: NDArray[np.float32]
+
+    def __post_init__(self) -> None:
+        boxes = as_boxes(self.boxes, where=f"RegionSet({self.image_id!r})")
+        object.__setattr__(self, "boxes", boxes)
+        priority = _column(self.priority, len(boxes), np.float32, f"RegionSet({self.image_id!r}): priority")
+        object.__setattr__(self, "priority", priority)
+        height, width = self.size
+        outside = (boxes[:, :2] < 0).any(1) | (boxes[:, 2] > width) | (boxes[:, 3] > height)
+        bad = np.flatnonzero(outside | (area(boxes) <= 0))
+        if len(bad):
+            raise ShapeError(
+                f"RegionSet({self.image_id!r}): boxes must lie inside the {width} x {height} image and "
+                f"have a positive area, got {len(bad)} bad rows (first: row {bad[0]}, {boxes[bad[0]]})."
+            )
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    def top(self, n: int) -> RegionSet:
+        """Return the `n` best regions."""
+        return RegionSet(self.image_id, self.size, self.boxes[:n], self.priority[:n])
+
+
+@dataclass(frozen=True, eq=False)
+class Detections:
+    """What a detector found in one image, surest first.
+
+    Attributes:
+        image_id: of the image.
+        boxes: (M, 4).
+        scores: (M,) float32, falling; scales of different heads are not comparable.
+        labels: (M,) int64 in 0 .. K-1.
+    """
+
+    image_id: str
+    boxes: Boxes
+    scores: NDArray[np.float32]
+    labels: NDArray[np.int64]
+
+    def __post_init__(self) -> None:
+        where = f"Detections({self.image_id!r})"
+        boxes = as_boxes(self.boxes, where=where)
+        scores = _column(self.scores, len(boxes), np.float32, f"{where}: scores")
+        labels = _column(self.labels, len(boxes), np.int64, f"{where}: labels")
+        if np.isnan(scores).any():
+            raise ShapeError(f"{where}: scores must not be NaN.")
+        order = np.argsort(-scores, kind="stable")
+        object.__setattr__(self, "boxes", boxes[order])
+        object.__setattr__(self, "scores", scores[order])
+        object.__setattr__(self, "labels", labels[order])
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    def __getitem__(self, rows: NDArray[np.generic] | slice) -> Detections:
+        return Detections(self.image_id, self.boxes[rows], self.scores[rows], self.labels[rows])
+
+    @classmethod
+    def empty(cls, image_id: str) -> Self:
+        """Return the record of an image in which nothing was found."""
+        return cls(image_id, np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64))
