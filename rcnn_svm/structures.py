@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Self, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from rcnn_svm.boxes import Boxes, area, as_boxes
 from rcnn_svm.errors import DataError, ShapeError
@@ -22,9 +22,11 @@ __all__ = ["Dataset", "Detections", "GroundTruth", "Image", "RegionSet", "Sample
 Image = NDArray[np.uint8]
 """uint8 (H, W, 3), RGB."""
 
+_Scalar = TypeVar("_Scalar", bound=np.generic)
 
-def _column(value: object, n: int, dtype: type, where: str) -> NDArray[np.generic]:
-    array = np.asarray(value, dtype=dtype)
+
+def _column(value: ArrayLike, n: int, dtype: type[_Scalar], where: str) -> NDArray[_Scalar]:
+    array: NDArray[_Scalar] = np.asarray(value, dtype=dtype)
     if array.shape != (n,):
         raise ShapeError(f"{where} must have shape ({n},) like the boxes, got {array.shape}.")
     return array
