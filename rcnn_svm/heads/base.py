@@ -1,0 +1,271 @@
+"""What every head is given and what it offers: region blocks, the head protocol, parameters.
+
+Training input arrives image by image, so that no head ever needs the whole matrix. numpy only.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rcnn_svm.errors import ConfigError, DataError, NotFittedError, ShapeError
+from rcnn_svm.heads.assign import RegionTruth
+
+__all__ = [
+    "ArrayBlocks",
+    "Head",
+    "HeadBase",
+    "RegionBlocks",
+    "Scorer",
+    "check_features",
+    "read_features",
+    "require_positive",
+]
+
+
+class RegionBlocks(Protocol):
+    """The regions of a training split, one block per image.
+
+    Attributes:
+        classes: K class names.
+        n_features: D.
+    """
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The class names."""
+        ...
+
+    @property
+    def n_features(self) -> int:
+        """The length of a feature vector."""
+        ...
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        ...
+
+    def features(self, i: int) -> NDArray[np.floating]:
+        """Return (R_i, D) float32 or float16 of image `i`; may be a read-only memory map."""
+        ...
+
+    def truth(self, i: int) -> RegionTruth:
+        """Return the description of the same R_i regions."""
+        ...
+
+
+class Scorer(Protocol):
+    """What a trained head is at detection time: arrays and numpy."""
+
+    def decision_function(self, features: NDArray[np.floating]) -> NDArray[np.float32]:
+        """Return (R, K) scores of (R, D) features, larger = surer."""
+        ...
+
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        """Return the arrays that `from_arrays` of the same class rebuilds the scorer from."""
+        ...
+
+
+class Head(Protocol):
+    """A trainable head: fit on blocks, then score features; larger = surer, no background column."""
+
+    classes_: tuple[str, ...]
+    n_features_in_: int
+
+    @property
+    def scorer_(self) -> Scorer:
+        """The numpy-only scorer that detection needs."""
+        ...
+
+    def fit(self, blocks: RegionBlocks) -> Self:
+        """Train on all images of `blocks`."""
+        ...
+
+    def decision_function(self, features: NDArray[np.floating]) -> NDArray[np.float32]:
+        """Return (R, K) scores of (R, D) features."""
+        ...
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Return the parameters by name."""
+        ...
+
+    def set_params(self, **params: Any) -> Self:
+        """Set parameters by name."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class ArrayBlocks:
+    """Region blocks held in memory.
+
+    Attributes:
+        blocks: per image (R_i, D) features.
+        truths: per image the description of its regions.
+        classes: K class names.
+    """
+
+    blocks: tuple[NDArray[np.floating], ...]
+    truths: tuple[RegionTruth, ...]
+    classes: tuple[str, ...]
+
+    @classmethod
+    def from_arrays(
+        cls,
+        features: Sequence[NDArray[np.floating]],
+        truths: Sequence[RegionTruth],
+        classes: Sequence[str],
+    ) -> Self:
+        """Check that the parts fit together and join them.
+
+        Raises:
+            ShapeError: no image, or features and regions differ in number.
+        """
+        if len(features) == 0 or len(features) != len(truths):
+            raise ShapeError(
+                f"ArrayBlocks: needs as many feature blocks as truths, at least one, got "
+                f"{len(features)} and {len(truths)}."
+            )
+        for i, (block, truth) in enumerate(zip(features, truths, strict=True)):
+            if block.ndim != 2 or len(block) != len(truth) or block.shape[1] != features[0].shape[1]:
+                raise ShapeError(
+                    f"ArrayBlocks: image {i} must have features of shape ({len(truth)}, "
+                    f"{features[0].shape[-1]}), got {block.shape}."
+                )
+        return cls(tuple(features), tuple(truths), tuple(classes))
+
+    @property
+    def n_features(self) -> int:
+        """D, the length of a feature vector."""
+        return int(self.blocks[0].shape[1])
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    def features(self, i: int) -> NDArray[np.floating]:
+        """Return (R_i, D) features of image `i`."""
+        return self.blocks[i]
+
+    def truth(self, i: int) -> RegionTruth:
+        """Return the description of the regions of image `i`."""
+        return self.truths[i]
+
+
+def read_features(
+    blocks: RegionBlocks, i: int, rows: NDArray[np.generic] | slice = slice(None)
+) -> NDArray[np.float32]:
+    """Return float32 C-ordered features of (some rows of) image `i`, none of them NaN or infinite.
+
+    Raises:
+        DataError: a feature is not finite; the message names the image and the row.
+        ShapeError: the block has another width than announced.
+    """
+    block = np.ascontiguousarray(blocks.features(i)[rows], dtype=np.float32)
+    if block.ndim != 2 or block.shape[1] != blocks.n_features:
+        raise ShapeError(
+            f"features of image {i}: must have shape (R, {blocks.n_features}), got {block.shape}."
+        )
+    # A finite sum proves that all are finite, in one pass without a mask.
+    with np.errstate(over="ignore", invalid="ignore"):
+        finite = bool(np.isfinite(block.sum(dtype=np.float64)))
+    if not finite:
+        bad = np.flatnonzero(~np.isfinite(block).all(axis=1))
+        where = np.arange(len(blocks.features(i)))[rows][bad[0]]
+        raise DataError(
+            f"features of image {i}: must be finite, got NaN or infinity in {len(bad)} rows "
+            f"(first: row {where}). Compute the features of this image again."
+        )
+    return block
+
+
+def check_features(where: str, features: NDArray[np.floating], n_features: int) -> None:
+    """Check the width of (R, D) features before they are scored.
+
+    Raises:
+        ShapeError: not a matrix of `n_features` columns.
+    """
+    if features.ndim != 2 or features.shape[1] != n_features:
+        raise ShapeError(f"{where}: features must have shape (R, {n_features}), got {features.shape}.")
+
+
+class HeadBase:
+    """Parameters in the manner of scikit-learn, without needing it.
+
+    A subclass takes its parameters as keywords, stores each under its own name, checks them in
+    `fit`, and leaves what it learned in attributes that end in an underscore.
+    """
+
+    classes_: tuple[str, ...]
+    n_features_in_: int
+
+    @classmethod
+    def _parameter_names(cls) -> list[str]:
+        return [name for name in inspect.signature(cls).parameters if name != "self"]
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Return the constructor's parameters by name."""
+        return {name: getattr(self, name) for name in self._parameter_names()}
+
+    def set_params(self, **params: Any) -> Self:
+        """Set parameters by name and return the head.
+
+        Raises:
+            ConfigError: a name that is none of its parameters.
+        """
+        known = self._parameter_names()
+        for name, value in params.items():
+            if name not in known:
+                raise ConfigError(
+                    f"{type(self).__name__}: must be one of {', '.join(known)}, got parameter {name!r}."
+                )
+            setattr(self, name, value)
+        return self
+
+    def __repr__(self) -> str:
+        inside = ", ".join(f"{name}={value!r}" for name, value in self.get_params().items())
+        return f"{type(self).__name__}({inside})"
+
+    @property
+    def scorer_(self) -> Scorer:
+        """The numpy-only scorer that detection needs.
+
+        Raises:
+            NotFittedError: `fit` was not called.
+        """
+        scorer: Scorer | None = getattr(self, "_scorer", None)
+        if scorer is None:
+            raise NotFittedError(f"{type(self).__name__}: must be fitted before use. Call fit(blocks) first.")
+        return scorer
+
+    def decision_function(self, features: NDArray[np.floating]) -> NDArray[np.float32]:
+        """Return (R, K) scores, larger = surer.
+
+        Raises:
+            NotFittedError: `fit` was not called.
+            ShapeError: features of another width than in training.
+        """
+        scorer = self.scorer_
+        check_features(type(self).__name__, features, self.n_features_in_)
+        return scorer.decision_function(features)
+
+    def _start(self, blocks: RegionBlocks) -> None:
+        if len(blocks) == 0:
+            raise DataError(f"{type(self).__name__}: needs at least one image to train on, got none.")
+        self.classes_ = tuple(blocks.classes)
+        self.n_features_in_ = int(blocks.n_features)
+
+
+def require_positive(where: str, parameters: Mapping[str, object]) -> None:
+    """Check that numbers are finite and > 0.
+
+    Raises:
+        ConfigError: names the first that is not.
+    """
+    for name, value in parameters.items():
+        if isinstance(value, bool) or not (isinstance(value, Real) and 0 < value < float("inf")):
+            raise ConfigError(f"{where}: {name} must be a finite number > 0, got {value!r}.")
