@@ -24,7 +24,7 @@ from rcnn_svm.files import atomic_path, bytes_digest, digest, require_free_space
 from rcnn_svm.progress import say, track
 from rcnn_svm.structures import Image, Sample
 
-__all__ = ["Estimate", "FeatureStore", "Featurizer", "Precision"]
+__all__ = ["DerivedStore", "Estimate", "FeatureStore", "Featurizer", "Precision", "Transform"]
 
 Precision = Literal["float16", "float32"]
 
@@ -42,6 +42,21 @@ class Featurizer(Protocol):
 
     def __call__(self, image: Image, boxes: Boxes) -> NDArray[np.float32]:
         """Return (R, D) float32 features of the R boxes."""
+
+
+class Transform(Protocol):
+    """Anything that turns feature rows into other feature rows, such as learned layers."""
+
+    @property
+    def key(self) -> Mapping[str, Any]:
+        """JSON-able identity: equal keys promise equal results."""
+
+    @property
+    def n_features(self) -> int:
+        """Length of a row after the transform."""
+
+    def __call__(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the transformed rows, float32."""
 
 
 class Estimate:
@@ -79,10 +94,21 @@ class FeatureStore:
 
     def __init__(self, folder: Path, featurizer: Featurizer, *, precision: Precision = "float16") -> None:
         self.featurizer = featurizer
+        self._open(folder, featurizer.key, featurizer.n_features, precision)
+
+    def _open(self, root: Path, key: Mapping[str, Any], n_features: int, precision: str) -> None:
+        self._identity = {"featurizer": dict(key), "precision": precision}
+        self.root = Path(root)
+        self.folder = self.root / digest(self._identity)
+        self.n_features = n_features
         self.dtype = np.dtype(precision)
-        identity = {"featurizer": dict(featurizer.key), "precision": precision}
-        self.folder = Path(folder) / digest(identity)
-        self._identity = identity
+
+    def _load(self, sample: Sample) -> Image:
+        """Read what `_compute` needs besides the boxes; runs ahead in a thread of its own."""
+        return sample.read()
+
+    def _compute(self, sample: Sample, image: Image, boxes: Boxes) -> NDArray[np.float32]:
+        return self.featurizer(image, boxes)
 
     def path(self, sample: Sample, boxes: Boxes) -> Path:
         """Return where the features of these boxes of this image lie or will lie."""
@@ -101,7 +127,7 @@ class FeatureStore:
         stored = self._read(path, len(boxes))
         if stored is not None:
             return stored
-        self._write(path, sample, sample.read(), boxes)
+        self._write(path, sample, self._load(sample), boxes)
         stored = self._read(path, len(boxes))
         if stored is None:
             raise CacheError(f"{path}: vanished right after it was written. Is another program cleaning up?")
@@ -128,10 +154,10 @@ class FeatureStore:
         require_free_space(self.folder, sum(self._n_bytes(len(boxes[i])) for i, _ in todo))
         write_json(self.folder / "identity.json", self._identity)
         with ThreadPoolExecutor(1) as decoder:
-            images = [decoder.submit(samples[todo[0][0]].read)]
+            images = [decoder.submit(self._load, samples[todo[0][0]])]
             for position, (i, path) in enumerate(track(todo, what)):
                 if position + 1 < len(todo):
-                    images.append(decoder.submit(samples[todo[position + 1][0]].read))
+                    images.append(decoder.submit(self._load, samples[todo[position + 1][0]]))
                 self._write(path, samples[i], images.pop(0).result(), boxes[i])
         return time.perf_counter() - started
 
@@ -140,15 +166,15 @@ class FeatureStore:
         todo = [i for i, _ in self._missing(samples, boxes)]
         probes = todo[:: max(1, len(todo) // n_probes)][:n_probes]
         if probes:
-            self.featurizer(samples[probes[0]].read(), boxes[probes[0]])  # warm up
+            self._compute(samples[probes[0]], self._load(samples[probes[0]]), boxes[probes[0]])  # warm up
         started = time.perf_counter()
         for i in probes:
-            self.featurizer(samples[i].read(), boxes[i])
+            self._compute(samples[i], self._load(samples[i]), boxes[i])
         spent = time.perf_counter() - started
         rows = sum(len(boxes[i]) for i in probes)
         seconds = spent * sum(len(boxes[i]) for i in todo) / rows if rows else 0.0
         sizes = [self._n_bytes(len(boxes[i])) for i in todo]
-        peak = max((len(boxes[i]) * self.featurizer.n_features * 4 for i in todo), default=0)
+        peak = max((len(boxes[i]) * self.n_features * 4 for i in todo), default=0)
         return Estimate(len(todo), seconds, sum(sizes), peak)
 
     def _missing(self, samples: Sequence[Sample], boxes: Sequence[Boxes]) -> list[tuple[int, Path]]:
@@ -158,10 +184,10 @@ class FeatureStore:
         return [(i, path) for i, path in enumerate(paths) if self._read(path, len(boxes[i])) is None]
 
     def _n_bytes(self, n_rows: int) -> int:
-        return n_rows * self.featurizer.n_features * self.dtype.itemsize + 128
+        return n_rows * self.n_features * self.dtype.itemsize + 128
 
     def _read(self, path: Path, n_rows: int) -> NDArray[Any] | None:
-        expected = (n_rows, self.featurizer.n_features)
+        expected = (n_rows, self.n_features)
         if not path.exists():
             return None
         try:
@@ -178,10 +204,10 @@ class FeatureStore:
         return features
 
     def _write(self, path: Path, sample: Sample, image: Image, boxes: Boxes) -> None:
-        features = self.featurizer(image, boxes)
-        if features.shape != (len(boxes), self.featurizer.n_features):
+        features = self._compute(sample, image, boxes)
+        if features.shape != (len(boxes), self.n_features):
             raise ShapeError(
-                f"FeatureStore: the featurizer must return {(len(boxes), self.featurizer.n_features)}, "
+                f"FeatureStore: the featurizer must return {(len(boxes), self.n_features)}, "
                 f"got {features.shape} for image {sample.image_id!r}."
             )
         stored = features.astype(self.dtype)
@@ -192,3 +218,24 @@ class FeatureStore:
             )
         with atomic_path(path, durable=False) as temporary, open(temporary, "wb") as stream:
             np.save(stream, stored, allow_pickle=False)
+
+
+class DerivedStore(FeatureStore):
+    """Features that a transform makes of another store's, kept on disk in the same way.
+
+    Args:
+        base: the store that the transform reads; filled first where it lacks an image.
+        transform: applied to one image's rows at a time.
+    """
+
+    def __init__(self, base: FeatureStore, transform: Transform) -> None:
+        self.base = base
+        self.transform = transform
+        key = {"base": base._identity, "transform": dict(transform.key)}
+        self._open(base.root, key, transform.n_features, base.dtype.name)
+
+    def _load(self, sample: Sample) -> Image:
+        return np.zeros((0, 0, 3), np.uint8)  # the pixels are not needed: the base store has seen them
+
+    def _compute(self, sample: Sample, image: Image, boxes: Boxes) -> NDArray[np.float32]:
+        return self.transform(np.asarray(self.base.get(sample, boxes), np.float32))

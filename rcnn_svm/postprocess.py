@@ -1,0 +1,151 @@
+"""From scores of regions to detections: caps, box regression, clipping, NMS, box voting.
+
+One function serves training-time validation, evaluation and `detect`, so that what was chosen
+on the validation split is exactly what runs later. Needs numpy only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rcnn_svm.boxes import Boxes, area, clip, decode_deltas, iou, nms, vote_boxes
+from rcnn_svm.errors import ConfigError
+from rcnn_svm.structures import Detections
+
+__all__ = ["PAPER", "PostprocessConfig", "postprocess"]
+
+
+@dataclass(frozen=True)
+class PostprocessConfig:
+    """How regions become detections.
+
+    Attributes:
+        max_iou: NMS drops a box whose IoU with a better one of its class is > this.
+        regression: apply box regression before NMS (R-CNN's order), after it, or not at all.
+        vote_iou: replace a kept box by the weighted mean of the class's boxes with IoU >= this;
+            None for no voting.
+        soft_nms_sigma: decay scores by exp(-IoU^2 / sigma) instead of dropping boxes; None for
+            plain NMS.
+        max_candidates: per class, only so many of the best regions are looked at (R-CNN: 100).
+        max_detections: per image over all classes, after NMS.
+        min_score: regions that score lower are not looked at.
+    """
+
+    max_iou: float = 0.3
+    regression: Literal["before-nms", "after-nms", "off"] = "before-nms"
+    vote_iou: float | None = 0.5
+    soft_nms_sigma: float | None = None
+    max_candidates: int = 100
+    max_detections: int = 300
+    min_score: float = float("-inf")
+
+    def __post_init__(self) -> None:
+        for name in ("max_iou", "vote_iou"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise ConfigError(f"detect.{name} must lie in [0, 1], got {value}.")
+        if self.soft_nms_sigma is not None and self.soft_nms_sigma <= 0:
+            raise ConfigError(f"detect.soft_nms_sigma must be positive, got {self.soft_nms_sigma}.")
+        for name in ("max_candidates", "max_detections"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"detect.{name} must be at least 1, got {getattr(self, name)}.")
+
+
+PAPER = PostprocessConfig(vote_iou=None)
+"""R-CNN's own: 100 candidates a class, regression, NMS at 0.3 [rcnn_test_bbox_regressor.m]."""
+
+
+def postprocess(
+    image_id: str,
+    size: tuple[int, int],
+    boxes: Boxes,
+    scores: NDArray[np.float32],
+    deltas: NDArray[np.float32] | None,
+    config: PostprocessConfig,
+) -> Detections:
+    """Turn the scored regions of one image into detections.
+
+    Args:
+        image_id: copied into the result.
+        size: (height, width) of the image.
+        boxes: (R, 4) region proposals.
+        scores: (R, K) margins or log-odds, larger is surer. Votes and soft-NMS weigh a region by
+            the sigmoid of its score, which for log-odds is the probability.
+        deltas: (R, K, 4) box regression for every class, or None.
+        config: see `PostprocessConfig`.
+
+    Returns:
+        At most `max_detections` detections, surest first.
+
+    References:
+        rbgirshick/rcnn, rcnn_test_bbox_regressor.m (caps, regression, clipping, then NMS).
+    """
+    regress = deltas is not None and config.regression != "off"
+    found: list[tuple[Boxes, NDArray[np.float32], int]] = []
+    for label in range(scores.shape[1]):
+        column = scores[:, label]
+        rows = np.flatnonzero(column >= config.min_score) if np.isfinite(config.min_score) else None
+        candidates = _best(column, rows, config.max_candidates)
+        moved = boxes[candidates]
+        refined = moved
+        if deltas is not None and regress:
+            refined = clip(decode_deltas(moved, deltas[candidates, label]), size)
+            if config.regression == "before-nms":
+                moved = refined
+        solid = area(refined) > 0
+        candidates, moved, refined = candidates[solid], moved[solid], refined[solid]
+        class_scores = column[candidates]
+        if config.soft_nms_sigma is None:
+            kept = nms(moved, class_scores, config.max_iou)
+            kept_scores = class_scores[kept]
+        else:
+            kept, kept_scores = _soft_nms(moved, _sigmoid(class_scores), config.soft_nms_sigma)
+        result = refined[kept]
+        if config.vote_iou is not None and len(kept):
+            result = vote_boxes(result, refined, _sigmoid(class_scores), config.vote_iou)
+        found.append((result, kept_scores, label))
+    if not found:
+        return Detections.empty(image_id)
+    detections = Detections(
+        image_id,
+        np.concatenate([b for b, _, _ in found]),
+        np.concatenate([s for _, s, _ in found]),
+        np.concatenate([np.full(len(s), label) for _, s, label in found]),
+    )
+    return detections[: config.max_detections] if len(detections) > config.max_detections else detections
+
+
+def _best(column: NDArray[np.float32], rows: NDArray[np.int64] | None, n: int) -> NDArray[np.int64]:
+    """Return the indices of the `n` largest, best first, ties in input order."""
+    pool = np.arange(len(column)) if rows is None else rows
+    if len(pool) > n:
+        # Everything above the n-th value, then as many of its equals as fit, in input order.
+        limit = np.partition(column[pool], len(pool) - n)[len(pool) - n]
+        above = pool[column[pool] > limit]
+        pool = np.concatenate([above, pool[column[pool] == limit][: n - len(above)]])
+    return pool[np.argsort(-column[pool], kind="stable")]
+
+
+def _sigmoid(scores: NDArray[np.float32]) -> NDArray[np.float64]:
+    return 1 / (1 + np.exp(-np.clip(scores.astype(np.float64), -60, 60)))
+
+
+def _soft_nms(
+    boxes: Boxes, probabilities: NDArray[np.float64], sigma: float
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Gaussian soft-NMS [Bodla et al., arXiv 1704.04503]: decay rivals instead of dropping them."""
+    scores = probabilities.copy()
+    decay = np.exp(-(iou(boxes, boxes) ** 2) / sigma)  # (N, N)
+    order, final = [], []
+    waiting = np.ones(len(boxes), bool)
+    for _ in range(len(boxes)):
+        best = int(np.argmax(np.where(waiting, scores, -1.0)))
+        waiting[best] = False
+        order.append(best)
+        final.append(scores[best])
+        scores[waiting] *= decay[best, waiting]
+    return np.array(order, np.int64), np.array(final, np.float32)

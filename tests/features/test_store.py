@@ -1,0 +1,201 @@
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rcnn_svm.errors import CacheError, DiskSpaceError, ShapeError
+from rcnn_svm.features.store import DerivedStore, FeatureStore
+from rcnn_svm.structures import GroundTruth, Sample
+
+
+class MeanColour:
+    """A featurizer of three numbers a region, slow enough to be interrupted."""
+
+    n_features = 3
+
+    def __init__(self, gain: float = 1.0, delay_s: float = 0.0) -> None:
+        self.key = {"gain": gain}
+        self.gain = gain
+        self.delay_s = delay_s
+        self.calls = 0
+
+    def __call__(self, image: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+        self.calls += 1
+        time.sleep(self.delay_s)
+        rows = [
+            image[int(y1) : int(y2), int(x1) : int(x2)].mean(axis=(0, 1)) * self.gain
+            for x1, y1, x2, y2 in boxes
+        ]
+        return np.array(rows, np.float32).reshape(len(boxes), 3)
+
+
+class Double:
+    key = {"double": 1}  # noqa: RUF012
+    n_features = 3
+
+    def __call__(self, features: np.ndarray) -> np.ndarray:
+        return features * 2
+
+
+def sample(i: int) -> Sample:
+    pixels = np.random.default_rng(i).integers(0, 255, (20, 30, 3), dtype=np.uint8)
+    return Sample(f"image-{i}", (20, 30), GroundTruth.empty(), render=lambda: pixels)
+
+
+def regions(i: int, n: int = 5) -> np.ndarray:
+    corner = np.random.default_rng(1000 + i).integers(0, 10, (n, 2))
+    return np.concatenate([corner, corner + 8], axis=1).astype(np.float32)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*.npy")}
+
+
+def test_rows_are_computed_once_and_mapped_after(tmp_path: Path) -> None:
+    featurizer = MeanColour()
+    store = FeatureStore(tmp_path, featurizer, precision="float32")
+    samples, boxes = [sample(i) for i in range(4)], [regions(i) for i in range(4)]
+    store.fill(samples, boxes)
+    assert featurizer.calls == 4
+    rows = store.get(samples[2], boxes[2])
+    assert isinstance(rows, np.memmap)
+    assert not rows.flags.writeable
+    np.testing.assert_array_equal(rows, MeanColour()(samples[2].read(), boxes[2]))
+    store.fill(samples, boxes)
+    assert featurizer.calls == 4
+
+
+def test_half_precision_is_the_rounded_single(tmp_path: Path) -> None:
+    store = FeatureStore(tmp_path, MeanColour())
+    rows = store.get(sample(0), regions(0))
+    assert rows.dtype == np.float16
+    np.testing.assert_array_equal(rows, MeanColour()(sample(0).read(), regions(0)).astype(np.float16))
+
+
+def test_every_part_of_the_identity_changes_the_place(tmp_path: Path) -> None:
+    store = FeatureStore(tmp_path, MeanColour())
+    places = {
+        store.path(sample(0), regions(0)),
+        store.path(sample(1), regions(0)),
+        store.path(sample(0), regions(1)),
+        FeatureStore(tmp_path, MeanColour(2.0)).path(sample(0), regions(0)),
+        FeatureStore(tmp_path, MeanColour(), precision="float32").path(sample(0), regions(0)),
+    }
+    assert len(places) == 5
+
+
+def test_an_image_without_regions_has_an_empty_file(tmp_path: Path) -> None:
+    store = FeatureStore(tmp_path, MeanColour())
+    none = np.zeros((0, 4), np.float32)
+    assert store.get(sample(0), none).shape == (0, 3)
+    assert store.get(sample(0), none).shape == (0, 3)
+
+
+def test_a_damaged_file_is_said_and_computed_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = FeatureStore(tmp_path, MeanColour())
+    before = np.array(store.get(sample(0), regions(0)))
+    path = store.path(sample(0), regions(0))
+    path.write_bytes(path.read_bytes()[:100])
+    np.testing.assert_array_equal(store.get(sample(0), regions(0)), before)
+    assert "damaged" in capsys.readouterr().err
+
+
+def test_a_file_of_another_shape_is_refused(tmp_path: Path) -> None:
+    store = FeatureStore(tmp_path, MeanColour())
+    store.get(sample(0), regions(0))
+    np.save(store.path(sample(0), regions(0)), np.zeros((2, 2), np.float16))
+    with pytest.raises(CacheError, match=r"must hold float16 \(5, 3\), got float16 \(2, 2\)\. Delete"):
+        store.get(sample(0), regions(0))
+
+
+def test_nan_features_name_their_image(tmp_path: Path) -> None:
+    featurizer = MeanColour()
+    featurizer.gain = float("nan")
+    with pytest.raises(CacheError, match=r"image 'image-0' has features that are NaN"):
+        FeatureStore(tmp_path, featurizer).get(sample(0), regions(0))
+
+
+def test_lengths_must_agree(tmp_path: Path) -> None:
+    with pytest.raises(ShapeError, match="1 images but 2 lists of boxes"):
+        FeatureStore(tmp_path, MeanColour()).fill([sample(0)], [regions(0), regions(1)])
+
+
+def test_a_disk_too_small_is_refused_before_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    featurizer = MeanColour()
+    store = FeatureStore(tmp_path, featurizer)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 10})())
+    with pytest.raises(DiskSpaceError, match=r"needs 0\.00 GB, only 0\.00 GB are free"):
+        store.fill([sample(0)], [regions(0)])
+    assert featurizer.calls == 0
+
+
+def test_the_estimate_counts_only_what_is_missing(tmp_path: Path) -> None:
+    store = FeatureStore(tmp_path, MeanColour())
+    samples, boxes = [sample(i) for i in range(4)], [regions(i) for i in range(4)]
+    store.get(samples[0], boxes[0])
+    estimate = store.estimate(samples, boxes)
+    assert estimate.n_images == 3
+    store.fill(samples, boxes)
+    written = sum(store.path(s, b).stat().st_size for s, b in zip(samples[1:], boxes[1:], strict=True))
+    assert estimate.n_bytes == written
+    assert store.estimate(samples, boxes).n_images == 0
+
+
+def test_derived_features_are_kept_too(tmp_path: Path) -> None:
+    base = FeatureStore(tmp_path, MeanColour(), precision="float32")
+    derived = DerivedStore(base, Double())
+    samples, boxes = [sample(0), sample(1)], [regions(0), regions(1)]
+    derived.fill(samples, boxes)
+    np.testing.assert_array_equal(derived.get(samples[1], boxes[1]), base.get(samples[1], boxes[1]) * 2)
+    assert derived.folder != base.folder
+
+
+def run_child(folder: Path) -> subprocess.Popen[bytes]:
+    """Fill a store in a process of its own, which can be killed."""
+    code = (
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from pathlib import Path\n"
+        "from test_store import *\n"
+        f"store = FeatureStore(Path({str(folder)!r}), MeanColour(delay_s=0.002))\n"
+        "store.fill([sample(i) for i in range(120)], [regions(i) for i in range(120)])\n"
+    )
+    return subprocess.Popen([sys.executable, "-c", code])
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_it_ends_with_the_same_bytes(tmp_path: Path) -> None:
+    undisturbed = tmp_path / "undisturbed"
+    FeatureStore(undisturbed, MeanColour()).fill(
+        [sample(i) for i in range(120)], [regions(i) for i in range(120)]
+    )
+    folder = tmp_path / "killed"
+    moments = random.Random(0)
+    kills = 0
+    started = time.perf_counter()
+    assert run_child(tmp_path / "timing").wait() == 0
+    whole_run_s = time.perf_counter() - started
+    while kills < 50:
+        two = [run_child(folder), run_child(folder)]  # two writers at once
+        time.sleep(moments.uniform(0.5, 1.0) * whole_run_s)
+        for child in two:
+            if child.poll() is None:
+                os.kill(child.pid, signal.SIGKILL)
+                kills += 1
+            child.wait()
+        for name, data in contents(folder).items():
+            assert data == contents(undisturbed)[name], "a half-written file passes for whole"
+        if len(contents(folder)) == 120:
+            for path in sorted(folder.rglob("*.npy"))[:100]:  # start over, so that kills hit real work
+                path.unlink()
+    assert run_child(folder).wait() == 0
+    assert contents(folder) == contents(undisturbed)
