@@ -1,0 +1,163 @@
+"""Image files to pixels, by content and not by name. Needs Pillow and numpy only.
+
+Two decisions are made here for the whole package:
+
+* **Transparency is laid on white**, the colour of the page or viewer in which people see such
+  pictures when they label them. Dropping alpha instead shows whatever lies under it, often black.
+* **EXIF orientation is applied**: the image is upright, as viewers and labelling tools show it. An
+  orientation outside 1 to 8 means none. Labels that were made on the stored, unturned pixels announce
+  themselves by the size that they state, and `read_image(path, labelled_size=...)` follows it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+import warnings
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+from PIL import Image as pillow
+from PIL import UnidentifiedImageError
+
+from rcnn_svm.errors import DataError
+from rcnn_svm.structures import Image
+
+__all__ = ["IMAGE_SUFFIXES", "image_size", "read_image"]
+
+IMAGE_SUFFIXES = frozenset(
+    {
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".png",
+        ".bmp",
+        ".dib",
+        ".gif",
+        ".tif",
+        ".tiff",
+        ".webp",
+        ".ppm",
+        ".pgm",
+        ".mpo",
+    }
+)
+"""File name endings, in lower case, that mark an image when a folder is listed."""
+
+_ORIENTATION_TAG = 0x0112
+# What makes each stored orientation upright (EXIF 2.3, tag 0x0112).
+_TURN = {
+    2: pillow.Transpose.FLIP_LEFT_RIGHT,
+    3: pillow.Transpose.ROTATE_180,
+    4: pillow.Transpose.FLIP_TOP_BOTTOM,
+    5: pillow.Transpose.TRANSPOSE,
+    6: pillow.Transpose.ROTATE_270,
+    7: pillow.Transpose.TRANSVERSE,
+    8: pillow.Transpose.ROTATE_90,
+}
+_SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")
+# What Pillow's decoders raise on damaged files, beside OSError.
+_DAMAGE = (
+    SyntaxError,
+    ValueError,
+    EOFError,
+    IndexError,
+    struct.error,
+    zlib.error,
+    pillow.DecompressionBombError,
+)
+
+
+def read_image(path: Path, *, labelled_size: tuple[int, int] | None = None) -> Image:
+    """Decode an image file of any common kind.
+
+    Grey, palette, CMYK, 16-bit and transparent images are converted: 16 bits by their upper 8 bits,
+    transparency by laying it on white. Animations give their first frame.
+
+    Args:
+        path: the file; its suffix does not matter.
+        labelled_size: (height, width) that the labels state. Where only the stored pixels have it and
+            the upright image has not, orientation is not applied.
+
+    Returns:
+        uint8 (H, W, 3), RGB, contiguous and writable.
+
+    Raises:
+        DataError: the file is missing, truncated, damaged or no image.
+    """
+    with _opened(path) as image:
+        stored, upright = image.size, _upright_size(image)
+        orient = labelled_size is None or labelled_size[::-1] == upright or labelled_size[::-1] != stored
+        orientation = _orientation(image)
+        image.load()
+        if image.mode in _SIXTEEN_BIT:
+            wide = np.asarray(image).astype(np.int64)
+            image = pillow.fromarray((np.clip(wide, 0, 65535) >> 8).astype(np.uint8))
+        elif image.mode == "F":
+            raise DataError(
+                f"{path}: must have 8 or 16 bits per channel, got floating point. Convert it to PNG or JPEG."
+            )
+        elif image.has_transparency_data:
+            image = image.convert("RGBA")
+            white = pillow.new("RGBA", image.size, "white")
+            image = pillow.alpha_composite(white, image)
+        image = image.convert("RGB")
+        if orient and orientation != 1:
+            image = image.transpose(_TURN[orientation])
+        return np.array(image)
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Return (height, width) of the upright image from the file's header, decoding no pixels.
+
+    Raises:
+        DataError: the file is missing or no image. A truncated file is found by `read_image` only.
+    """
+    with _opened(path) as image:
+        width, height = _upright_size(image)
+        return height, width
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[pillow.Image]:
+    """Open an image; every failure to open or to decode inside the block is one clear DataError."""
+    try:
+        # Pillow warns about damaged metadata, large images and palettes: none of them harms the pixels.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with pillow.open(path) as image:
+                yield cast(pillow.Image, image)
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such image file.") from error
+    except UnidentifiedImageError as error:
+        raise DataError(
+            f"{path}: must be an image, its content is none that is known. Replace it."
+        ) from error
+    except OSError as error:
+        if error.errno is not None:
+            raise DataError(f"{path}: cannot be read ({error.strerror}).") from error
+        raise DataError(f"{path}: is a damaged image ({error}). Replace it.") from error
+    except _DAMAGE as error:
+        raise DataError(f"{path}: is a damaged image ({error}). Replace it.") from error
+
+
+def _orientation(image: pillow.Image) -> int:
+    """Return EXIF's orientation 1 to 8; 1 where there is none or an invalid one.
+
+    Pillow turns TIFF files by itself, and would decode a PNG without EXIF to look for it at the end.
+    """
+    if "exif" not in image.info or image.format == "TIFF":
+        return 1
+    try:
+        value = image.getexif().get(_ORIENTATION_TAG, 1)
+    except (OSError, *_DAMAGE):
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _upright_size(image: pillow.Image) -> tuple[int, int]:
+    """Return (width, height) after orientation; the codes 5 to 8 swap the sides."""
+    return image.size[::-1] if _orientation(image) >= 5 else image.size
