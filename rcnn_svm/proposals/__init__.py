@@ -1,0 +1,25 @@
+"""Region proposals: selective search, a grid to compare with, their recall and their cache.
+
+Numba is imported by the first selective search, matplotlib by the first plot.
+"""
+
+from __future__ import annotations
+
+from rcnn_svm.proposals.cache import Proposer, cached_proposals, iterate_proposals, proposals_of
+from rcnn_svm.proposals.grid import GridConfig, dense_grid
+from rcnn_svm.proposals.recall import BUDGETS, ProposalRecall, proposal_recall
+from rcnn_svm.proposals.selective_search import SelectiveSearchConfig, selective_search
+
+__all__ = [
+    "BUDGETS",
+    "GridConfig",
+    "ProposalRecall",
+    "Proposer",
+    "SelectiveSearchConfig",
+    "cached_proposals",
+    "dense_grid",
+    "iterate_proposals",
+    "proposal_recall",
+    "proposals_of",
+    "selective_search",
+]

@@ -1,0 +1,109 @@
+"""Proposals computed once: one file per image content and settings, whole or absent."""
+
+from __future__ import annotations
+
+import zipfile
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from rcnn_svm.errors import CacheError, ConfigError, ShapeError
+from rcnn_svm.files import atomic_path, digest
+from rcnn_svm.progress import say, track
+from rcnn_svm.structures import Image, RegionSet, Sample
+
+__all__ = ["Proposer", "cached_proposals", "iterate_proposals", "proposals_of"]
+
+
+class Proposer(Protocol):
+    """Settings that know how to propose: `SelectiveSearchConfig`, `GridConfig`, or your own."""
+
+    def key(self) -> dict[str, Any]:
+        """Return all that the boxes of an image depend on, as JSON-able values."""
+        ...
+
+    def propose(self, image: Image, *, image_id: str = "") -> RegionSet:
+        """Return the regions of an image, best first. Must be safe to call in several threads."""
+        ...
+
+
+def cached_proposals(
+    samples: Sequence[Sample], proposer: Proposer, folder: Path | None, *, n_jobs: int = 1
+) -> list[RegionSet]:
+    """Return the regions of every sample, in the samples' order; see `iterate_proposals`."""
+    return list(iterate_proposals(samples, proposer, folder, n_jobs=n_jobs))
+
+
+def iterate_proposals(
+    samples: Sequence[Sample], proposer: Proposer, folder: Path | None, *, n_jobs: int = 1
+) -> Iterator[RegionSet]:
+    """Yield the regions of each sample in order, from the cache or computed and then cached.
+
+    Work runs in `n_jobs` threads (a selective search releases the GIL and uses one core) that
+    stay at most two images per thread ahead of the consumer, so that memory stays bounded.
+    The result does not depend on `n_jobs`. An interrupted run keeps what it finished.
+
+    Args:
+        samples: images; the cache goes by their content, so that a renamed file is known again.
+        proposer: settings.
+        folder: of the cache, made where missing; None computes without keeping.
+        n_jobs: at least 1.
+
+    Raises:
+        ConfigError: `n_jobs` is below 1.
+        DataError: an image cannot be read, or the folder cannot be written to.
+    """
+    if n_jobs < 1:
+        raise ConfigError(f"proposals: n_jobs must be at least 1, got {n_jobs}.")
+    if n_jobs == 1:
+        for sample in track(samples, "proposals", total=len(samples)):
+            yield proposals_of(sample, proposer, folder)
+        return
+    with ThreadPoolExecutor(n_jobs, thread_name_prefix="proposals") as pool:
+        ahead: deque[Future[RegionSet]] = deque()
+        try:
+            progress = track(range(len(samples)), "proposals", total=len(samples))
+            upcoming = iter(samples)
+            for _ in progress:
+                while len(ahead) < 2 * n_jobs and (following := next(upcoming, None)) is not None:
+                    ahead.append(pool.submit(proposals_of, following, proposer, folder))
+                yield ahead.popleft().result()
+        finally:
+            for future in ahead:
+                future.cancel()
+
+
+def proposals_of(sample: Sample, proposer: Proposer, folder: Path | None) -> RegionSet:
+    """Return the regions of one sample, from the cache in `folder` or computed and then cached.
+
+    A cache file that is damaged is computed again, with a line that says so.
+    """
+    if folder is None:
+        return proposer.propose(sample.read(), image_id=sample.image_id)
+    name = digest({"image": sample.digest(), "proposer": proposer.key()})
+    path = folder / name[:2] / f"{name}.npz"
+    if path.exists():
+        try:
+            return _load(path, sample)
+        except CacheError as error:
+            say(f"{error} It is computed again.")
+    regions = proposer.propose(sample.read(), image_id=sample.image_id)
+    with atomic_path(path) as temporary, open(temporary, "wb") as stream:
+        np.savez(stream, size=np.array(regions.size), boxes=regions.boxes, priority=regions.priority)
+    return regions
+
+
+def _load(path: Path, sample: Sample) -> RegionSet:
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            height, width = (int(side) for side in stored["size"])
+            regions = RegionSet(sample.image_id, (height, width), stored["boxes"], stored["priority"])
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, ShapeError) as error:
+        raise CacheError(f"{path}: is no readable file of proposals ({error}).") from error
+    if regions.size != sample.size:
+        raise CacheError(f"{path}: must be of a {sample.size} image, got {regions.size}.")
+    return regions

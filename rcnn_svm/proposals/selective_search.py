@@ -1,0 +1,227 @@
+"""Selective search: the boxes of every region in several greedy groupings of an image.
+
+The paper's fast and quality modes, as R-CNN ran them. How it works, and why it is fast:
+docs/proposals.md. Numba is imported at the first search, not with this module.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rcnn_svm.errors import ConfigError, ShapeError
+from rcnn_svm.structures import Image, RegionSet
+
+__all__ = ["ALGORITHM_VERSION", "SelectiveSearchConfig", "selective_search"]
+
+ALGORITHM_VERSION = 1
+"""Raised whenever the same image and settings give other boxes; part of every cache key."""
+
+Mode = Literal["fast", "quality"]
+
+# Colour spaces, thresholds k and similarity mixes: arXiv 1311.2524 by way of rbgirshick/rcnn,
+# selective_search_boxes.m, and Uijlings et al., IJCV 2013, table 4.
+_COLOURS = ("hsv", "lab", "rgi", "h", "intensity")
+_THRESHOLDS = (50, 100, 150, 300)
+_COLOUR, _TEXTURE, _SIZE, _FILL = 1, 2, 4, 8
+_MIXES = (_COLOUR | _TEXTURE | _SIZE | _FILL, _TEXTURE | _SIZE | _FILL, _FILL, _SIZE)
+
+# (space computed, its planes)
+_PLANES = {
+    "hsv": (0, (0, 1, 2)),
+    "lab": (1, (0, 1, 2)),
+    "rgi": (2, (0, 1, 2)),
+    "h": (0, (0,)),
+    "intensity": (2, (2,)),
+}
+
+
+@dataclass(frozen=True)
+class SelectiveSearchConfig:
+    """What a selective search does; the defaults are the paper's fast mode.
+
+    Attributes:
+        mode: `fast`: HSV and Lab, k = 50 and 100, two similarity mixes: 8 groupings. `quality`:
+            also RGI, hue and intensity, k = 150 and 300, fill alone and size alone: 80 groupings.
+        sigma: of the Gaussian blur before segmentation, in pixels.
+        min_size: boxes with a width or height < `min_size` are dropped.
+        seed: of the random part of the ranking.
+        max_width: images wider than this are shrunk before the search and boxes scaled back;
+            None (the paper's setting on Pascal VOC) never shrinks.
+        max_regions: only the best so many boxes are returned; None returns all.
+    """
+
+    mode: Mode = "fast"
+    sigma: float = 0.8
+    min_size: int = 20
+    seed: int = 0
+    max_width: int | None = None
+    max_regions: int | None = None
+
+    def __post_init__(self) -> None:
+        where = "SelectiveSearchConfig"
+        if self.mode not in get_args(Mode):
+            raise ConfigError(f"{where}: mode must be one of {', '.join(get_args(Mode))}, got {self.mode!r}.")
+        if not 0 <= self.sigma <= 10:
+            raise ConfigError(f"{where}: sigma must be in 0 .. 10 pixels, got {self.sigma}.")
+        for name, least in (("min_size", 1), ("seed", 0), ("max_width", 1), ("max_regions", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ConfigError(f"{where}: {name} must be at least {least}, got {value}.")
+
+    @property
+    def colours(self) -> tuple[str, ...]:
+        """The colour spaces that are segmented."""
+        return _COLOURS[:2] if self.mode == "fast" else _COLOURS
+
+    @property
+    def thresholds(self) -> tuple[int, ...]:
+        """The k of each segmentation, which is its smallest segment too."""
+        return _THRESHOLDS[:2] if self.mode == "fast" else _THRESHOLDS
+
+    @property
+    def mixes(self) -> tuple[int, ...]:
+        """The similarities of each grouping, as sums of 1 colour, 2 texture, 4 size, 8 fill."""
+        return _MIXES[:2] if self.mode == "fast" else _MIXES
+
+    def key(self) -> dict[str, Any]:
+        """Return all that the boxes of an image depend on, as JSON-able values."""
+        return {"proposer": "selective search", "version": ALGORITHM_VERSION, **dataclasses.asdict(self)}
+
+    def propose(self, image: Image, *, image_id: str = "") -> RegionSet:
+        """Run `selective_search` with these settings."""
+        return selective_search(image, self, image_id=image_id)
+
+
+def selective_search(
+    image: Image, config: SelectiveSearchConfig | None = None, *, image_id: str = ""
+) -> RegionSet:
+    """Propose the boxes of an image in which an object may be, best first.
+
+    The same image, settings and seed give the same bytes, in any thread, on any run. The GIL is
+    released almost throughout.
+
+    Args:
+        image: (H, W, 3) uint8 RGB, at least one pixel.
+        config: settings; None stands for the paper's fast mode.
+        image_id: carried into the result.
+
+    Returns:
+        The regions: boxes of whole pixels, unique, with both sides >= `config.min_size`, by
+        rising priority (grouping position x a uniform random number, the paper's order).
+
+    Raises:
+        ShapeError: the image is no uint8 (H, W, 3) array, or is empty.
+
+    References:
+        Uijlings et al., Selective Search for Object Recognition, IJCV 2013.
+    """
+    config = config or SelectiveSearchConfig()
+    image = np.asarray(image)
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
+        raise ShapeError(
+            f"selective_search({image_id!r}): image must be uint8 (H, W, 3) with at least one pixel, "
+            f"got {image.dtype} {image.shape}. Repeat a grey image three times, drop alpha."
+        )
+    height, width = image.shape[:2]
+    scale = 1.0
+    if config.max_width is not None and width > config.max_width:
+        image, scale = _shrink(image, config.max_width)
+    boxes, order = _all_regions(np.ascontiguousarray(image), config)
+    priority = order * _uniform(len(order), config.seed)
+    ranked = np.argsort(priority, kind="stable")
+    boxes, priority = boxes[ranked], priority[ranked]
+    if scale != 1:
+        boxes = np.rint(boxes * scale).astype(np.int32)
+        boxes = np.minimum(boxes, np.array([width, height, width, height], np.int32))
+    large = ((boxes[:, 2:] - boxes[:, :2]) >= config.min_size).all(axis=1)
+    boxes, priority = boxes[large], priority[large]
+    unique = _first_of_each(boxes)[: config.max_regions]
+    return RegionSet(
+        image_id, (height, width), boxes[unique].astype(np.float32), priority[unique].astype(np.float32)
+    )
+
+
+def _all_regions(
+    image: NDArray[np.uint8], config: SelectiveSearchConfig
+) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
+    """Return boxes (M, 4) of every region of every grouping and their position, 1 = merged last."""
+    from rcnn_svm.proposals import grouping, planes, segment
+
+    height, width = image.shape[:2]
+    n_pixels = height * width
+    taps = planes.smoothing_taps(config.sigma)
+    linear, root = planes.lab_tables()
+    raw: dict[int, NDArray[np.uint8]] = {}
+    smoothed: dict[int, NDArray[np.float32]] = {}
+    codes: dict[int, NDArray[np.uint32]] = {}
+    edges = np.empty(4 * n_pixels, np.int32)
+    starts = np.empty(int(np.ceil(np.sqrt(3) * 255 * segment.WEIGHT_UNIT)) + 2, np.int32)
+    labels = np.empty((height, width), np.int32)
+    boxes: list[NDArray[np.int32]] = []
+    order: list[NDArray[np.int64]] = []
+    for colour in config.colours:
+        space, rows = _PLANES[colour]
+        if space not in raw:
+            raw[space] = np.empty((3, height, width), np.uint8)
+            planes.colour_planes(image, space, linear, root, raw[space])
+            smoothed[space] = np.empty((3, height, width), np.float32)
+            codes[space] = np.empty((3, height, width), np.uint32)
+            for c in range(3):
+                planes.smooth(raw[space][c], taps, smoothed[space][c])
+                planes.plane_codes(raw[space][c], smoothed[space][c], codes[space][c])
+        chosen = slice(rows[0], rows[-1] + 1)
+        segment.sort_edges(smoothed[space][chosen], edges, starts)
+        for k in config.thresholds:
+            n = segment.segment(edges, starts, height, width, k, k, labels.reshape(-1))
+            segment_boxes = np.empty((n, 4), np.int32)
+            counts = np.empty((n, grouping.CHANNEL_BINS * len(rows)), np.int32)
+            grouping.describe_segments(labels, codes[space][chosen], segment_boxes, counts)
+            pairs = grouping.find_neighbours(labels)
+            for mix in config.mixes:
+                merged = np.empty((n - 1, 4), np.int32)
+                parents = np.empty((n - 1, 2), np.int32)
+                grouping.group(pairs, segment_boxes, counts, len(rows), n_pixels, mix, merged, parents)
+                boxes.append(merged)
+                order.append(np.arange(n - 1, 0, -1))
+            boxes.append(segment_boxes)
+            order.append(np.full(n, n))
+    return np.concatenate(boxes), np.concatenate(order).astype(np.float64)
+
+
+def _uniform(n: int, seed: int) -> NDArray[np.float64]:
+    """Return n pseudo-random numbers in (0, 1], the same under every version of numpy (SplitMix64)."""
+    with np.errstate(over="ignore"):
+        step = np.uint64(0x9E3779B97F4A7C15)
+        z = np.arange(1, n + 1, dtype=np.uint64) * step + np.uint64(seed % 2**64) * np.uint64(
+            0xD1342543DE82EF95
+        )
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        z ^= z >> np.uint64(31)
+    return ((z >> np.uint64(11)) + np.uint64(1)).astype(np.float64) * 2.0**-53
+
+
+def _first_of_each(boxes: NDArray[np.int32]) -> NDArray[np.int64]:
+    """Return the rows of the first of each group of equal boxes, in order."""
+    low = boxes[:, 0].astype(np.int64) << 32 | boxes[:, 1]
+    high = boxes[:, 2].astype(np.int64) << 32 | boxes[:, 3]
+    order = np.lexsort((high, low))  # stable: equal boxes stay in order
+    low, high = low[order], high[order]
+    fresh = np.ones(len(order), bool)
+    fresh[1:] = (low[1:] != low[:-1]) | (high[1:] != high[:-1])
+    return np.sort(order[fresh])
+
+
+def _shrink(image: Image, width: int) -> tuple[Image, float]:
+    """Resize to `width` by averaging areas; return the image and the factor back."""
+    from rcnn_svm.opencv import cv2
+
+    scale = image.shape[1] / width
+    height = max(1, round(image.shape[0] / scale))
+    resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+    return np.asarray(resized, np.uint8), scale
