@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from rcnn_svm.errors import DataError, ShapeError
+from rcnn_svm.structures import Dataset, Detections, GroundTruth, RegionSet, Sample
+
+BOXES = [[0, 0, 10, 10], [5, 5, 20, 20]]
+
+
+def grey(height=4, width=6):
+    return np.full((height, width, 3), 128, np.uint8)
+
+
+def test_ground_truth_fills_its_flags():
+    truth = GroundTruth(BOXES, [1, 0])
+    assert len(truth) == 2
+    assert truth.boxes.dtype == np.float32
+    assert truth.labels.dtype == np.int64
+    assert truth.difficult.tolist() == truth.crowd.tolist() == [False, False]
+    part = GroundTruth(BOXES, [1, 0], difficult=np.array([True, False]))[np.array([0])]
+    assert (part.labels.tolist(), part.difficult.tolist()) == ([1], [True])
+    assert len(GroundTruth.empty()) == 0
+
+
+def test_ground_truth_messages():
+    with pytest.raises(
+        ShapeError, match=r"^GroundTruth: every box must have a positive area, got .* in row 1\.$"
+    ):
+        GroundTruth([[0, 0, 1, 1], [5, 5, 5, 9]], [0, 0])
+    with pytest.raises(
+        ShapeError, match=r"^GroundTruth: labels must have shape \(2,\) like the boxes, got \(1,\)\.$"
+    ):
+        GroundTruth(BOXES, [0])
+    with pytest.raises(ShapeError, match=r"^GroundTruth: crowd must have shape \(2,\)"):
+        GroundTruth(BOXES, [0, 0], crowd=np.array([True]))
+
+
+def test_detections_are_sorted_surest_first_and_stable():
+    found = Detections("a", [*BOXES, [1, 1, 2, 2]], [0.5, 0.9, 0.5], [0, 1, 2])
+    assert found.labels.tolist() == [1, 0, 2]
+    assert found.scores.dtype == np.float32
+    assert found.boxes[0].tolist() == BOXES[1]
+    assert found[found.scores < 0.6].labels.tolist() == [0, 2]
+    assert found[:1].labels.tolist() == [1]
+    assert len(Detections.empty("a")) == 0
+
+
+def test_detections_messages():
+    with pytest.raises(ShapeError, match=r"^Detections\('a'\): scores must not be NaN\.$"):
+        Detections("a", BOXES, [0.5, np.nan], [0, 0])
+    with pytest.raises(
+        ShapeError, match=r"^Detections\('a'\): labels must have shape \(2,\) like the boxes, got \(3,\)"
+    ):
+        Detections("a", BOXES, [0.5, 0.4], [0, 0, 0])
+
+
+def test_region_set_is_checked_and_cut():
+    regions = RegionSet("a", (20, 20), BOXES, [0.1, 0.2])
+    assert len(regions.top(1)) == 1
+    assert len(regions.top(9)) == 2
+    assert RegionSet("a", (20, 20), [], []).boxes.shape == (0, 4)
+    with pytest.raises(
+        ShapeError,
+        match=r"^RegionSet\('a'\): boxes must lie inside the 20 x 19 image and have a positive area, "
+        r"got 1 bad rows \(first: row 1, ",
+    ):
+        RegionSet("a", (19, 20), BOXES, [0, 0])
+
+
+def test_sample_renders_and_checks_its_size():
+    sample = Sample("a", (4, 6), GroundTruth.empty(), render=grey)
+    assert sample.read().shape == (4, 6, 3)
+    with pytest.raises(
+        DataError, match=r"^a: the labels say 9 x 4 pixels, the image has 6 x 4\. One of the two is wrong\.$"
+    ):
+        Sample("a", (4, 9), GroundTruth.empty(), render=grey).read()
+    with pytest.raises(DataError, match=r"^Sample\('a'\): has neither a file nor a renderer\.$"):
+        Sample("a", (4, 6), GroundTruth.empty()).read()
+
+
+def test_sample_digest_follows_content(tmp_path):
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"one")
+    sample = Sample("a", (4, 6), GroundTruth.empty(), path=path, reader=lambda _: grey())
+    first = sample.digest()
+    assert sample.read().shape == (4, 6, 3)
+    path.write_bytes(b"two")
+    assert sample.digest() != first
+    path.unlink()
+    with pytest.raises(DataError, match=r"a\.bin: cannot be read"):
+        sample.digest()
+    rendered = [Sample("a", (4, w), GroundTruth.empty(), render=lambda w=w: grey(4, w)) for w in (6, 6, 3)]
+    digests = [each.digest() for each in rendered]
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_dataset_counts_objects():
+    truths = [GroundTruth(BOXES, [0, 2], difficult=np.array([True, False])), GroundTruth.empty()]
+    dataset = Dataset(
+        "d",
+        "train",
+        ("x", "y", "z"),
+        tuple(Sample(str(i), (20, 20), t, render=grey) for i, t in enumerate(truths)),
+    )
+    assert len(dataset) == len(list(dataset)) == 2
+    assert dataset.counts().tolist() == [1, 0, 1]
