@@ -1,8 +1,13 @@
-"""Labelled photographs from disk, and digits in scenes from none."""
+"""Labelled photographs from disk, and digits in scenes from none.
+
+`load_dataset` and `load_splits` read Pascal VOC, COCO and YOLO folders, `write_dataset` writes them,
+`check_dataset` reports on them, and `digits_in_scenes` renders an embedded data set.
+"""
 
 from __future__ import annotations
 
 from rcnn_svm.datasets.coco import coco_category_ids, coco_image_ids
+from rcnn_svm.datasets.digits import digits_in_scenes, digits_splits
 from rcnn_svm.datasets.images import image_size, read_image
 from rcnn_svm.datasets.loading import (
     Splits,
@@ -12,16 +17,20 @@ from rcnn_svm.datasets.loading import (
     load_splits,
     read_classes,
 )
+from rcnn_svm.datasets.write import write_dataset
 
 __all__ = [
     "Splits",
     "coco_category_ids",
     "coco_image_ids",
     "detect_format",
+    "digits_in_scenes",
+    "digits_splits",
     "image_size",
     "list_splits",
     "load_dataset",
     "load_splits",
     "read_classes",
     "read_image",
+    "write_dataset",
 ]
