@@ -8,6 +8,7 @@ layers, the logits. Every layer's output can be read by name, always before the 
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -31,7 +32,7 @@ from rcnn_svm.files import atomic_path, bytes_digest
 from rcnn_svm.opencv import cv2
 from rcnn_svm.structures import Image
 
-__all__ = ["BACKBONES", "Backbone", "LayerInfo", "load_backbone", "random_backbone"]
+__all__ = ["BACKBONES", "Backbone", "LayerInfo", "load_backbone", "random_backbone", "with_new_outputs"]
 
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 Stages = OrderedDict[str, nn.Module]
@@ -191,7 +192,8 @@ class Backbone(nn.Module):
         self.entry_grid = architecture.entry_grid
         self.crop_size, self.padding = architecture.crop_size, architecture.padding
         self.batch_size = architecture.batch_size
-        mean, std = np.array(architecture.mean), np.array(architecture.std)
+        self.mean_std = architecture.mean, architecture.std
+        mean, std = map(np.array, self.mean_std)
         table = (np.arange(256)[:, None] / 255 - mean) / std
         self._table = table.astype(np.float32).reshape(256, 1, 3)
         self.mean_pixel = np.rint(mean * 255).astype(np.uint8)
@@ -346,8 +348,8 @@ def load_backbone(
         weights: `default` (ImageNet, found or downloaded), `offline` (from the offline package), `random`,
             a member of torchvision's weights enum, or a file: safetensors or a torch state dict. A network
             fine-tuned by this package comes with its own outputs and classes.
-        n_outputs: replace the last layer by a new random one with this many outputs (Gaussian of standard
-            deviation 0.01, no bias, as R-CNN begins its fine-tuning). None keeps the one that there is.
+        n_outputs: replace the last layer by a new random one with this many outputs, see
+            `with_new_outputs`. None keeps the one that there is.
         seed: of everything random.
 
     Raises:
@@ -362,12 +364,10 @@ def load_backbone(
     with torch.device("meta"):
         net = architecture.build(_n_outputs(architecture, state, path))
     load_weights(net, state, str(path))
-    backbone = Backbone(name, net, _saved_classes(path, name))
-    if n_outputs is not None:
-        with _seeded(seed):
-            _replace_logits(backbone, n_outputs)
-        backbone = Backbone(name, net)
-    return backbone.eval()
+    backbone = Backbone(name, net, _saved_classes(path, name)).eval()
+    if n_outputs is None:
+        return backbone
+    return with_new_outputs(backbone, tuple(map(str, range(n_outputs))), seed=seed)
 
 
 def random_backbone(name: str, n_outputs: int | None = None, *, seed: int = 0) -> Backbone:
@@ -395,16 +395,11 @@ def _downloadable(name: str) -> str:
     return name
 
 
-def _last_linear(backbone: Backbone) -> tuple[str, nn.Linear]:
-    last = [(n, m) for n, m in backbone.net.named_modules() if isinstance(m, nn.Linear)][-1]
-    return last
-
-
 def _n_outputs(architecture: _Architecture, state: Mapping[str, Tensor], path: Path) -> int:
     """Read how many outputs the saved network has: the rows of its last matrix of weights."""
     with torch.device("meta"):
         net = architecture.build(2)
-    name = [n for n, m in net.named_modules() if isinstance(m, nn.Linear)][-1]
+    name, _ = _last_linear(net)
     if f"{name}.weight" not in state:
         raise WeightsError(f"{path}: lacks {f'{name}.weight'!r}. These are the weights of another network.")
     return len(state[f"{name}.weight"])
@@ -422,12 +417,26 @@ def _saved_classes(path: Path, name: str) -> tuple[str, ...] | None:
     return tuple(json.loads(metadata["classes"])) if "classes" in metadata else None
 
 
-def _replace_logits(backbone: Backbone, n_outputs: int) -> None:
-    if n_outputs < 1:
-        raise ConfigError(f"{backbone.name}: n_outputs must be at least 1, got {n_outputs}.")
-    name, old = _last_linear(backbone)
-    new = nn.Linear(old.in_features, n_outputs)
-    nn.init.normal_(new.weight, std=0.01)
+def with_new_outputs(backbone: Backbone, classes: tuple[str, ...], *, seed: int = 0) -> Backbone:
+    """Return a copy whose last layer is a new random one: Gaussian of deviation 0.01, no bias, as in R-CNN.
+
+    Args:
+        backbone: the network to copy.
+        classes: names of the new outputs.
+        seed: of the new weights.
+    """
+    if not classes:
+        raise ConfigError(f"{backbone.name}: needs at least 1 output, got none.")
+    net = copy.deepcopy(backbone.net)
+    name, old = _last_linear(net)
+    with _seeded(seed):
+        new = nn.Linear(old.in_features, len(classes))
+        nn.init.normal_(new.weight, std=0.01)
     nn.init.zeros_(new.bias)
     parent, _, child = name.rpartition(".")
-    setattr(backbone.net.get_submodule(parent), child, new)
+    setattr(net.get_submodule(parent), child, new)
+    return Backbone(backbone.name, net, classes).eval()
+
+
+def _last_linear(net: nn.Module) -> tuple[str, nn.Linear]:
+    return [(name, m) for name, m in net.named_modules() if isinstance(m, nn.Linear)][-1]
