@@ -106,7 +106,8 @@ def _inside(boxes: Boxes, regions: Boxes) -> NDArray[np.float64]:
     sides = np.maximum(high - low, 0)
     own = area(boxes)[:, None]
     share = np.zeros(sides.shape[:2])
-    return np.divide(sides[..., 0] * sides[..., 1], own, out=share, where=own > 0)
+    np.divide(sides[..., 0] * sides[..., 1], own, out=share, where=own > 0)
+    return share
 
 
 @dataclass(frozen=True)

@@ -267,5 +267,5 @@ def require_positive(where: str, parameters: Mapping[str, object]) -> None:
         ConfigError: names the first that is not.
     """
     for name, value in parameters.items():
-        if isinstance(value, bool) or not (isinstance(value, Real) and 0 < value < float("inf")):
+        if isinstance(value, bool) or not (isinstance(value, Real) and 0 < float(value) < float("inf")):
             raise ConfigError(f"{where}: {name} must be a finite number > 0, got {value!r}.")
