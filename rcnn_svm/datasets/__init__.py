@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from rcnn_svm.datasets.check import CheckReport, check_dataset
 from rcnn_svm.datasets.coco import coco_category_ids, coco_image_ids
 from rcnn_svm.datasets.digits import digits_in_scenes, digits_splits
 from rcnn_svm.datasets.images import image_size, read_image
@@ -20,7 +21,9 @@ from rcnn_svm.datasets.loading import (
 from rcnn_svm.datasets.write import write_dataset
 
 __all__ = [
+    "CheckReport",
     "Splits",
+    "check_dataset",
     "coco_category_ids",
     "coco_image_ids",
     "detect_format",

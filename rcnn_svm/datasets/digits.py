@@ -32,19 +32,19 @@ class _Difficulty:
     """What makes scenes hard. Ranges are (low, high), drawn uniformly, sizes in pixels."""
 
     n_digits: tuple[int, int] = (1, 6)
-    height: tuple[float, float] = (26, 80)  # of a digit, drawn uniformly in its logarithm
+    height: tuple[float, float] = (28, 84)  # of a digit, drawn uniformly in its logarithm
     aspect: tuple[float, float] = (0.8, 1.25)
     rotation: float = 15.0  # degrees either way: far from turning a 6 into a 9
     shear: float = 0.15
-    stroke: tuple[float, float] = (0.4, 0.55)  # threshold of the ink: low is bold
+    stroke: tuple[float, float] = (0.42, 0.55)  # threshold of the ink: low is bold
     max_cover: float = 0.2  # of the smaller of two boxes by their intersection
-    opacity: tuple[float, float] = (0.7, 1.0)
+    opacity: tuple[float, float] = (0.75, 1.0)
     min_contrast: tuple[float, float] = (50, 100)  # distance to the mean colour beneath, of 255
     n_impostors: tuple[int, int] = (0, 3)  # mirrored and scrambled digits, letters
     n_shapes: tuple[int, int] = (2, 7)  # lines, arcs, blobs and rectangles beneath
     n_scratches: tuple[int, int] = (0, 2)  # thin lines across everything
     background_blur: float = 2.0  # largest sigma
-    blur: float = 1.1  # largest sigma over the finished scene
+    blur: float = 1.0  # largest sigma over the finished scene
     noise: tuple[float, float] = (2.0, 12.0)  # sigma, of 255
 
 

@@ -23,6 +23,7 @@ __all__ = [
     "Classes",
     "Format",
     "Splits",
+    "dataset_name",
     "detect_format",
     "list_splits",
     "load_dataset",
@@ -235,14 +236,14 @@ def _class_names(source: Source, classes: Classes) -> tuple[str, ...]:
     return names
 
 
-def _name(path: Path) -> str:
+def dataset_name(path: Path) -> str:
     """Return what to call a data set: its folder, skipping VOC's standard ones."""
     folders = [part.name for part in (path.resolve(), *path.resolve().parents) if not part.suffix]
     return next((name for name in folders if name and not re.fullmatch(r"VOC\d*|VOCdevkit", name)), "data")
 
 
 def _load(source: Source, path: Path, split: str, classes: tuple[str, ...], report: Report) -> Dataset:
-    dataset = build(_name(path), split, classes, source.read(split, report), report)
+    dataset = build(dataset_name(path), split, classes, source.read(split, report), report)
     if not dataset:
         raise DataError(
             f"{source.root}: split {split!r} has no image. Add images to it or name another split."
