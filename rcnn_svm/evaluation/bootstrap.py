@@ -25,7 +25,7 @@ _BLOCK = 256
 
 @dataclass(frozen=True)
 class Interval:
-    """A measure and its 95 % percentile interval, as fractions; nan where it is not defined."""
+    """A measure and its 95 % interval, as fractions; nan where it is not defined."""
 
     value: float
     low: float
@@ -68,7 +68,7 @@ class BootstrapResult:
         mean: mAP by detector.
         per_class: AP by detector and class.
         differences: one for each pair of detectors, in the order given.
-        samples: (B,) mAP of each resample by detector.
+        samples: (B,) mAP of each resample by detector, as computed.
     """
 
     rule: Rule
@@ -136,7 +136,10 @@ def paired_bootstrap(
     """Resample the images with replacement and measure every detector on each resample.
 
     A class without objects in a resample is left out of that resample's mean, as it would be on a
-    split like it. Intervals are the 2.5 and 97.5 percentiles.
+    split like it. A resample holds some images several times, and repeated images raise interpolated
+    precision: resampled AP lies too high on average, by 2 to 4 points of mAP with 35 objects a class. Each
+    interval is therefore that of the 2.5 and 97.5 percentiles moved so that the mean of the resamples falls
+    on the value measured: it states the spread, not the shift. Signs are counted after the same move.
 
     Args:
         results: one evaluation by detector, all on the same split.
@@ -183,20 +186,18 @@ def paired_bootstrap(
             for k, label in enumerate(reference.classes)
         }
         measured = results[first].map(rule) - results[second].map(rule)
-        drawn_differences = means[first] - means[second]
-        kept = np.sign(drawn_differences[~np.isnan(drawn_differences)]) * np.sign(measured)
-        flip_share = float(np.mean((1 - kept) / 2)) if len(kept) else float("nan")
-        differences.append(
-            Difference(first, second, _interval(measured, drawn_differences), per_class, flip_share)
-        )
+        gaps = means[first] - means[second]
+        signs = np.sign(_centred(measured, gaps)) * np.sign(measured)
+        flip_share = float(np.mean((1 - signs) / 2)) if len(signs) else float("nan")
+        differences.append(Difference(first, second, _interval(measured, gaps), per_class, flip_share))
     return BootstrapResult(
         rule,
         n_resamples,
         seed,
-        {name: _interval(result.map(rule), means[name]) for name, result in results.items()},
+        {name: _interval(result.map(rule), means[name], floor=0.0) for name, result in results.items()},
         {
             name: {
-                label: _interval(float(result.ap(rule)[k]), samples[name][k])
+                label: _interval(float(result.ap(rule)[k]), samples[name][k], floor=0.0)
                 for k, label in enumerate(result.classes)
             }
             for name, result in results.items()
@@ -284,11 +285,22 @@ def _mean_of_present(ap: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
-def _interval(value: float, samples: NDArray[np.float64]) -> Interval:
+def _centred(value: float, samples: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the samples that are defined, moved so that their mean is `value`; none when it is nan."""
     present = samples[~np.isnan(samples)]
     if np.isnan(value) or not len(present):
+        return np.zeros(0)
+    shift = value - present.mean()
+    # Equal detectors must stay exactly level.
+    return present if abs(shift) < 1e-12 else present + shift
+
+
+def _interval(value: float, samples: NDArray[np.float64], *, floor: float = -1.0) -> Interval:
+    """Return the interval of a measure that lies in [floor, 1]."""
+    centred = _centred(value, samples)
+    if not len(centred):
         return Interval(value, float("nan"), float("nan"))
-    low, high = np.percentile(present, [2.5, 97.5])
+    low, high = np.clip(np.percentile(centred, [2.5, 97.5]), floor, 1.0)
     return Interval(value, float(low), float(high))
 
 

@@ -1,0 +1,192 @@
+"""Boxes and their names on photographs, legible from thumbnails to full frames."""
+
+from __future__ import annotations
+
+import colorsys
+import functools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image as PillowImage
+from PIL import ImageDraw, ImageFont
+
+from rcnn_svm.errors import ConfigError
+from rcnn_svm.structures import Detections, GroundTruth, Image
+
+__all__ = ["Colour", "Mark", "class_colours", "draw_detections", "draw_marks"]
+
+Colour = tuple[int, int, int]
+"""Red, green, blue in 0 .. 255."""
+
+_TRUTH: Colour = (255, 255, 255)
+_GOLDEN_ANGLE = 0.618033988749895
+_LEGIBLE = 480  # pixels: smaller pictures are enlarged, so that names fit
+
+
+@dataclass(frozen=True)
+class Mark:
+    """One box to draw.
+
+    Attributes:
+        box: x1, y1, x2, y2 in half-open pixels of the image.
+        colour: of outline and tag.
+        text: on the tag; empty for no tag.
+        dashed: for what is not a detection: an object of the labels.
+    """
+
+    box: tuple[float, float, float, float]
+    colour: Colour
+    text: str = ""
+    dashed: bool = False
+
+
+def class_colours(n_classes: int) -> tuple[Colour, ...]:
+    """Return one bright colour per class, neighbours far apart in hue, always the same."""
+    colours = []
+    for k in range(n_classes):
+        value = 0.95 if k % 2 == 0 else 0.82
+        r, g, b = colorsys.hsv_to_rgb((0.57 + k * _GOLDEN_ANGLE) % 1.0, 0.78, value)
+        colours.append((round(255 * r), round(255 * g), round(255 * b)))
+    return tuple(colours)
+
+
+def draw_detections(
+    image: Image,
+    found: Detections,
+    classes: Sequence[str],
+    *,
+    truth: GroundTruth | None = None,
+    min_score: float | NDArray[np.floating] = -np.inf,
+    longer_side: int | None = None,
+) -> Image:
+    """Draw the detections of one image, and its labels as dashed boxes when given.
+
+    Args:
+        image: (H, W, 3) uint8 RGB; not changed.
+        found: what to draw; the surest lie on top.
+        classes: K names.
+        truth: labelled objects.
+        min_score: detections with a score >= this are drawn; one value, or (K,) one per class.
+        longer_side: see `draw_marks`.
+
+    Returns:
+        A new RGB image.
+    """
+    colours = class_colours(len(classes))
+    marks = []
+    if truth is not None:
+        marks += [
+            Mark(_corners(box), _TRUTH, "" if len(found) else classes[label], dashed=True)
+            for box, label in zip(truth.boxes, truth.labels, strict=True)
+        ]
+    limit = np.broadcast_to(np.asarray(min_score, np.float64), (len(classes),))
+    shown = found[found.scores >= limit[found.labels]] if len(found) else found
+    for box, score, label in list(zip(shown.boxes, shown.scores, shown.labels, strict=True))[::-1]:
+        marks.append(Mark(_corners(box), colours[label], f"{classes[label]} {score:.2f}"))
+    return draw_marks(image, marks, longer_side=longer_side)
+
+
+def draw_marks(image: Image, marks: Iterable[Mark], *, longer_side: int | None = None) -> Image:
+    """Draw boxes with name tags; line and letter sizes follow the size of the picture.
+
+    A tag stands above its box, or where that leaves the picture or covers another tag, inside or below.
+
+    Args:
+        image: (H, W, 3) uint8 RGB; not changed.
+        marks: later ones lie on top.
+        longer_side: of the result in pixels; the picture is scaled first, so that lines stay sharp. By
+            default its own size, enlarged by a whole factor to at least 480 pixels.
+
+    Raises:
+        ConfigError: `longer_side` is below 1.
+    """
+    height, width = image.shape[:2]
+    if longer_side is None:
+        scale = float(max(1, -(-_LEGIBLE // max(height, width))))
+    elif longer_side < 1:
+        raise ConfigError(f"draw_marks: longer_side must be at least 1, got {longer_side}.")
+    else:
+        scale = longer_side / max(height, width)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    picture = PillowImage.fromarray(image)
+    if picture.size != size:
+        picture = picture.resize(size, PillowImage.Resampling.LANCZOS)
+    canvas = ImageDraw.Draw(picture)
+    line = 2 + max(size) // 400
+    font = _font(11 + max(size) // 70)
+    scaled = [(mark, [value * scale for value in mark.box]) for mark in marks]
+    for mark, (x1, y1, x2, y2) in scaled:
+        left, top = round(x1), round(y1)
+        right, bottom = max(round(x2) - 1, left), max(round(y2) - 1, top)
+        _outline(canvas, (left, top, right, bottom), mark, line)
+    taken: list[tuple[int, int, int, int]] = []
+    for mark, box in reversed(scaled):  # the topmost choose their places first
+        if mark.text:
+            taken.append(_tag(canvas, box, mark, font, size, taken))
+    return np.asarray(picture)
+
+
+def _outline(canvas: ImageDraw.ImageDraw, box: tuple[int, int, int, int], mark: Mark, line: int) -> None:
+    x1, y1, x2, y2 = box
+    shade = (0, 0, 0)
+    canvas.rectangle((x1 - 1, y1 - 1, x2 + 1, y2 + 1), outline=shade)  # visible on any background
+    if not mark.dashed:
+        canvas.rectangle(box, outline=mark.colour, width=line)
+        return
+    canvas.rectangle(box, outline=shade, width=line)
+    dash = 4 * line
+    for x in range(x1, x2 + 1, 2 * dash):
+        end = min(x + dash, x2)
+        canvas.rectangle((x, y1, end, min(y1 + line - 1, y2)), fill=mark.colour)
+        canvas.rectangle((x, max(y2 - line + 1, y1), end, y2), fill=mark.colour)
+    for y in range(y1, y2 + 1, 2 * dash):
+        end = min(y + dash, y2)
+        canvas.rectangle((x1, y, min(x1 + line - 1, x2), end), fill=mark.colour)
+        canvas.rectangle((max(x2 - line + 1, x1), y, x2, end), fill=mark.colour)
+
+
+def _tag(
+    canvas: ImageDraw.ImageDraw,
+    box: Sequence[float],
+    mark: Mark,
+    font: ImageFont.FreeTypeFont,
+    size: tuple[int, int],
+    taken: Sequence[tuple[int, int, int, int]],
+) -> tuple[int, int, int, int]:
+    """Draw the name of a box and return where it lies."""
+    ascent, descent = font.getmetrics()
+    margin = max(2, ascent // 4)
+    width, height = round(font.getlength(mark.text)) + 2 * margin, ascent + descent + margin // 2
+    x1, y1, _, y2 = (round(value) for value in box)
+    left = max(0, min(x1, size[0] - width))
+    places = []
+    for top in (y1 - height, y1, y2, y2 - height, y1 + height):
+        top = max(0, min(top, size[1] - height))
+        places.append((left, top, left + width, top + height))
+    place = next((each for each in places if not any(_overlap(each, other) for other in taken)), places[0])
+    canvas.rectangle((place[0], place[1], place[2] - 1, place[3] - 1), fill=mark.colour)
+    red, green, blue = mark.colour
+    ink = (0, 0, 0) if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else (255, 255, 255)
+    canvas.text((place[0] + margin, place[1] + margin // 4), mark.text, fill=ink, font=font)
+    return place
+
+
+def _overlap(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+@functools.lru_cache(maxsize=32)
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    """Return the sans-serif font that matplotlib ships: the same letters on every machine."""
+    import matplotlib
+
+    path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans-Bold.ttf"
+    return ImageFont.truetype(str(path), size)
+
+
+def _corners(box: NDArray[np.floating]) -> tuple[float, float, float, float]:
+    x1, y1, x2, y2 = (float(value) for value in box)
+    return x1, y1, x2, y2

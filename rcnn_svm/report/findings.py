@@ -1,0 +1,99 @@
+"""What a comparison of heads shows, in sentences that say no more than the intervals allow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rcnn_svm.evaluation.bootstrap import BootstrapResult, Difference
+from rcnn_svm.report.plots import REGRESSED
+from rcnn_svm.report.tables import ranked_heads
+
+__all__ = ["Finding", "findings"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One question that the comparison answers, or leaves open.
+
+    Attributes:
+        question: in a few words.
+        answer: one or two sentences.
+        supported: whether the 95 % interval of every difference named excludes zero.
+    """
+
+    question: str
+    answer: str
+    supported: bool
+
+
+def findings(metrics: Mapping[str, Any], bootstrap: BootstrapResult) -> list[Finding]:
+    """Answer the project's questions as far as the heads at hand allow, the headline first.
+
+    Which head wins; SVM or softmax; linear or RBF; what box regression adds. A question whose heads
+    are not all there is left out.
+    """
+    names = ranked_heads(metrics)
+    if len(names) < 2:
+        return []
+    n_images = metrics["n_test_images"]
+    value = {name: metrics["heads"][name]["mAP"] or 0.0 for name in names}
+    first = bootstrap.difference(names[0], names[1])
+    if first.supported:
+        lead = f"{names[0]} wins with {value[names[0]]:.1f} mAP, {_points(first)} points ahead of {names[1]}"
+    else:
+        lead = (
+            f"No clear winner: {names[0]} comes first with {value[names[0]]:.1f} mAP, "
+            f"{_points(first)} points ahead of {names[1]}"
+        )
+    found = [Finding("Which head wins?", lead + _weight(first, n_images), first.supported)]
+    svm = next((name for name in names if "svm" in name), None)
+    softmax = next((name for name in names if "softmax" in name), None)
+    if svm is not None and softmax is not None:
+        better, worse = sorted((svm, softmax), key=names.index)
+        gap = bootstrap.difference(better, worse)
+        text = (
+            f"{better} reaches {value[better]:.1f}, {worse} {value[worse]:.1f}, each the best of its kind: "
+            f"{_points(gap)} points apart"
+        )
+        found.append(Finding("SVM or softmax?", text + _weight(gap, n_images), gap.supported))
+    for ending in (REGRESSED, ""):
+        pair = ("rbf-svm" + ending, "linear-svm" + ending)
+        if set(pair) <= set(names):
+            better, worse = sorted(pair, key=names.index)
+            gap = bootstrap.difference(better, worse)
+            text = f"{better} is {_points(gap)} points ahead of {worse}"
+            found.append(Finding("Is a kernel worth it?", text + _weight(gap, n_images), gap.supported))
+            break
+    families = [name for name in names if name + REGRESSED in names]
+    if families:
+        gaps = [bootstrap.difference(name + REGRESSED, name) for name in families]
+        parts = [
+            f"{_signed(gap.mean.value)} for {name}" + ("" if gap.supported else " (not decided)")
+            for name, gap in zip(families, gaps, strict=True)
+        ]
+        text = f"Change in mAP by box regression: {_joined(parts)}."
+        found.append(Finding("What does box regression add?", text, all(gap.supported for gap in gaps)))
+    return found
+
+
+def _weight(gap: Difference, n_images: int) -> str:
+    """Say how much a difference weighs: the second half of a sentence."""
+    span = f"95 % interval {_signed(gap.mean.low)} to {_signed(gap.mean.high)}"
+    if gap.supported:
+        return f", more than the choice of the {n_images} test images explains ({span})."
+    return f", but {n_images} test images do not settle it ({span}, which includes zero)."
+
+
+def _points(gap: Difference) -> str:
+    return f"{100 * gap.mean.value:.1f}"
+
+
+def _signed(fraction: float) -> str:
+    text = f"{100 * fraction:+.1f}"
+    return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
+
+
+def _joined(parts: list[str]) -> str:
+    return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]

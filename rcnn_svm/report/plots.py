@@ -1,0 +1,320 @@
+"""Figures of a comparison, one colour per head throughout; nothing here touches a screen.
+
+A head and its version with box regression share a colour: pale and dashed without it, full with it.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rcnn_svm.evaluation.errors import ERROR_TYPES, FalsePositives
+from rcnn_svm.evaluation.voc import FALSE, HIT, EvalResult
+from rcnn_svm.files import atomic_path
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = [
+    "REGRESSED",
+    "class_ap_figure",
+    "error_type_figure",
+    "head_colours",
+    "map_figure",
+    "precision_recall_figure",
+    "save_figures",
+    "score_figure",
+    "svg",
+]
+
+REGRESSED = "+bbox"
+"""What the name of a head with box regression ends in."""
+
+# Okabe and Ito's colours, told apart by the colour-blind too.
+_FAMILY_COLOURS = {
+    "linear-svm": "#0072b2",
+    "rbf-svm": "#d55e00",
+    "softmax-refit": "#009e73",
+    "softmax-finetuned": "#9e4a8c",
+}
+_MORE_COLOURS = ("#b8860b", "#3b9fd4", "#5a5a5a", "#a23b3b", "#5b6abf", "#4f7f2f")
+_ERROR_COLOURS = ("#4c9f70", "#f0b24b", "#e0793b", "#c4567a", "#9aa3ad")  # correct, then the four types
+_WIDTH = 11.1  # inches: the text column of the page at 96 pixels per inch
+_INK, _FAINT = "#1f2933", "#dde3e9"
+
+
+def head_colours(names: Sequence[str]) -> dict[str, str]:
+    """Return a colour per head as `#rrggbb`; heads that nobody knows get the next free ones."""
+    families = dict(_FAMILY_COLOURS)
+    free = iter(_MORE_COLOURS * len(names))
+    colours = {}
+    for name in names:
+        family = name.removesuffix(REGRESSED)
+        if family not in families:
+            families[family] = next(free)
+        both = family in names and family + REGRESSED in names
+        colours[name] = _paler(families[family]) if both and name == family else families[family]
+    return colours
+
+
+def map_figure(metrics: Mapping[str, Any]) -> Figure:
+    """Draw mAP by head, best on top, with 95 % intervals."""
+    heads = metrics["heads"]
+    names = sorted(heads, key=lambda name: heads[name]["mAP"] or 0.0)
+    colours = head_colours(list(heads))
+    with _style():
+        figure, ((axes,),) = _grid(1, 1, (_WIDTH, 0.42 * len(names) + 0.9))
+        for y, name in enumerate(names):
+            value = heads[name]["mAP"] or 0.0
+            axes.barh(y, value, color=colours[name], height=0.66)
+            low, high = heads[name].get("mAP_interval") or (value, value)
+            low, high = (value, value) if low is None or high is None else (low, high)
+            axes.plot([low, high], [y, y], color=_INK, linewidth=1.6, solid_capstyle="butt")
+            axes.plot([low, high], [y, y], "|", color=_INK, markersize=8, markeredgewidth=1.6)
+            axes.text(max(value, high) + 1, y, f"{value:.1f}", va="center", fontweight="bold")
+        axes.set_yticks(range(len(names)), names)
+        axes.set_xlim(0, 100)
+        axes.set_xlabel("mAP in percent, with 95 % interval")
+        axes.grid(axis="y", visible=False)
+        axes.tick_params(axis="y", length=0)
+    return figure
+
+
+def class_ap_figure(evals: Mapping[str, EvalResult]) -> Figure:
+    """Draw AP by class as one dot per head, easiest class on top."""
+    names = list(evals)
+    colours = head_colours(names)
+    classes = next(iter(evals.values())).classes
+    ap = np.array([100 * evals[name].ap() for name in names])  # (heads, K)
+    present = np.flatnonzero(~np.isnan(ap).any(axis=0))
+    order = present[np.argsort(ap[:, present].mean(axis=0), kind="stable")]
+    with _style():
+        figure, ((axes,),) = _grid(1, 1, (_WIDTH, 0.34 * len(order) + 1.5))
+        for y, k in enumerate(order):
+            axes.plot([ap[:, k].min(), ap[:, k].max()], [y, y], color=_FAINT, linewidth=6, zorder=1)
+        for i, name in enumerate(names):
+            axes.plot(
+                ap[i, order],
+                range(len(order)),
+                linestyle="none",
+                marker="o" if name.endswith(REGRESSED) else "D",
+                markersize=8 if name.endswith(REGRESSED) else 6,
+                color=colours[name],
+                markeredgecolor="white",
+                label=name,
+                zorder=3,
+            )
+        axes.set_yticks(range(len(order)), [classes[k] for k in order])
+        axes.set_ylim(-0.6, len(order) - 0.4)
+        axes.set_xlim(0, 100)
+        axes.set_xlabel("AP in percent")
+        axes.grid(axis="y", visible=False)
+        _legend(figure, axes)
+    return figure
+
+
+def precision_recall_figure(evals: Mapping[str, EvalResult]) -> Figure:
+    """Draw a precision-recall curve per class and head: at each recall, the best precision from there on."""
+    names = list(evals)
+    colours = head_colours(names)
+    first = next(iter(evals.values()))
+    shown = np.flatnonzero(first.n_positives > 0)
+    n_columns = min(4, max(1, len(shown)))
+    n_rows = max(1, -(-len(shown) // n_columns))
+    width = _WIDTH if n_columns > 1 else 5.6
+    with _style():
+        figure, grid = _grid(n_rows, n_columns, (width, width / n_columns * n_rows + 0.9))
+        cells = [axes for row in grid for axes in row]
+        for axes, k in zip(cells, shown, strict=False):
+            for name in names:
+                recall, precision = _envelope(evals[name], int(k))
+                axes.plot(
+                    recall,
+                    precision,
+                    color=colours[name],
+                    linewidth=1.7,
+                    linestyle="-"
+                    if name.endswith(REGRESSED) or name + REGRESSED not in names
+                    else (0, (3, 1.2)),
+                    label=name,
+                )
+            axes.set_xlim(0, 1)
+            axes.set_ylim(0, 1.03)
+            axes.set_xticks([0, 0.5, 1])
+            axes.set_yticks([0, 0.5, 1])
+            axes.set_title(f"{first.classes[k]} ({first.n_positives[k]})", fontsize=10.5, loc="left")
+        for axes in cells[len(shown) :]:
+            axes.set_visible(False)
+        for row in grid:
+            row[0].set_ylabel("precision")
+        for axes in cells[max(0, len(shown) - n_columns) : len(shown)]:
+            axes.set_xlabel("recall")
+        if len(shown):
+            _legend(figure, cells[0])
+    return figure
+
+
+def error_type_figure(errors: Mapping[str, FalsePositives]) -> Figure:
+    """Draw what the surest detections of each head were: hits and the four types of mistakes."""
+    names = list(errors)[::-1]
+    kinds = ("correct", *ERROR_TYPES)
+    counts = np.array([[errors[n].n_correct.sum(), *errors[n].counts.sum(axis=0)] for n in names], np.float64)
+    share = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    with _style():
+        figure, ((axes,),) = _grid(1, 1, (_WIDTH, 0.42 * len(names) + 1.4))
+        left = np.zeros(len(names))
+        for i, kind in enumerate(kinds):
+            axes.barh(
+                range(len(names)), share[:, i], left=left, color=_ERROR_COLOURS[i], height=0.7, label=kind
+            )
+            for y in range(len(names)):
+                if share[y, i] >= 5:
+                    middle = left[y] + share[y, i] / 2
+                    axes.text(middle, y, f"{share[y, i]:.0f}", ha="center", va="center", fontsize=9.5)
+            left += share[:, i]
+        axes.set_yticks(range(len(names)), names)
+        axes.set_xlim(0, 100)
+        axes.set_xlabel("percent of the N surest detections of each class, N its number of objects")
+        axes.grid(visible=False)
+        axes.tick_params(axis="y", length=0)
+        _legend(figure, axes)
+    return figure
+
+
+def score_figure(evals: Mapping[str, EvalResult]) -> Figure:
+    """Draw how the scores of hits and of false detections are spread, one panel per head."""
+    names = list(evals)
+    n_columns = min(4, len(names))
+    n_rows = -(-len(names) // n_columns)
+    with _style():
+        figure, grid = _grid(n_rows, n_columns, (_WIDTH, 2.0 * n_rows + 0.8))
+        cells = [axes for row in grid for axes in row]
+        for axes, name in zip(cells, names, strict=False):
+            matches = evals[name].matches
+            hits, false = (matches.score[matches.outcome == kind] for kind in (HIT, FALSE))
+            both = np.concatenate([hits, false]).astype(np.float64)
+            if len(both):
+                edges = np.linspace(*_spread(both), 41).tolist()
+                for scores, colour, label in ((false, "#c5ccd3", "false"), (hits, "#2f7d5b", "hits")):
+                    axes.hist(
+                        np.clip(scores, edges[0], edges[-1]), edges, color=colour, alpha=0.85, label=label
+                    )
+                axes.set_yscale("log")
+            axes.set_title(name, fontsize=10, loc="left")
+            axes.tick_params(labelsize=8.5)
+        for axes in cells[len(names) :]:
+            axes.set_visible(False)
+        for row in grid:
+            row[0].set_ylabel("detections")
+        _legend(figure, cells[0])
+    return figure
+
+
+def save_figures(
+    folder: Path,
+    metrics: Mapping[str, Any],
+    evals: Mapping[str, EvalResult],
+    errors: Mapping[str, FalsePositives] | None = None,
+) -> list[Path]:
+    """Write all figures as PNG files into `folder`, for pages that want them one by one.
+
+    Returns:
+        The files written.
+    """
+    figures = {
+        "map.png": map_figure(metrics),
+        "class_ap.png": class_ap_figure(evals),
+        "precision_recall.png": precision_recall_figure(evals),
+        "scores.png": score_figure(evals),
+    }
+    if errors is not None:
+        figures["error_types.png"] = error_type_figure(errors)
+    for name, figure in figures.items():
+        with atomic_path(folder / name) as temporary, _style():
+            figure.savefig(temporary, format="png", dpi=150, metadata={"Software": None})
+    return [folder / name for name in figures]
+
+
+def svg(figure: Figure) -> bytes:
+    """Return a figure as SVG that is the same for the same data: no date, no random names."""
+    import matplotlib
+
+    stream = io.BytesIO()
+    settings: Any = {"svg.hashsalt": "rcnn_svm", "svg.fonttype": "none"}
+    with _style(), matplotlib.rc_context(settings):
+        figure.savefig(stream, format="svg", metadata={"Date": None})
+    return stream.getvalue()
+
+
+def _envelope(result: EvalResult, k: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the corners of one class's interpolated curve, thinned to some 200 points."""
+    curve = result.curves[k]
+    changes = np.flatnonzero(np.diff(curve.recall, prepend=0.0) > 0)
+    if not len(changes):
+        return np.array([0.0]), np.array([0.0])
+    recall = curve.recall[changes]
+    precision = np.maximum.accumulate(curve.precision[changes][::-1])[::-1]
+    keep = np.unique(np.linspace(0, len(recall) - 1, 200).round().astype(int))
+    recall, precision = recall[keep], precision[keep]
+    return np.concatenate([[0.0], recall, recall[-1:]]), np.concatenate([precision[:1], precision, [0.0]])
+
+
+def _spread(scores: NDArray[np.float64]) -> tuple[float, float]:
+    """Return a range that holds nearly all scores, whatever a few extreme ones do."""
+    low, high = np.percentile(scores, [0.2, 99.9])
+    return (float(low), float(high)) if high > low else (float(low) - 0.5, float(low) + 0.5)
+
+
+def _paler(colour: str) -> str:
+    channels = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+    return "#" + "".join(f"{round(value + 0.5 * (255 - value)):02x}" for value in channels)
+
+
+def _grid(n_rows: int, n_columns: int, size: tuple[float, float]) -> tuple[Figure, list[list[Axes]]]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained")
+    grid = figure.subplots(n_rows, n_columns, squeeze=False)
+    return figure, [list(row) for row in grid]
+
+
+def _legend(figure: Figure, axes: Axes) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(
+        handles,
+        labels,
+        loc="outside lower center",
+        ncols=len(labels) if len(labels) <= 5 else 4,
+        frameon=False,
+    )
+
+
+@contextmanager
+def _style() -> Iterator[None]:
+    import matplotlib
+
+    settings: Any = {
+        "font.family": "DejaVu Sans",
+        "font.size": 10.5,
+        "text.color": _INK,
+        "axes.labelcolor": _INK,
+        "axes.edgecolor": "#9aa5b1",
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "axes.axisbelow": True,
+        "grid.color": _FAINT,
+        "grid.linewidth": 0.8,
+        "xtick.color": "#52606d",
+        "ytick.color": _INK,
+        "legend.fontsize": 10,
+    }
+    with matplotlib.rc_context(settings):
+        yield

@@ -1,0 +1,208 @@
+"""The comparison of heads as a table: for people (Markdown), spreadsheets (CSV) and programs (JSON)."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rcnn_svm.evaluation.bootstrap import BootstrapResult, Difference, Interval
+from rcnn_svm.evaluation.voc import EvalResult
+from rcnn_svm.files import write_json, write_text
+
+__all__ = [
+    "comparison_rows",
+    "head_metrics",
+    "markdown",
+    "ranked_differences",
+    "ranked_heads",
+    "signed_interval",
+    "write_tables",
+]
+
+
+def head_metrics(
+    result: EvalResult,
+    interval: Interval,
+    *,
+    train_s: float,
+    score_s_per_image: float,
+    peak_rss_mb: float,
+    details: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Make one head's entry in `metrics["heads"]`, in percent.
+
+    Args:
+        result: its evaluation; mAP and AP are by its own rule.
+        interval: of the mAP, from the paired bootstrap.
+        train_s: seconds, all that belongs to this head alone.
+        score_s_per_image: seconds.
+        peak_rss_mb: 10^6 bytes.
+        details: anything more; `n_support_vectors` gets a column.
+    """
+    measures = result.to_json()["measures"][result.rule]
+    return {
+        "mAP": measures["mAP"],
+        "mAP_interval": [100 * interval.low, 100 * interval.high],
+        "ap": measures["ap"],
+        "train_s": train_s,
+        "score_s_per_image": score_s_per_image,
+        "peak_rss_mb": peak_rss_mb,
+        "details": dict(details or {}),
+    }
+
+
+def ranked_heads(metrics: Mapping[str, Any]) -> list[str]:
+    """Return the names of the heads by falling mAP; ties keep the order of the file."""
+    heads = metrics["heads"]
+    return sorted(heads, key=lambda name: -(heads[name]["mAP"] or 0.0))
+
+
+def ranked_differences(bootstrap: BootstrapResult) -> list[Difference]:
+    """Return all differences, each as better minus worse, the largest first."""
+    upright = [
+        bootstrap.difference(each.second, each.first) if each.mean.value < 0 else each
+        for each in bootstrap.differences
+    ]
+    return sorted(upright, key=lambda each: -each.mean.value)
+
+
+def comparison_rows(
+    metrics: Mapping[str, Any], bootstrap: BootstrapResult | None = None
+) -> list[dict[str, Any]]:
+    """Return one flat record per head by falling mAP, with its distance to the best."""
+    names = ranked_heads(metrics)
+    rows = []
+    for name in names:
+        head = metrics["heads"][name]
+        low, high = head.get("mAP_interval") or (None, None)
+        row = {"head": name, "mAP": head["mAP"], "mAP_low": low, "mAP_high": high}
+        if bootstrap is not None:
+            gap = None if name == names[0] else bootstrap.difference(name, names[0])
+            row |= {
+                "minus_best": None if gap is None else 100 * gap.mean.value,
+                "minus_best_low": None if gap is None else 100 * gap.mean.low,
+                "minus_best_high": None if gap is None else 100 * gap.mean.high,
+            }
+        row |= {key: head.get(key) for key in ("train_s", "score_s_per_image", "peak_rss_mb")}
+        row["n_support_vectors"] = head.get("details", {}).get("n_support_vectors")
+        rows.append(row)
+    return rows
+
+
+def markdown(metrics: Mapping[str, Any], bootstrap: BootstrapResult | None = None) -> str:
+    """Return the comparison as Markdown, aligned so that it reads well on a terminal too.
+
+    Three tables: the heads by falling mAP; AP of each class; all differences between two heads.
+    """
+    rows = comparison_rows(metrics, bootstrap)
+    names = [row["head"] for row in rows]
+    show_vectors = any(row["n_support_vectors"] is not None for row in rows)
+    head = ["head", "mAP", "95 % interval"]
+    head += ["minus best"] if bootstrap is not None else []
+    head += ["training s", "scoring ms/image", "peak MB"] + (["support vectors"] if show_vectors else [])
+    body = []
+    for row in rows:
+        line = [row["head"], _number(row["mAP"], 1), _span(row["mAP_low"], row["mAP_high"])]
+        if bootstrap is not None:
+            gap = bootstrap.difference(row["head"], names[0]) if row["head"] != names[0] else None
+            line.append("" if gap is None else signed_interval(gap.mean))
+        score = row["score_s_per_image"]
+        line += [
+            _number(row["train_s"], 1),
+            _number(None if score is None else 1000 * score, 1),
+            _number(row["peak_rss_mb"], 0),
+        ]
+        line += [_number(row["n_support_vectors"], 0)] if show_vectors else []
+        body.append(line)
+    parts = [_table(head, body)]
+    classes = list(metrics["heads"][names[0]]["ap"]) if names else []
+    per_class = [
+        [label, *(_number(metrics["heads"][name]["ap"].get(label), 1) for name in names)] for label in classes
+    ]
+    parts.append(_table(["AP", *names], per_class))
+    if bootstrap is not None and bootstrap.differences:
+        lines = [_difference_line(each) for each in ranked_differences(bootstrap)]
+        parts.append(
+            _table(["difference in mAP", "points", "95 % interval", "flips", "interval excludes 0"], lines)
+        )
+    return "\n".join(parts)
+
+
+def write_tables(
+    folder: Path, metrics: Mapping[str, Any], bootstrap: BootstrapResult | None = None
+) -> list[Path]:
+    """Write `comparison.md`, `comparison.csv`, `comparison.json` and `per_class.csv` into `folder`.
+
+    Returns:
+        The files written.
+    """
+    rows = comparison_rows(metrics, bootstrap)
+    names = [row["head"] for row in rows]
+    classes = list(metrics["heads"][names[0]]["ap"]) if names else []
+    per_class = [
+        {"class": label} | {name: metrics["heads"][name]["ap"].get(label) for name in names}
+        for label in classes
+    ]
+    per_class.append({"class": "mean"} | {name: metrics["heads"][name]["mAP"] for name in names})
+    write_text(folder / "comparison.md", markdown(metrics, bootstrap))
+    write_text(folder / "comparison.csv", _csv(rows))
+    write_text(folder / "per_class.csv", _csv(per_class))
+    value: dict[str, Any] = {"heads": rows}
+    if bootstrap is not None:
+        value["bootstrap"] = bootstrap.to_json()
+    write_json(folder / "comparison.json", value)
+    return [folder / name for name in ("comparison.md", "comparison.csv", "per_class.csv", "comparison.json")]
+
+
+def signed_interval(interval: Interval) -> str:
+    """Return a difference in points of percent with its interval: `+1.2 [-0.3, +2.5]`."""
+    return f"{_signed(interval.value)} [{_signed(interval.low)}, {_signed(interval.high)}]"
+
+
+def _difference_line(each: Difference) -> list[str]:
+    mean = each.mean
+    return [
+        f"{each.first} - {each.second}",
+        _signed(mean.value),
+        f"[{_signed(mean.low)}, {_signed(mean.high)}]",
+        f"{100 * each.flip_share:.1f} %",
+        "yes" if each.supported else "no",
+    ]
+
+
+def _signed(fraction: float) -> str:
+    text = f"{100 * fraction:+.1f}"
+    return "0.0" if text in ("+0.0", "-0.0") else text
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def _span(low: float | None, high: float | None) -> str:
+    return "" if low is None or high is None else f"[{low:.1f}, {high:.1f}]"
+
+
+def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table with padded columns: names to the left, numbers to the right."""
+    widths = [max(len(row[i]) for row in [head, *body]) for i in range(len(head))]
+
+    def line(row: Sequence[str]) -> str:
+        first = row[0].ljust(widths[0])
+        rest = [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        return "| " + " | ".join([first, *rest]) + " |"
+
+    rule = "|" + "|".join(["-" * (widths[0] + 2), *("-" * (width + 1) + ":" for width in widths[1:])]) + "|"
+    return "\n".join([line(head), rule, *map(line, body)]) + "\n"
+
+
+def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    stream = io.StringIO()
+    if rows:
+        writer = csv.DictWriter(stream, fieldnames=list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    return stream.getvalue()
