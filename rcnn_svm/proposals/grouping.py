@@ -8,15 +8,13 @@ import numpy as np
 
 from rcnn_svm.proposals.compiled import kernel
 
-__all__ = ["CHANNEL_BINS", "SIMILARITY_UNIT", "describe_segments", "find_neighbours", "group"]
+__all__ = ["CHANNEL_BINS", "SIMILARITY_UNIT", "describe_segments", "group"]
 
 SIMILARITY_UNIT = 1 << 20
 """Each of the four similarities is an integer in 0 .. 2^20."""
 
 CHANNEL_BINS = 105
 """Histogram bins of one channel: 25 of colour, 10 for each of 8 orientations."""
-
-_FREE = np.int64(-1)
 
 
 @kernel("(i4[:,::1], u4[:,:,::1], i4[:,::1], i4[:,::1])")
@@ -68,52 +66,6 @@ def describe_segments(labels: Any, codes: Any, boxes: Any, histograms: Any) -> N
             histograms[r, base + 10] += positive
 
 
-@kernel("i8[::1](i4[:,::1])")
-def find_neighbours(labels: Any) -> Any:
-    """Return the pairs of segments that touch (8-neighbours), each once, as low << 32 | high."""
-    height, width = labels.shape
-    mask = 1023
-    table = np.full(mask + 1, _FREE)
-    found = np.empty(512, np.int64)
-    n = 0
-    for y in range(height):
-        last = _FREE
-        for x in range(width):
-            here = labels[y, x]
-            for d in range(4):
-                x2 = x + (1 if d == 0 or d == 2 else (-1 if d == 3 else 0))
-                y2 = y + (0 if d == 0 else 1)
-                if x2 < 0 or x2 >= width or y2 >= height:
-                    continue
-                there = labels[y2, x2]
-                if here == there:
-                    continue
-                pair = (np.int64(min(here, there)) << 32) | np.int64(max(here, there))
-                if pair == last:
-                    continue
-                last = pair
-                slot = ((pair * 0x9E3779B97F4A7C15) >> 20) & mask
-                while table[slot] != _FREE and table[slot] != pair:
-                    slot = (slot + 1) & mask
-                if table[slot] == pair:
-                    continue
-                table[slot] = pair
-                found[n] = pair
-                n += 1
-                if n == len(found):
-                    grown = np.empty(2 * n, np.int64)
-                    grown[:n] = found
-                    found = grown
-                    mask = 4 * n - 1
-                    table = np.full(mask + 1, _FREE)
-                    for i in range(n):
-                        slot = ((found[i] * 0x9E3779B97F4A7C15) >> 20) & mask
-                        while table[slot] != _FREE:
-                            slot = (slot + 1) & mask
-                        table[slot] = found[i]
-    return found[:n].copy()
-
-
 @kernel("(i8[::1], i4[:,::1], i4[:,::1], i8, i8, i8, i4[:,::1], i4[:,::1])")
 def group(
     pairs: Any,
@@ -131,7 +83,7 @@ def group(
     pair with the smallest lower, then the smallest higher number goes first.
 
     Args:
-        pairs: neighbours, see `find_neighbours`.
+        pairs: neighbours, see `segment.segment`.
         first_boxes: (n, 4) of the segments.
         first_counts: (n, 105 C) of the segments.
         channels: C.

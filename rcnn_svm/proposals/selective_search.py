@@ -159,8 +159,6 @@ def _all_regions(
     raw: dict[int, NDArray[np.uint8]] = {}
     smoothed: dict[int, NDArray[np.float32]] = {}
     codes: dict[int, NDArray[np.uint32]] = {}
-    edges = np.empty(4 * n_pixels, np.int32)
-    starts = np.empty(int(np.ceil(np.sqrt(3) * 255 * segment.WEIGHT_UNIT)) + 2, np.int32)
     labels = np.empty((height, width), np.int32)
     boxes: list[NDArray[np.int32]] = []
     order: list[NDArray[np.int64]] = []
@@ -175,13 +173,13 @@ def _all_regions(
                 planes.smooth(raw[space][c], taps, smoothed[space][c])
                 planes.plane_codes(raw[space][c], smoothed[space][c], codes[space][c])
         chosen = slice(rows[0], rows[-1] + 1)
-        segment.sort_edges(smoothed[space][chosen], edges, starts)
+        graph = segment.contract(smoothed[space][chosen], min(config.thresholds))
         for k in config.thresholds:
-            n = segment.segment(edges, starts, height, width, k, k, labels.reshape(-1))
+            pairs = segment.segment(*graph, k, k, labels)
+            n = int(labels.max()) + 1
             segment_boxes = np.empty((n, 4), np.int32)
             counts = np.empty((n, grouping.CHANNEL_BINS * len(rows)), np.int32)
             grouping.describe_segments(labels, codes[space][chosen], segment_boxes, counts)
-            pairs = grouping.find_neighbours(labels)
             for mix in config.mixes:
                 merged = np.empty((n - 1, 4), np.int32)
                 parents = np.empty((n - 1, 2), np.int32)
