@@ -137,7 +137,7 @@ def paired_bootstrap(
 
     A class without objects in a resample is left out of that resample's mean, as it would be on a
     split like it. A resample holds some images several times, and repeated images raise interpolated
-    precision: resampled AP lies too high on average, by 2 to 4 points of mAP with 35 objects a class. Each
+    precision: resampled AP lies too high on average, by 1 to 2 points of mAP with 40 objects a class. Each
     interval is therefore that of the 2.5 and 97.5 percentiles moved so that the mean of the resamples falls
     on the value measured: it states the spread, not the shift. Signs are counted after the same move.
 

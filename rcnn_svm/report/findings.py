@@ -32,13 +32,13 @@ def findings(metrics: Mapping[str, Any], bootstrap: BootstrapResult) -> list[Fin
     """Answer the project's questions as far as the heads at hand allow, the headline first.
 
     Which head wins; SVM or softmax; linear or RBF; what box regression adds. A question whose heads
-    are not all there is left out.
+    are not all there is left out; nothing is said about a single head or a split without objects.
     """
     names = ranked_heads(metrics)
-    if len(names) < 2:
+    value = {name: metrics["heads"][name]["mAP"] for name in names}
+    if len(names) < 2 or None in value.values():
         return []
     n_images = metrics["n_test_images"]
-    value = {name: metrics["heads"][name]["mAP"] or 0.0 for name in names}
     first = bootstrap.difference(names[0], names[1])
     if first.supported:
         lead = f"{names[0]} wins with {value[names[0]]:.1f} mAP, {_points(first)} points ahead of {names[1]}"

@@ -194,6 +194,8 @@ class _Page:
         if not found:
             value = self.metrics["heads"][self.best]["mAP"]
             text = f"{self.best} reaches {_percent(value)} mAP. There is no other head to compare it with."
+            if value is None:
+                text = "The test split has no objects: there is nothing to measure."
             return f'<div class="headline"><p>{escape(text)}</p></div>\n'
         first, *rest = found
         items = "".join(
@@ -262,7 +264,9 @@ class _Page:
     def _differences(self) -> str:
         order = ranked_differences(self.bootstrap)
         if not order:
-            return _section("differences", "Differences between heads") + "<p>There is only one head.</p>\n"
+            return (
+                _section("differences", "Differences between heads") + "<p>There is nothing to compare.</p>\n"
+            )
         body = []
         for each in order:
             low, high = 100 * each.mean.low, 100 * each.mean.high

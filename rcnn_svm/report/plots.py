@@ -51,7 +51,7 @@ _INK, _FAINT = "#1f2933", "#dde3e9"
 
 
 def head_colours(names: Sequence[str]) -> dict[str, str]:
-    """Return a colour per head as `#rrggbb`; heads that nobody knows get the next free ones."""
+    """Return a colour per head as `#rrggbb`; other names get the next of six free ones."""
     families = dict(_FAMILY_COLOURS)
     free = iter(_MORE_COLOURS * len(names))
     colours = {}
@@ -70,7 +70,7 @@ def map_figure(metrics: Mapping[str, Any]) -> Figure:
     names = sorted(heads, key=lambda name: heads[name]["mAP"] or 0.0)
     colours = head_colours(list(heads))
     with _style():
-        figure, ((axes,),) = _grid(1, 1, (_WIDTH, 0.42 * len(names) + 0.9))
+        figure, ((axes,),) = _grid(1, 1, (_WIDTH, 0.44 * len(names) + 1.0))
         for y, name in enumerate(names):
             value = heads[name]["mAP"] or 0.0
             axes.barh(y, value, color=colours[name], height=0.66)
@@ -149,7 +149,7 @@ def precision_recall_figure(evals: Mapping[str, EvalResult]) -> Figure:
             axes.set_ylim(0, 1.03)
             axes.set_xticks([0, 0.5, 1])
             axes.set_yticks([0, 0.5, 1])
-            axes.set_title(f"{first.classes[k]} ({first.n_positives[k]})", fontsize=10.5, loc="left")
+            axes.set_title(f"{first.classes[k]} ({first.n_positives[k]})", fontsize=12, loc="left")
         for axes in cells[len(shown) :]:
             axes.set_visible(False)
         for row in grid:
@@ -177,7 +177,7 @@ def error_type_figure(errors: Mapping[str, FalsePositives]) -> Figure:
             for y in range(len(names)):
                 if share[y, i] >= 5:
                     middle = left[y] + share[y, i] / 2
-                    axes.text(middle, y, f"{share[y, i]:.0f}", ha="center", va="center", fontsize=9.5)
+                    axes.text(middle, y, f"{share[y, i]:.0f}", ha="center", va="center", fontsize=11)
             left += share[:, i]
         axes.set_yticks(range(len(names)), names)
         axes.set_xlim(0, 100)
@@ -207,8 +207,9 @@ def score_figure(evals: Mapping[str, EvalResult]) -> Figure:
                         np.clip(scores, edges[0], edges[-1]), edges, color=colour, alpha=0.85, label=label
                     )
                 axes.set_yscale("log")
-            axes.set_title(name, fontsize=10, loc="left")
-            axes.tick_params(labelsize=8.5)
+            axes.set_title(name, fontsize=11.5, loc="left")
+            axes.tick_params(labelsize=10)
+            axes.minorticks_off()
         for axes in cells[len(names) :]:
             axes.set_visible(False)
         for row in grid:
@@ -302,7 +303,7 @@ def _style() -> Iterator[None]:
 
     settings: Any = {
         "font.family": "DejaVu Sans",
-        "font.size": 10.5,
+        "font.size": 12,
         "text.color": _INK,
         "axes.labelcolor": _INK,
         "axes.edgecolor": "#9aa5b1",
@@ -314,7 +315,7 @@ def _style() -> Iterator[None]:
         "grid.linewidth": 0.8,
         "xtick.color": "#52606d",
         "ytick.color": _INK,
-        "legend.fontsize": 10,
+        "legend.fontsize": 11.5,
     }
     with matplotlib.rc_context(settings):
         yield

@@ -32,7 +32,7 @@ def head_metrics(
     peak_rss_mb: float,
     details: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Make one head's entry in `metrics["heads"]`, in percent.
+    """Make one head's entry in `metrics["heads"]`, in percent; null where there is nothing to measure.
 
     Args:
         result: its evaluation; mAP and AP are by its own rule.
@@ -43,9 +43,10 @@ def head_metrics(
         details: anything more; `n_support_vectors` gets a column.
     """
     measures = result.to_json()["measures"][result.rule]
+    known = interval.low == interval.low  # not nan
     return {
         "mAP": measures["mAP"],
-        "mAP_interval": [100 * interval.low, 100 * interval.high],
+        "mAP_interval": [100 * interval.low, 100 * interval.high] if known else None,
         "ap": measures["ap"],
         "train_s": train_s,
         "score_s_per_image": score_s_per_image,
@@ -61,10 +62,11 @@ def ranked_heads(metrics: Mapping[str, Any]) -> list[str]:
 
 
 def ranked_differences(bootstrap: BootstrapResult) -> list[Difference]:
-    """Return all differences, each as better minus worse, the largest first."""
+    """Return all differences that are defined, each as better minus worse, the largest first."""
     upright = [
         bootstrap.difference(each.second, each.first) if each.mean.value < 0 else each
         for each in bootstrap.differences
+        if each.mean.value == each.mean.value  # not nan
     ]
     return sorted(upright, key=lambda each: -each.mean.value)
 
