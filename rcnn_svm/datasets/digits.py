@@ -32,20 +32,20 @@ class _Difficulty:
     """What makes scenes hard. Ranges are (low, high), drawn uniformly, sizes in pixels."""
 
     n_digits: tuple[int, int] = (1, 6)
-    height: tuple[float, float] = (28, 84)  # of a digit, drawn uniformly in its logarithm
+    height: tuple[float, float] = (30, 84)  # of a digit, drawn uniformly in its logarithm
     aspect: tuple[float, float] = (0.8, 1.25)
-    rotation: float = 15.0  # degrees either way: far from turning a 6 into a 9
+    rotation: float = 12.0  # degrees either way: far from turning a 6 into a 9
     shear: float = 0.15
-    stroke: tuple[float, float] = (0.42, 0.55)  # threshold of the ink: low is bold
-    max_cover: float = 0.2  # of the smaller of two boxes by their intersection
-    opacity: tuple[float, float] = (0.75, 1.0)
-    min_contrast: tuple[float, float] = (50, 100)  # distance to the mean colour beneath, of 255
-    n_impostors: tuple[int, int] = (0, 3)  # mirrored and scrambled digits, letters
+    stroke: tuple[float, float] = (0.44, 0.54)  # threshold of the ink: low is bold
+    max_cover: float = 0.12  # of the smaller of two boxes by their intersection
+    opacity: tuple[float, float] = (0.8, 1.0)
+    min_contrast: tuple[float, float] = (60, 110)  # distance to the mean colour beneath, of 255
+    n_impostors: tuple[int, int] = (0, 2)  # mirrored and scrambled digits, letters
     n_shapes: tuple[int, int] = (2, 7)  # lines, arcs, blobs and rectangles beneath
-    n_scratches: tuple[int, int] = (0, 2)  # thin lines across everything
+    n_scratches: tuple[int, int] = (0, 1)  # thin lines across everything
     background_blur: float = 2.0  # largest sigma
     blur: float = 1.0  # largest sigma over the finished scene
-    noise: tuple[float, float] = (2.0, 12.0)  # sigma, of 255
+    noise: tuple[float, float] = (2.0, 10.0)  # sigma, of 255
 
 
 _DIFFICULTY = _Difficulty()
@@ -120,7 +120,7 @@ class _Glyph:
         corner: (x, y) of the patch in the scene.
         shape: (width, height) of the patch.
         level: threshold of the ink.
-        softness: half the width of the threshold's ramp, so that edges are about a pixel soft.
+        softness: half the width of the threshold's ramp.
     """
 
     ink: NDArray[np.float32]
@@ -268,10 +268,9 @@ def _place(
     width, height = (2 * np.ceil(half) + 1).astype(int).tolist()
     centre = np.array([width, height]) / 2 + rng.uniform(-0.5, 0.5, 2)
     matrix = np.column_stack([linear, centre - linear @ np.full(2, _FIELD / 2)])
-    # The ink's edges rise by about a half per digit pixel, and size / 8 scene pixels show one of those.
-    glyph = _Glyph(
-        ink, matrix, (0, 0), (width, height), rng.uniform(*hard.stroke), min(0.28, max(0.06, 3.0 / size))
-    )
+    # A ramp a little softer than a pixel, so that loops too narrow for the threshold still show as a shade.
+    softness = min(0.3, max(0.16, 4.5 / size))
+    glyph = _Glyph(ink, matrix, (0, 0), (width, height), rng.uniform(*hard.stroke), softness)
     visible = glyph.alpha() > _BOX_ALPHA
     columns, rows = np.flatnonzero(visible.any(0)), np.flatnonzero(visible.any(1))
     if len(columns) < 4 or len(rows) < 8:
