@@ -4,7 +4,7 @@ For each class k, over the rows with label y in {+1, -1} (0 is ignored) and cost
 
     P(w) = 1/2 |w|^2 + sum_i C_i loss(y_i w.x_i),   loss(z) = max(0, 1 - z) or its square,
 
-whose dual has one variable per row and class. Rows come in blocks of 64 or 128. One matrix
+whose dual has one variable per row and class. Rows come in small blocks. One matrix
 product per block gives the margins of all classes; then each class ascends its dual exactly,
 variable by variable, inside the block, where the block's Gram matrix replaces any further look at
 the features; a second product brings the changes back into the weights. The bias is one more
@@ -32,16 +32,22 @@ _log = logging.getLogger(__name__)
 Floats = NDArray[Any]
 """float32 or float64: the precision of the solver."""
 
+# Fixed blocks converge more slowly the larger they are (17 epochs at 128 rows where 32 take 9): the
+# error that all rows share averages out only between blocks. Below 32 the matrix products suffer.
+_BLOCK_ROWS = 32
 # Rows that the first working set holds at least, beside all positives.
 _SEED_ROWS = 2000
 # A pass stops to optimise once the working set has grown by this many rows, or has doubled.
 _GROWTH_ROWS = 8000
-# A row leaves the working set when all its variables are 0 and its margins exceed this. R-CNN keeps
-# rows up to 1.2 because it never sees them again; here the next pass brings back what was missed.
-_EVICT_MARGIN = 1.05
-_MAX_EPOCHS = 200
-# The gap seen during an epoch belongs to weights in motion and is several times too large, so the
-# working set is optimised to the tolerance by that measure, and early on to a tenth of the full gap.
+# A row leaves the working set when all its variables are 0 and its margins exceed this. Rows of a
+# matrix come back at the next pass for nothing; rows of a store cost a read, so that R-CNN's own
+# distance is kept there.
+_EVICT_MARGIN_IN_MEMORY = 1.05
+_EVICT_MARGIN = 1.2
+_MAX_EPOCHS = 1000
+# The gap seen during an epoch belongs to weights in motion and is several times too large: by that
+# measure the working set of a matrix is optimised to a tenth of the full gap, of a store to the
+# tolerance, because passes over a store are what takes long.
 _GOAL_SHARE = 0.1
 
 
@@ -254,7 +260,6 @@ class BlockSolver:
         max_passes: passes over all rows before giving up on `tol`.
         max_bytes: bound of the working set's copy of its rows and of their Gram matrices.
         seed: of the order of coordinates and of the first working set.
-        block_rows: m; by default 128, or 64 below 2048 features.
 
     References:
         Hsieh et al., A dual coordinate descent method for large-scale linear SVM, ICML 2008;
@@ -272,7 +277,6 @@ class BlockSolver:
         max_passes: int = 50,
         max_bytes: int = 1 << 30,
         seed: int = 0,
-        block_rows: int | None = None,
         dtype: Any = np.float32,
     ) -> None:
         self._source = source
@@ -282,7 +286,7 @@ class BlockSolver:
         self._tol = tol
         self._max_passes = max_passes
         self._rng = np.random.default_rng(seed)
-        self._m = block_rows or (128 if source.n_features >= 2048 else 64)
+        self._m = _BLOCK_ROWS
         n_classes, n_features = source.n_classes, source.n_features
         self._dtype = np.dtype(dtype)
         row_bytes = (self._m + (0 if source.matrix is not None else n_features)) * self._dtype.itemsize
@@ -329,6 +333,8 @@ class BlockSolver:
                     break
                 if exact:
                     goal = min(max(_GOAL_SHARE * worst, self._tol), goal / 2)
+                if self._source.matrix is None:
+                    goal = min(goal, self._tol)
         return Solution(
             coef=self._weights.copy(),
             intercept=self._bias * self._dtype.type(self._bias_scale),
@@ -407,7 +413,8 @@ class BlockSolver:
 
     def _evict(self, limit: int) -> None:
         """Drop idle rows, and then those of largest margin until at most `limit` are left."""
-        keep = (self._alpha != 0).any(axis=1) | (self._nearest <= _EVICT_MARGIN)
+        limit_margin = _EVICT_MARGIN if self._source.matrix is None else _EVICT_MARGIN_IN_MEMORY
+        keep = (self._alpha != 0).any(axis=1) | (self._nearest <= limit_margin)
         if np.count_nonzero(keep) > limit:
             rows = np.flatnonzero(keep)
             keep[rows[np.argsort(self._nearest[rows], kind="stable")[limit:]]] = False
