@@ -259,7 +259,7 @@ def check_dataset(
         missing = [name for name, count in zip(names, part.counts(), strict=True) if not count]
         if missing and part:
             some = ", ".join(missing[:_SHOWN]) + (" ..." if len(missing) > _SHOWN else ".")
-            message = f"{source.root}: split {split!r} has no object of {len(missing)} classes: {some}"
+            message = f"{source.root}: split {split!r} lacks objects of: {some}"
             collector(Defect("missing-class", source.root, message))
         parts.append(part)
     files = {sample.path: sample.size for part in parts for sample in part if sample.path is not None}

@@ -68,7 +68,7 @@ def test_every_defect_is_collected(broken):
         ),
         ("twice", f"{where}/good.xml: image 'good' comes twice in split 'train'. Remove one."),
         ("leakage", same),
-        ("missing-class", f"{broken}: split 'test' has no object of 1 classes: cat."),
+        ("missing-class", f"{broken}: split 'test' lacks objects of: cat."),
         ("empty-split", f"{broken}: split 'val' has no image that can be read."),
     ]
     content = json.loads(json.dumps(report.to_json()))
@@ -111,7 +111,7 @@ def test_pictures_of_nothing_and_of_many_classes(make_voc, xml, tmp_path):
     check_dataset(empty, classes=["x"]).plot(tmp_path / "empty.png")
     many = check_dataset(empty, classes=[f"class {i}" for i in range(30)])
     assert many.defects[0].message == (
-        f"{empty}: split 'all' has no object of 30 classes: "
+        f"{empty}: split 'all' lacks objects of: "
         "class 0, class 1, class 2, class 3, class 4, class 5, class 6, class 7 ..."
     )
     many.plot(tmp_path / "many.png", n_examples=3)
