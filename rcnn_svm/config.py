@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 import tomllib
 import types
 import typing
@@ -23,9 +24,23 @@ __all__ = ["assign", "from_dict", "read_toml", "to_dict", "with_overrides"]
 T = TypeVar("T")
 
 
-def to_dict(config: Any) -> Any:
-    """Return nested dataclasses as plain dictionaries, lists, strings and numbers."""
-    return json.loads(json.dumps(dataclasses.asdict(config), default=str))
+def to_dict(config: Any, *, finite: bool = False) -> Any:
+    """Return nested dataclasses as plain dictionaries, lists, strings and numbers.
+
+    Args:
+        config: a dataclass.
+        finite: leave out infinite numbers, which JSON cannot hold; they are defaults everywhere,
+            so that `from_dict` puts them back.
+    """
+    values = json.loads(json.dumps(dataclasses.asdict(config), default=str))
+    return _without_infinities(values) if finite else values
+
+
+def _without_infinities(values: Any) -> Any:
+    if not isinstance(values, dict):
+        return values
+    kept = {k: v for k, v in values.items() if not (isinstance(v, float) and math.isinf(v))}
+    return {key: _without_infinities(value) for key, value in kept.items()}
 
 
 def from_dict(kind: type[T], values: Mapping[str, Any], *, where: str = "configuration") -> T:

@@ -203,6 +203,11 @@ class Backbone(nn.Module):
         """Length of the logits."""
         return self.layers["logits"].channels
 
+    def softmax_layer(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return the (n_outputs, D) weights and (n_outputs,) biases of the layer before the softmax."""
+        _, layer = _last_linear(self.net)
+        return layer.weight.detach().cpu().numpy(), layer.bias.detach().cpu().numpy()
+
     @cached_property
     def digest(self) -> str:
         """Hash over all parameters and buffers: equal digests mean equal networks, whatever the file."""
@@ -273,6 +278,7 @@ class Backbone(nn.Module):
     def for_inference(self, device: str = "cpu") -> Self:
         """Return a copy that is quicker and cannot be trained: batch normalisation folded, layers fused."""
         prepared = type(self)(self.name, fuse_for_inference(self.net, device), self.classes)
+        prepared.layers = self.layers  # fused modules no longer tell their strides
         prepared.__dict__["digest"] = self.digest  # folding changes parameters, not the identity
         return prepared
 

@@ -1,0 +1,242 @@
+"""A trained detector: image in, detections out, and the folder that holds it.
+
+The folder has `detector.json` (what it is), `head.safetensors` (scores and box regression) and
+`backbone.safetensors` (the network), no pickle, and is all that `detect` needs: scikit-learn is
+not loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rcnn_svm.boxes import Boxes
+from rcnn_svm.config import from_dict, to_dict
+from rcnn_svm.errors import DataError
+from rcnn_svm.features.backbone import Backbone, load_backbone
+from rcnn_svm.features.build import FeatureConfig, build_featurizer
+from rcnn_svm.features.fc_layers import FcLayers
+from rcnn_svm.features.scaling import FeatureScaler
+from rcnn_svm.files import atomic_path, read_json, write_json
+from rcnn_svm.heads.base import Scorer
+from rcnn_svm.heads.bbox_regressor import BoxRegressor
+from rcnn_svm.heads.scorers import scorer_from_arrays
+from rcnn_svm.postprocess import PostprocessConfig, postprocess
+from rcnn_svm.proposals import SelectiveSearchConfig, selective_search
+from rcnn_svm.structures import Detections, Image, Sample
+
+if TYPE_CHECKING:
+    from rcnn_svm.features.build import ImageFeaturizer
+
+__all__ = ["Detector", "Model", "load_detector"]
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """What reads feature rows: class scores, and box regression where there is any.
+
+    Attributes:
+        scorer: (R, D) rows -> (R, K) scores.
+        scaler: feature scaling that `scorer` was trained with; None reads the rows as they are.
+        regressor: (R, D) rows -> (R, K, 4) deltas, or None.
+        regressor_scaler: feature scaling that `regressor` was trained with, or None.
+    """
+
+    scorer: Scorer
+    scaler: FeatureScaler | None
+    regressor: BoxRegressor | None = None
+    regressor_scaler: FeatureScaler | None = None
+
+    def scores(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return (R, K) scores of unscaled rows."""
+        return self.scorer.decision_function(rows if self.scaler is None else self.scaler(rows))
+
+    def deltas(self, rows: NDArray[np.float32]) -> NDArray[np.float32] | None:
+        """Return (R, K, 4) box regression of unscaled rows, or None where there is no regressor."""
+        if self.regressor is None:
+            return None
+        return self.regressor.predict(rows if self.regressor_scaler is None else self.regressor_scaler(rows))
+
+
+@dataclass(frozen=True, eq=False)
+class Detector:
+    """R-CNN at test time.
+
+    Attributes:
+        head: name of the head, such as `linear-svm+bbox`.
+        classes: K class names.
+        proposals: how regions are found.
+        features: what is read out of the network.
+        backbone: the network that the featurizer was made from, saved with the detector.
+        featurizer: regions of an image -> (R, D) features.
+        layers: learned fc6 and fc7 on top of them, or None.
+        model: reads the rows that `layers` return.
+        detect_config: caps, NMS, box voting.
+        info: where it comes from: provenance and figures, for people.
+    """
+
+    head: str
+    classes: tuple[str, ...]
+    proposals: SelectiveSearchConfig
+    features: FeatureConfig
+    backbone: Backbone
+    featurizer: ImageFeaturizer
+    layers: FcLayers | None
+    model: Model
+    detect_config: PostprocessConfig
+    info: Mapping[str, Any]
+
+    def detect(self, image: Image, image_id: str = "image") -> Detections:
+        """Find objects in one image, uint8 (H, W, 3) RGB."""
+        return self._finish(image_id, image, selective_search(image, self.proposals, image_id=image_id).boxes)
+
+    def detect_from_features(
+        self, image_id: str, size: tuple[int, int], boxes: Boxes, features: NDArray[Any]
+    ) -> Detections:
+        """Score, regress and suppress regions whose features are at hand.
+
+        Args:
+            image_id: copied into the result.
+            size: (height, width) of the image.
+            boxes: (R, 4) proposals.
+            features: (R, D), after `layers` and before any scaling.
+        """
+        rows = np.asarray(features, np.float32)
+        scores, deltas = self.model.scores(rows), self.model.deltas(rows)
+        return postprocess(image_id, size, boxes, scores, deltas, self.detect_config)
+
+    def detect_all(self, samples: Iterable[Sample]) -> Iterator[Detections]:
+        """Find objects in many images; the next one is read and searched for regions meanwhile."""
+
+        def prepare(sample: Sample) -> tuple[str, Image, Boxes]:
+            image = sample.read()
+            return (
+                sample.image_id,
+                image,
+                selective_search(image, self.proposals, image_id=sample.image_id).boxes,
+            )
+
+        with ThreadPoolExecutor(1) as ahead:
+            waiting = None
+            for sample in samples:
+                following = ahead.submit(prepare, sample)
+                if waiting is not None:
+                    yield self._finish(*waiting.result())
+                waiting = following
+            if waiting is not None:
+                yield self._finish(*waiting.result())
+
+    def _finish(self, image_id: str, image: Image, boxes: Boxes) -> Detections:
+        features = self.featurizer(image, boxes)
+        if self.layers is not None:
+            features = self.layers(features)
+        return self.detect_from_features(image_id, image.shape[:2], boxes, features)
+
+    def save(self, folder: Path) -> None:
+        """Write the detector to `folder`; `detector.json` comes last, so that it marks a whole one.
+
+        Raises:
+            DataError: the folder cannot be written to.
+            DiskSpaceError: the disk is full.
+        """
+        from safetensors.numpy import save_file
+
+        folder = Path(folder)
+        self.backbone.save(folder / "backbone.safetensors")
+        model = self.model
+        parts: dict[str, Mapping[str, NDArray[Any]]] = {"scorer": model.scorer.to_arrays()}
+        if model.regressor is not None:
+            parts["regressor"] = model.regressor.to_arrays()
+        if self.layers is not None:
+            parts["layers"] = self.layers.to_arrays()
+        arrays = {
+            f"{part}.{name}": np.ascontiguousarray(array)
+            for part, named in parts.items()
+            for name, array in named.items()
+        }
+        with atomic_path(folder / "head.safetensors") as temporary:
+            save_file(arrays, temporary)
+        write_json(
+            folder / "detector.json",
+            {
+                "format": _FORMAT,
+                "head": self.head,
+                "scorer": model.scorer.kind,
+                "classes": list(self.classes),
+                "proposals": to_dict(self.proposals),
+                "features": to_dict(self.features),
+                "scaler": model.scaler and model.scaler.to_dict(),
+                "regressor_scaler": model.regressor_scaler and model.regressor_scaler.to_dict(),
+                "detect": to_dict(self.detect_config, finite=True),
+                "info": dict(self.info),
+            },
+        )
+
+
+def load_detector(folder: str | Path) -> Detector:
+    """Read a detector that `Detector.save` wrote.
+
+    Raises:
+        DataError: no detector lies there, a file is damaged, or another version wrote it.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    folder = Path(folder)
+    manifest = folder / "detector.json"
+    if not manifest.exists():
+        raise DataError(
+            f"{folder}: holds no trained detector (there is no detector.json). "
+            f"Make one with `rcnn-svm train DATA --out {folder}`."
+        )
+    values = read_json(manifest)
+    if not isinstance(values, dict) or values.get("format") != _FORMAT:
+        raise DataError(
+            f"{manifest}: must be a detector of format {_FORMAT}, got "
+            f"{values.get('format') if isinstance(values, dict) else type(values).__name__}. Train it again."
+        )
+    try:
+        arrays = load_file(folder / "head.safetensors")
+    except (OSError, SafetensorError) as error:
+        raise DataError(
+            f"{folder / 'head.safetensors'}: cannot be read ({error}). Train the detector again."
+        ) from error
+    try:
+        features = from_dict(FeatureConfig, values["features"], where=str(manifest))
+        backbone = load_backbone(features.backbone, folder / "backbone.safetensors")
+        return Detector(
+            head=values["head"],
+            classes=tuple(values["classes"]),
+            proposals=from_dict(SelectiveSearchConfig, values["proposals"], where=str(manifest)),
+            features=features,
+            backbone=backbone,
+            featurizer=build_featurizer(features, backbone),
+            layers=FcLayers.from_arrays(part) if (part := _part(arrays, "layers")) else None,
+            model=Model(
+                scorer=scorer_from_arrays(values["scorer"], _part(arrays, "scorer")),
+                scaler=_scaler(values["scaler"]),
+                regressor=BoxRegressor.from_arrays(part) if (part := _part(arrays, "regressor")) else None,
+                regressor_scaler=_scaler(values["regressor_scaler"]),
+            ),
+            detect_config=from_dict(PostprocessConfig, values["detect"], where=str(manifest)),
+            info=values["info"],
+        )
+    except KeyError as error:
+        raise DataError(f"{folder}: {error} is missing from the detector. Train it again.") from error
+
+
+def _part(arrays: Mapping[str, NDArray[Any]], name: str) -> dict[str, NDArray[Any]]:
+    prefix = f"{name}."
+    return {key.removeprefix(prefix): value for key, value in arrays.items() if key.startswith(prefix)}
+
+
+def _scaler(values: Mapping[str, Any] | None) -> FeatureScaler | None:
+    return None if values is None else FeatureScaler.from_dict(values)

@@ -1,0 +1,1 @@
+"""The recipe that joins the stages, and what it can be told. Import its modules by name."""

@@ -1,0 +1,203 @@
+"""Everything that an experiment can be told, with the defaults that a new user gets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from rcnn_svm import postprocess
+from rcnn_svm.errors import ConfigError
+from rcnn_svm.features.build import FeatureConfig
+from rcnn_svm.features.fc_layers import FcConfig
+from rcnn_svm.finetune import FinetuneConfig
+from rcnn_svm.postprocess import PostprocessConfig
+from rcnn_svm.proposals import SelectiveSearchConfig
+
+__all__ = [
+    "HEADS",
+    "DataConfig",
+    "ExperimentConfig",
+    "HeadsConfig",
+    "demo_config",
+    "paper_config",
+    "quick_config",
+]
+
+HEADS = ("linear-svm", "rbf-svm", "softmax-refit", "softmax-finetuned")
+"""The heads that can be compared; `+bbox` is appended where box regression is on."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which labelled images.
+
+    Attributes:
+        path: a VOC, COCO or YOLO data set, or `digits` for the embedded digits in scenes.
+        format: `auto` looks at the files.
+        classes: the class list; empty takes the data's own.
+        drop_bad_boxes: leave broken boxes out instead of stopping at the first.
+        skip_absent_classes: leave out classes without an object in `train`, instead of stopping.
+        max_images: at most so many images a split; None for all.
+    """
+
+    path: str = "digits"
+    format: Literal["auto", "voc", "coco", "yolo"] = "auto"
+    classes: tuple[str, ...] = ()
+    drop_bad_boxes: bool = False
+    skip_absent_classes: bool = False
+    max_images: int | None = None
+
+
+@dataclass(frozen=True)
+class HeadsConfig:
+    """Which heads are trained, and what is tried for each on the validation split.
+
+    Attributes:
+        names: of `HEADS`.
+        scaling: of the features that SVMs, refitted softmax and box regression see: `l2` (each
+            row to length 1), `sqrt-l2` (signed square root first), `mean-norm-20` (R-CNN: one
+            factor for all), `none`. The network's own softmax reads unscaled features.
+        loss: of the linear SVM.
+        solver: `block` is ours, `liblinear` scikit-learn's LinearSVC.
+        positive_weight: how much more a positive's loss counts.
+        mining: `fixed-point` trains on what violates the margin until nothing new does, `paper`
+            is R-CNN's one pass over the images.
+        linear_costs: values of C for the linear SVM; one value means no choice.
+        rbf_costs: values of C for the RBF SVM.
+        rbf_gammas: values of the kernel's gamma, for features scaled as above.
+        softmax_costs: values of C for the refitted softmax.
+        softmax_positive_iou: a region is a positive of the softmax from this IoU on.
+        ridge_strengths: penalties of the box regression.
+        max_ious: NMS thresholds.
+        vote_ious: box voting thresholds; 0 stands for no voting.
+    """
+
+    names: tuple[str, ...] = HEADS
+    scaling: Literal["none", "l2", "sqrt-l2", "mean-norm-20"] = "l2"
+    loss: Literal["hinge", "squared_hinge"] = "hinge"
+    solver: Literal["block", "liblinear"] = "block"
+    positive_weight: float = 2.0
+    mining: Literal["fixed-point", "paper"] = "fixed-point"
+    linear_costs: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0, 3.0)
+    rbf_costs: tuple[float, ...] = (1.0, 3.0, 10.0)
+    rbf_gammas: tuple[float, ...] = (0.5, 1.0, 2.0)
+    softmax_costs: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0, 3.0)
+    softmax_positive_iou: float = 0.5
+    ridge_strengths: tuple[float, ...] = (0.3, 3.0, 30.0)
+    max_ious: tuple[float, ...] = (0.3, 0.4)
+    vote_ious: tuple[float, ...] = (0.0, 0.5)
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.names if name not in HEADS]
+        if unknown or not self.names:
+            raise ConfigError(
+                f"heads.names must be some of {', '.join(HEADS)}, got {', '.join(unknown) or 'none'}."
+            )
+        for grid in (
+            "linear_costs",
+            "rbf_costs",
+            "rbf_gammas",
+            "softmax_costs",
+            "ridge_strengths",
+            "max_ious",
+            "vote_ious",
+        ):
+            if not getattr(self, grid):
+                raise ConfigError(f"heads.{grid} must hold at least one value, got none.")
+
+
+@dataclass(frozen=True)
+class ExperimentConfig:
+    """One experiment, from images to a report.
+
+    Attributes:
+        data: the images.
+        proposals: the regions.
+        features: the network and what is read out of it.
+        learn: what is trained before the heads: `nothing` (ImageNet features as they are), `fc`
+            (fc6 and fc7 of our own on frozen features), `network` (R-CNN's fine-tuning of the
+            whole network on warped proposals).
+        fc: training of `fc`.
+        finetune: training of `network`.
+        heads: what is compared.
+        detect: from scores to detections; `max_iou` and `vote_iou` are chosen on val.
+        rule: AP of VOC2007 (11 points) or of VOC2010 and later (all points), in percent.
+        n_bootstrap: resamples of the intervals.
+        seed: of everything random.
+    """
+
+    data: DataConfig = field(default_factory=DataConfig)
+    proposals: SelectiveSearchConfig = field(
+        default_factory=lambda: SelectiveSearchConfig(max_width=500, max_regions=2000)
+    )
+    features: FeatureConfig = field(default_factory=FeatureConfig)
+    learn: Literal["nothing", "fc", "network"] = "fc"
+    fc: FcConfig = field(default_factory=FcConfig)
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+    heads: HeadsConfig = field(default_factory=HeadsConfig)
+    detect: PostprocessConfig = field(default_factory=PostprocessConfig)
+    rule: Literal["voc07", "voc10"] = "voc07"
+    n_bootstrap: int = 1000
+    seed: int = 0
+
+
+def paper_config(base: ExperimentConfig) -> ExperimentConfig:
+    """Return `base` with every constant of the paper: warped AlexNet, fc7, its SVMs, its detector.
+
+    Fine-tuning follows the published schedule, which wants a GPU; `learn=nothing` leaves it out.
+
+    References:
+        Girshick et al., arXiv 1311.2524v5; rbgirshick/rcnn.
+    """
+    return replace(
+        base,
+        proposals=SelectiveSearchConfig(),
+        features=FeatureConfig(
+            backbone="alexnet", weights=base.features.weights, path="warped", taps="fc7", crop_mode="warp"
+        ),
+        learn="network",
+        finetune=FinetuneConfig.paper(),
+        heads=replace(
+            base.heads,
+            scaling="mean-norm-20",
+            loss="hinge",
+            positive_weight=2.0,
+            mining="paper",
+            linear_costs=(1e-3,),
+            ridge_strengths=(1000.0,),
+            max_ious=(0.3,),
+            vote_ious=(0.0,),
+        ),
+        detect=postprocess.PAPER,
+    )
+
+
+def quick_config(base: ExperimentConfig) -> ExperimentConfig:
+    """Return `base` cut down for a first look: few images, regions and settings, short training."""
+    return replace(
+        base,
+        data=replace(base.data, max_images=min(base.data.max_images or 40, 40)),
+        proposals=replace(base.proposals, max_regions=min(base.proposals.max_regions or 300, 300)),
+        fc=replace(base.fc, n_steps=min(base.fc.n_steps, 200)),
+        finetune=replace(base.finetune, n_steps=min(base.finetune.n_steps, 100)),
+        heads=replace(
+            base.heads,
+            linear_costs=base.heads.linear_costs[len(base.heads.linear_costs) // 2 :][:1],
+            rbf_costs=base.heads.rbf_costs[len(base.heads.rbf_costs) // 2 :][:1],
+            rbf_gammas=base.heads.rbf_gammas[len(base.heads.rbf_gammas) // 2 :][:1],
+            softmax_costs=base.heads.softmax_costs[len(base.heads.softmax_costs) // 2 :][:1],
+            ridge_strengths=base.heads.ridge_strengths[len(base.heads.ridge_strengths) // 2 :][:1],
+        ),
+        n_bootstrap=min(base.n_bootstrap, 200),
+    )
+
+
+def demo_config() -> ExperimentConfig:
+    """Return the demonstration: digits in scenes, `small_cnn` trained from nothing, all heads."""
+    return ExperimentConfig(
+        data=DataConfig(path="digits"),
+        proposals=SelectiveSearchConfig(min_size=10, max_regions=1000),
+        features=FeatureConfig(backbone="small_cnn", weights="random", path="warped", taps="fc7"),
+        learn="network",
+        finetune=FinetuneConfig.from_scratch(),
+    )

@@ -1,0 +1,73 @@
+"""The splits of an experiment, from a folder or rendered."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import replace
+
+import numpy as np
+
+from rcnn_svm.datasets import Splits, load_splits
+from rcnn_svm.datasets.digits import digits_in_scenes
+from rcnn_svm.experiment.config import DataConfig
+from rcnn_svm.progress import say
+from rcnn_svm.structures import Dataset
+
+__all__ = ["DIGITS_IMAGES", "absent_classes", "digits_splits", "load_data"]
+
+DIGITS_IMAGES = {"train": 300, "val": 100, "test": 200}
+"""Scenes of each split of the embedded data set."""
+
+
+def load_data(config: DataConfig, *, seed: int) -> Splits:
+    """Return the splits that the configuration names; what was not as given is said.
+
+    Raises:
+        ConfigError: an option that the data set does not know.
+        DataError: the data set is missing or broken.
+    """
+    if config.path == "digits":
+        return digits_splits(seed=seed, max_images=config.max_images)
+    splits = load_splits(
+        config.path,
+        format=None if config.format == "auto" else config.format,
+        classes=config.classes or None,
+        drop_bad_boxes=config.drop_bad_boxes,
+        seed=seed,
+        max_images=config.max_images,
+    )
+    for note in splits.notes:
+        say(note)
+    absent = absent_classes(splits)
+    if absent and config.skip_absent_classes:
+        say(f"{splits.train.name}: without an object to train on, left out: {', '.join(absent)}.")
+        kept = [name for name in splits.train.classes if name not in absent]
+        parts = (splits.train, splits.val, splits.trainval, splits.test)
+        return Splits(*(_only(part, kept) for part in parts), notes=splits.notes)
+    return splits
+
+
+def digits_splits(*, seed: int, max_images: int | None = None) -> Splits:
+    """Return the embedded digits in scenes as splits."""
+    sizes = {split: min(n, max_images or n) for split, n in DIGITS_IMAGES.items()}
+    train, val, test = (digits_in_scenes(split, n, seed=seed) for split, n in sizes.items())
+    return Splits(train, val, replace(train, split="trainval", samples=train.samples + val.samples), test)
+
+
+def absent_classes(splits: Splits) -> list[str]:
+    """Return the classes without an object in `train` that could be a positive."""
+    present: set[int] = set()
+    for sample in splits.train:
+        present |= set(sample.truth.labels[~sample.truth.crowd].tolist())
+    return [name for k, name in enumerate(splits.train.classes) if k not in present]
+
+
+def _only(dataset: Dataset, names: Collection[str]) -> Dataset:
+    """Return the data set with the objects of some of its classes."""
+    new = {dataset.classes.index(name): k for k, name in enumerate(names)}
+    samples = []
+    for sample in dataset:
+        truth = sample.truth[np.isin(sample.truth.labels, list(new))]
+        labels = np.array([new[int(label)] for label in truth.labels], np.int64)
+        samples.append(replace(sample, truth=replace(truth, labels=labels)))
+    return replace(dataset, classes=tuple(names), samples=tuple(samples))

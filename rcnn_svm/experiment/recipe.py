@@ -1,0 +1,328 @@
+"""The experiment, top to bottom: data, proposals, features, learning, heads, detections, figures.
+
+`run_experiment` chooses every setting by training on `train` and measuring on `val`, trains again
+on `trainval`, and looks at `test` once. All heads see the same regions and the same features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rcnn_svm.datasets import Splits
+from rcnn_svm.detector import Detector, Model
+from rcnn_svm.errors import ConfigError, DataError
+from rcnn_svm.evaluation.voc import EvalResult, evaluate_voc
+from rcnn_svm.experiment.config import ExperimentConfig
+from rcnn_svm.experiment.data import absent_classes
+from rcnn_svm.experiment.measure import Meter
+from rcnn_svm.experiment.regions import SplitRegions, StoredBlocks
+from rcnn_svm.experiment.representation import Network, Representation, learn_layers, prepare_network
+from rcnn_svm.experiment.selection import (
+    Choice,
+    choose_head,
+    choose_postprocess,
+    choose_regressor,
+    score_images,
+    train_candidates,
+    with_deltas,
+)
+from rcnn_svm.features.fc_layers import FcLayers
+from rcnn_svm.features.scaling import FeatureScaler
+from rcnn_svm.features.store import FeatureStore
+from rcnn_svm.heads.bbox_regressor import BoxRegressor
+from rcnn_svm.postprocess import PostprocessConfig
+from rcnn_svm.progress import say, track
+from rcnn_svm.proposals import cached_proposals
+from rcnn_svm.structures import Dataset, Detections, RegionSet
+
+__all__ = ["Experiment", "HeadResult", "detect_stored", "propose", "run_experiment"]
+
+FINETUNED = "softmax-finetuned"
+
+
+@dataclass(frozen=True, eq=False)
+class HeadResult:
+    """What one head reached on the test split.
+
+    Attributes:
+        detector: trained on trainval, ready to be saved; `detector.head` is its name, with
+            `+bbox` where box regression is on.
+        detections: one record per test image.
+        evaluation: VOC AP of them.
+        train_s: wall clock of the final training on trainval.
+        score_s_per_image: scoring, regression and NMS of an image's regions, mean over test.
+        peak_rss_mb: largest memory of the process during the final training.
+        details: chosen settings, validation mAP, what was tried, support vectors and the like.
+    """
+
+    detector: Detector
+    detections: list[Detections]
+    evaluation: EvalResult
+    train_s: float
+    score_s_per_image: float
+    peak_rss_mb: float
+    details: dict[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Experiment:
+    """A finished experiment.
+
+    Attributes:
+        config: as it was run.
+        splits: the images.
+        heads: results by name, in the order of the configuration.
+        stages_s: wall clock of proposals, features, train and detect.
+    """
+
+    config: ExperimentConfig
+    splits: Splits
+    heads: dict[str, HeadResult]
+    stages_s: dict[str, float]
+
+
+def propose(dataset: Dataset, config: ExperimentConfig, cache: Path, *, n_jobs: int) -> dict[str, RegionSet]:
+    """Return the region proposals of every image by its id, from the cache where they lie there."""
+    regions = cached_proposals(dataset.samples, config.proposals, cache / "proposals", n_jobs=n_jobs)
+    return {region_set.image_id: region_set for region_set in regions}
+
+
+def run_experiment(
+    config: ExperimentConfig,
+    splits: Splits,
+    cache: Path,
+    *,
+    n_jobs: int,
+    finished: Callable[[HeadResult], None] | None = None,
+) -> Experiment:
+    """Run an experiment on `splits`.
+
+    Args:
+        config: what to do.
+        splits: train, val, trainval and test of one data set.
+        cache: folder of proposals, features and fine-tuned networks, kept between runs.
+        n_jobs: threads where work is independent.
+        finished: called with each result as soon as it is there, so that it can be kept.
+
+    Raises:
+        ConfigError: a head that the configuration gives nothing to work on.
+        DataError: a class without an object to train on, a split without images, a broken image.
+    """
+    _require_objects(splits)
+    if config.learn == "nothing" and FINETUNED in config.heads.names:
+        raise ConfigError(
+            f"heads.names: {FINETUNED} needs something that is fine-tuned. Set learn=fc or learn=network, "
+            f"or leave the head out."
+        )
+    stages: dict[str, float] = {}
+    with Meter() as meter:
+        proposals = propose(splits.trainval, config, cache, n_jobs=n_jobs)
+        test_proposals = propose(splits.test, config, cache, n_jobs=n_jobs)
+    stages["proposals"] = meter.seconds
+    train = SplitRegions.of(splits.train, proposals, with_truth=True)
+    val = SplitRegions.of(splits.val, proposals, with_truth=True)
+    trainval = SplitRegions.of(splits.trainval, proposals, with_truth=True)
+    test = SplitRegions.of(splits.test, test_proposals, with_truth=False)
+
+    network = prepare_network(config, train, proposals, cache)
+    base = FeatureStore(cache / "features", network.featurizer, precision=config.features.precision)
+    with Meter() as meter:
+        base.fill(trainval.dataset.samples, trainval.boxes, "features of trainval")
+        base.fill(test.dataset.samples, test.boxes, "features of test")
+    stages["features"] = meter.seconds
+
+    with Meter() as meter:
+        chosen = _choose(config, network, base, train, val, n_jobs)
+    stages["choose"] = meter.seconds
+    with Meter() as meter:
+        final = learn_layers(config, network, base, trainval)
+        final.fill(trainval)
+        trained = _train(config, final, trainval, chosen, n_jobs)
+    stages["train"] = meter.seconds + network.finetune_s
+
+    with Meter() as meter:
+        final.fill(test)
+        results: dict[str, HeadResult] = {}
+        for head in trained:
+            for result in _results(head, config, network, final.layers, final.blocks(test)):
+                results[result.detector.head] = result
+                if finished is not None:
+                    finished(result)
+    stages["detect"] = meter.seconds
+    return Experiment(config, splits, results, stages)
+
+
+def _require_objects(splits: Splits) -> None:
+    for dataset in (splits.train, splits.val, splits.test):
+        if len(dataset) == 0:
+            raise DataError(f"{dataset.name}: the split {dataset.split!r} has no image.")
+    absent = absent_classes(splits)
+    if absent:
+        raise DataError(
+            f"{splits.train.name}: every class needs an object in the split {splits.train.split!r}, got "
+            f"none of {', '.join(absent[:5])}{' and others' if len(absent) > 5 else ''}. Name the classes "
+            f"to learn with --classes, or leave out those without objects with --skip-absent-classes."
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class _Chosen:
+    """What validation decided for one head.
+
+    Attributes:
+        head: its own setting.
+        plain: post-processing without box regression.
+        boxes: the box regression, the same for all heads.
+        with_boxes: post-processing with it.
+    """
+
+    head: Choice
+    plain: tuple[Choice, PostprocessConfig]
+    boxes: Choice
+    with_boxes: tuple[Choice, PostprocessConfig]
+
+
+def _choose(
+    config: ExperimentConfig,
+    network: Network,
+    base: FeatureStore,
+    train: SplitRegions,
+    val: SplitRegions,
+    n_jobs: int,
+) -> dict[str, _Chosen]:
+    learned = learn_layers(config, network, base, train)
+    learned.fill(train)
+    learned.fill(val)
+    train_rows, val_rows = learned.blocks(train), learned.blocks(val)
+    scaler = FeatureScaler(config.heads.scaling).fit(train_rows)
+    chosen: dict[str, _Chosen] = {}
+    boxes: Choice | None = None
+    box_model: Model | None = None
+    for name in config.heads.names:
+        if name == FINETUNED:
+            assert learned.softmax is not None  # run_experiment refused it otherwise
+            model = Model(learned.softmax, None)
+            head = Choice({}, float("nan"), ())
+        else:
+            head, model = choose_head(name, config, train_rows, val_rows, scaler, n_jobs=n_jobs)
+        scored = score_images(val_rows, model)
+        plain = choose_postprocess(config, val_rows, scored)
+        if boxes is None or box_model is None:
+            # The first head decides for all: heads shall differ in their scores alone.
+            boxes, box_model = choose_regressor(
+                config, train_rows, val_rows, scaler, learned.regressor, model, scored
+            )
+        with_boxes = choose_postprocess(config, val_rows, with_deltas(val_rows, scored, box_model))
+        chosen[name] = _Chosen(head, plain, boxes, with_boxes)
+        say(
+            f"{name}: {plain[0].val_map:.1f} mAP on {val.dataset.split}, {with_boxes[0].val_map:.1f} with "
+            f"box regression ({_words({**head.settings, **with_boxes[0].settings})})"
+        )
+    return chosen
+
+
+def _words(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {value:g}" for key, value in settings.items())
+
+
+@dataclass(frozen=True, eq=False)
+class _Trained:
+    """A head trained on trainval."""
+
+    name: str
+    model: Model
+    chosen: _Chosen
+    train_s: float
+    peak_rss_mb: float
+    details: dict[str, Any]
+
+
+def _train(
+    config: ExperimentConfig,
+    learned: Representation,
+    trainval: SplitRegions,
+    chosen: Mapping[str, _Chosen],
+    n_jobs: int,
+) -> list[_Trained]:
+    rows = learned.blocks(trainval)
+    scaler = FeatureScaler(config.heads.scaling).fit(rows)
+    boxes = next(iter(chosen.values())).boxes
+    if "learned" in boxes.settings:
+        regressor, regressor_scaler = learned.regressor, None
+    else:
+        regressor = BoxRegressor(strength=boxes.settings["strength"]).fit(rows.scaled(scaler))
+        regressor_scaler = scaler
+    trained = []
+    for name, choice in chosen.items():
+        if name == FINETUNED:
+            assert learned.softmax is not None
+            model = Model(learned.softmax, None, regressor, regressor_scaler)
+            trained.append(_Trained(name, model, choice, learned.learn_s, learned.peak_rss_mb, {}))
+            continue
+        with Meter() as meter:
+            (candidate,) = train_candidates(
+                name,
+                [choice.head.settings],
+                config.heads,
+                rows.scaled(scaler),
+                seed=config.seed,
+                n_jobs=n_jobs,
+            )
+        model = Model(candidate.scorer, scaler, regressor, regressor_scaler)
+        trained.append(_Trained(name, model, choice, meter.seconds, meter.peak_rss_mb, candidate.details))
+    return trained
+
+
+def _results(
+    trained: _Trained, config: ExperimentConfig, network: Network, layers: FcLayers | None, test: StoredBlocks
+) -> Iterator[HeadResult]:
+    """Detect in the test split without and with box regression."""
+    for suffix, (choice, detect) in (("", trained.chosen.plain), ("+bbox", trained.chosen.with_boxes)):
+        model = trained.model
+        if not suffix:
+            model = replace(model, regressor=None, regressor_scaler=None)
+        details = {
+            "val_map": choice.val_map,
+            "settings": trained.chosen.head.settings | choice.settings,
+            "tried": [{"settings": s, "val_map": v} for s, v in trained.chosen.head.tried],
+            **trained.details,
+        }
+        if suffix:
+            details["box_regression"] = trained.chosen.boxes.settings
+        detector = Detector(
+            head=trained.name + suffix,
+            classes=test.classes,
+            proposals=config.proposals,
+            features=config.features,
+            backbone=network.backbone,
+            featurizer=network.featurizer,
+            layers=layers,
+            model=model,
+            detect_config=detect,
+            info={"data": config.data.path, "seed": config.seed, "details": details},
+        )
+        with Meter() as meter:
+            detections = detect_stored(detector, test)
+        evaluation = evaluate_voc(detections, test.regions.truths, test.classes, rule=config.rule)
+        yield HeadResult(
+            detector,
+            detections,
+            evaluation,
+            trained.train_s,
+            meter.seconds / len(test),
+            trained.peak_rss_mb,
+            details,
+        )
+
+
+def detect_stored(detector: Detector, blocks: StoredBlocks) -> list[Detections]:
+    """Detect in every image of a split whose rows are stored; ground-truth rows are left out."""
+    found = []
+    for i, sample in enumerate(track(blocks.regions.dataset, f"{detector.head} on test", total=len(blocks))):
+        n_gt = blocks.regions.n_gt[i]
+        boxes, rows = blocks.regions.boxes[i][n_gt:], blocks.features(i)[n_gt:]
+        found.append(detector.detect_from_features(sample.image_id, sample.size, boxes, rows))
+    return found

@@ -1,0 +1,116 @@
+"""One split with its region proposals, and its features as the blocks that heads train on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rcnn_svm.boxes import Boxes
+from rcnn_svm.features.store import FeatureStore
+from rcnn_svm.heads.assign import RegionTruth, describe_regions
+from rcnn_svm.structures import Dataset, GroundTruth, RegionSet
+
+__all__ = ["SplitRegions", "StoredBlocks", "score_split"]
+
+
+@dataclass(frozen=True, eq=False)
+class SplitRegions:
+    """The images of one split with the boxes whose features are wanted.
+
+    Attributes:
+        dataset: the images and their labels.
+        boxes: per image, the ground-truth boxes first (training splits only), then the proposals.
+        n_gt: per image, how many of the first rows are ground truth; scoring leaves them out.
+    """
+
+    dataset: Dataset
+    boxes: tuple[Boxes, ...]
+    n_gt: tuple[int, ...]
+
+    @classmethod
+    def of(cls, dataset: Dataset, proposals: Mapping[str, RegionSet], *, with_truth: bool) -> SplitRegions:
+        """Join a split with its proposals.
+
+        Args:
+            dataset: the split.
+            proposals: image id -> its regions.
+            with_truth: put the ground-truth boxes first, as R-CNN's training does
+                [roidb_from_voc.m]; a split that is only looked at in the end has none.
+        """
+        boxes, n_gt = [], []
+        for sample in dataset:
+            regions = proposals[sample.image_id].boxes
+            n = len(sample.truth) if with_truth else 0
+            boxes.append(np.concatenate([sample.truth.boxes[:n], regions]))
+            n_gt.append(n)
+        return cls(dataset, tuple(boxes), tuple(n_gt))
+
+    @property
+    def truths(self) -> tuple[GroundTruth, ...]:
+        """Per image its labelled objects."""
+        return tuple(sample.truth for sample in self.dataset)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+
+class Scaler(Protocol):
+    """Scales feature rows; fitted on a training split."""
+
+    def __call__(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the scaled rows."""
+
+
+class StoredBlocks:
+    """Region blocks (see `heads.base.RegionBlocks`) read image by image from a feature store.
+
+    Args:
+        store: holds or computes the features.
+        regions: which images and boxes.
+        scaler: applied to rows as they are read; None leaves them as stored.
+    """
+
+    def __init__(self, store: FeatureStore, regions: SplitRegions, scaler: Scaler | None = None) -> None:
+        self.store = store
+        self.regions = regions
+        self.scaler = scaler
+
+    def scaled(self, scaler: Scaler) -> StoredBlocks:
+        """Return the same blocks read through `scaler`."""
+        return StoredBlocks(self.store, self.regions, scaler)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The class names."""
+        return self.regions.dataset.classes
+
+    @property
+    def n_features(self) -> int:
+        """D, the length of a feature row."""
+        return self.store.n_features
+
+    def __len__(self) -> int:
+        return len(self.regions)
+
+    def features(self, i: int) -> NDArray[Any]:
+        """Return (R_i, D) features of image `i`, ground-truth rows first."""
+        stored = self.store.get(self.regions.dataset.samples[i], self.regions.boxes[i])
+        return stored if self.scaler is None else self.scaler(np.asarray(stored, np.float32))
+
+    def truth(self, i: int) -> RegionTruth:
+        """Return how the regions of image `i` lie to its objects."""
+        sample = self.regions.dataset.samples[i]
+        return describe_regions(self.regions.boxes[i], sample.truth, len(self.classes), self.regions.n_gt[i])
+
+
+def score_split(
+    blocks: StoredBlocks, score: Callable[[NDArray[Any]], NDArray[np.float32]]
+) -> Iterator[tuple[int, Boxes, NDArray[np.float32]]]:
+    """Yield (image index, proposals, their scores) for every image; ground-truth rows are left out."""
+    for i in range(len(blocks)):
+        n_gt = blocks.regions.n_gt[i]
+        yield i, blocks.regions.boxes[i][n_gt:], score(blocks.features(i)[n_gt:])

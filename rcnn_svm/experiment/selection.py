@@ -1,0 +1,299 @@
+"""Settings chosen on the validation split: cost, kernel width, ridge strength, NMS, voting."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rcnn_svm.heads.rbf_svm import RBFSVMHead
+
+from rcnn_svm.boxes import Boxes
+from rcnn_svm.detector import Model
+from rcnn_svm.evaluation.voc import evaluate_voc
+from rcnn_svm.experiment.config import ExperimentConfig, HeadsConfig
+from rcnn_svm.experiment.regions import StoredBlocks
+from rcnn_svm.features.scaling import FeatureScaler
+from rcnn_svm.heads.assign import LabelRule
+from rcnn_svm.heads.base import Scorer
+from rcnn_svm.heads.bbox_regressor import BoxRegressor
+from rcnn_svm.heads.linear_svm import LinearSVMHead
+from rcnn_svm.heads.mining import FixedPointMining, PaperMining
+from rcnn_svm.heads.softmax import SoftmaxHead
+from rcnn_svm.postprocess import PostprocessConfig, postprocess
+from rcnn_svm.progress import track
+
+__all__ = [
+    "Candidate",
+    "Choice",
+    "ScoredImage",
+    "choose_head",
+    "choose_postprocess",
+    "choose_regressor",
+    "mean_ap",
+    "score_images",
+    "train_candidates",
+    "with_deltas",
+]
+
+
+@dataclass(frozen=True, eq=False)
+class ScoredImage:
+    """The regions of one image that can matter, scored.
+
+    Attributes:
+        boxes: (R, 4) proposals.
+        scores: (R, K).
+        deltas: (R, K, 4) or None.
+    """
+
+    boxes: Boxes
+    scores: NDArray[np.float32]
+    deltas: NDArray[np.float32] | None = None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What won on the validation split.
+
+    Attributes:
+        settings: the winner.
+        val_map: its mAP there, in percent.
+        tried: (settings, mAP) of everything that was tried.
+    """
+
+    settings: dict[str, Any]
+    val_map: float
+    tried: tuple[tuple[dict[str, Any], float], ...]
+
+
+def score_images(blocks: StoredBlocks, model: Model) -> list[ScoredImage]:
+    """Score the proposals of every image of unscaled blocks; ground-truth rows are left out."""
+    scored = []
+    for i in range(len(blocks)):
+        n_gt = blocks.regions.n_gt[i]
+        rows = np.asarray(blocks.features(i)[n_gt:], np.float32)
+        scored.append(ScoredImage(blocks.regions.boxes[i][n_gt:], model.scores(rows), model.deltas(rows)))
+    return scored
+
+
+def with_deltas(blocks: StoredBlocks, scored: Sequence[ScoredImage], model: Model) -> list[ScoredImage]:
+    """Return the same scores with the deltas of `model`: scoring need not be done again."""
+    result = []
+    for i, image in enumerate(scored):
+        rows = np.asarray(blocks.features(i)[blocks.regions.n_gt[i] :], np.float32)
+        result.append(replace(image, deltas=model.deltas(rows)))
+    return result
+
+
+def mean_ap(
+    blocks: StoredBlocks, scored: Sequence[ScoredImage], detect: PostprocessConfig, config: ExperimentConfig
+) -> float:
+    """Return the mAP, in percent, of scored regions after `postprocess`."""
+    dataset = blocks.regions.dataset
+    detections = [
+        postprocess(sample.image_id, sample.size, image.boxes, image.scores, image.deltas, detect)
+        for sample, image in zip(dataset, scored, strict=True)
+    ]
+    result = evaluate_voc(detections, blocks.regions.truths, dataset.classes, rule=config.rule)
+    return 100 * result.map(config.rule)
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """One head trained with one setting.
+
+    Attributes:
+        settings: what distinguishes it.
+        scorer: the trained head.
+        details: figures worth reporting, such as support vectors or the duality gap.
+    """
+
+    settings: dict[str, float]
+    scorer: Scorer
+    details: dict[str, Any]
+
+
+def settings_of(name: str, config: HeadsConfig) -> list[dict[str, float]]:
+    """Return every setting that the configuration names for a head; C rises."""
+    if name == "linear-svm":
+        return [{"C": cost} for cost in sorted(config.linear_costs)]
+    if name == "softmax-refit":
+        return [{"C": cost} for cost in sorted(config.softmax_costs)]
+    grid = itertools.product(sorted(config.rbf_costs), config.rbf_gammas)
+    return [{"C": cost, "gamma": gamma} for cost, gamma in grid]
+
+
+def train_candidates(
+    name: str,
+    settings: Sequence[dict[str, float]],
+    config: HeadsConfig,
+    blocks: StoredBlocks,
+    *,
+    seed: int,
+    n_jobs: int,
+) -> Iterator[Candidate]:
+    """Train one head with each of `settings`, in order.
+
+    Args:
+        name: `linear-svm`, `rbf-svm` or `softmax-refit`.
+        settings: as `settings_of` returns them, or the one that was chosen.
+        config: what is the same for all.
+        blocks: scaled features of a training split.
+        seed: of everything random.
+        n_jobs: classes in parallel, where the solver trains them one by one.
+    """
+    costs = [setting["C"] for setting in settings]
+    if name == "linear-svm":
+        yield from _linear(settings, costs, config, blocks, seed, n_jobs)
+    elif name == "softmax-refit":
+        rule = LabelRule(config.softmax_positive_iou, min(0.5, config.softmax_positive_iou))
+        head = SoftmaxHead(rule=rule, random_state=seed)
+        for setting, scorer in zip(settings, head.fit_path(blocks, costs), strict=True):
+            yield Candidate(setting, scorer, {})
+    else:
+        for setting in settings:
+            rbf = RBFSVMHead(
+                C=setting["C"],
+                gamma=setting["gamma"],
+                positive_weight=config.positive_weight,
+                n_jobs=n_jobs,
+                random_state=seed,
+            ).fit(blocks)
+            yield Candidate(setting, rbf.scorer_, {"support_vectors": len(rbf.support_vectors_)})
+
+
+def _linear(
+    settings: Sequence[dict[str, float]],
+    costs: Sequence[float],
+    config: HeadsConfig,
+    blocks: StoredBlocks,
+    seed: int,
+    n_jobs: int,
+) -> Iterator[Candidate]:
+    head = LinearSVMHead(
+        loss=config.loss,
+        positive_weight=config.positive_weight,
+        mining=PaperMining() if config.mining == "paper" else FixedPointMining(),
+        solver=config.solver,
+        n_jobs=n_jobs,
+        random_state=seed,
+    )
+    if config.mining == "fixed-point":
+        for setting, scorer in zip(settings, head.fit_path(blocks, costs), strict=True):
+            yield Candidate(setting, scorer, {"mining_passes": head.mining_.passes})
+    else:
+        for setting in settings:
+            head.set_params(C=setting["C"]).fit(blocks)
+            yield Candidate(setting, head.scorer_, {"mining_passes": head.mining_.passes})
+
+
+def choose_head(
+    name: str,
+    config: ExperimentConfig,
+    train: StoredBlocks,
+    val: StoredBlocks,
+    scaler: FeatureScaler,
+    *,
+    n_jobs: int,
+) -> tuple[Choice, Model]:
+    """Train on `train` with every setting, measure each on `val` by plain NMS, keep the best.
+
+    Equals go to the smaller cost, which comes first.
+
+    Args:
+        name: `linear-svm`, `rbf-svm` or `softmax-refit`.
+        config: the grids.
+        train: unscaled features of the training split.
+        val: unscaled features of the validation split.
+        scaler: fitted on `train`.
+        n_jobs: classes in parallel.
+    """
+    detect = replace(config.detect, regression="off", vote_iou=None)
+    tried: list[tuple[dict[str, Any], float]] = []
+    best: Model | None = None
+    settings = settings_of(name, config.heads)
+    fits = train_candidates(
+        name, settings, config.heads, train.scaled(scaler), seed=config.seed, n_jobs=n_jobs
+    )
+    for candidate in track(fits, f"{name} settings", total=len(settings), unit="fit"):
+        model = Model(candidate.scorer, scaler)
+        value = mean_ap(val, score_images(val, model), detect, config)
+        if best is None or value > max(earlier for _, earlier in tried):
+            best = model
+        tried.append((candidate.settings, value))
+    assert best is not None  # the configuration refuses empty grids
+    return _winner(tried), best
+
+
+def choose_regressor(
+    config: ExperimentConfig,
+    train: StoredBlocks,
+    val: StoredBlocks,
+    scaler: FeatureScaler,
+    learned: BoxRegressor | None,
+    model: Model,
+    scored: Sequence[ScoredImage],
+) -> tuple[Choice, Model]:
+    """Choose the box regression by the mAP that it gives a head on `val`.
+
+    Candidates are ridge regressions of every strength, and the regression that was learned
+    together with the representation where there is one.
+
+    Args:
+        config: the strengths.
+        train: unscaled features of the training split.
+        val: unscaled features of the validation split.
+        scaler: fitted on `train`; the ridge regressions read scaled rows.
+        learned: reads unscaled rows, or None.
+        model: the head.
+        scored: its scores on `val`.
+
+    Returns:
+        The choice, whose settings are `{"strength": s}` or `{"learned": True}`, and the head with it.
+    """
+    detect = replace(config.detect, vote_iou=None)
+    strengths = config.heads.ridge_strengths
+    models = [
+        replace(model, regressor=regressor, regressor_scaler=scaler)
+        for regressor in BoxRegressor().fit_path(train.scaled(scaler), strengths)
+    ]
+    settings: list[dict[str, Any]] = [{"strength": strength} for strength in strengths]
+    if learned is not None:
+        models.append(replace(model, regressor=learned, regressor_scaler=None))
+        settings.append({"learned": True})
+    tried = [
+        (setting, mean_ap(val, with_deltas(val, scored, candidate), detect, config))
+        for setting, candidate in zip(settings, models, strict=True)
+    ]
+    choice = _winner(tried)
+    return choice, models[settings.index(choice.settings)]
+
+
+def choose_postprocess(
+    config: ExperimentConfig, val: StoredBlocks, scored: Sequence[ScoredImage]
+) -> tuple[Choice, PostprocessConfig]:
+    """Choose the NMS threshold and, where boxes are regressed, box voting."""
+    with_boxes = scored[0].deltas is not None
+    votes = config.heads.vote_ious if with_boxes else (0.0,)
+    tried, configs = [], []
+    for max_iou, vote in itertools.product(config.heads.max_ious, votes):
+        detect = replace(
+            config.detect,
+            max_iou=max_iou,
+            vote_iou=vote or None,
+            regression=config.detect.regression if with_boxes else "off",
+        )
+        configs.append(detect)
+        tried.append(({"max_iou": max_iou, "vote_iou": vote}, mean_ap(val, scored, detect, config)))
+    choice = _winner(tried)
+    return choice, configs[[setting for setting, _ in tried].index(choice.settings)]
+
+
+def _winner(tried: Sequence[tuple[dict[str, Any], float]]) -> Choice:
+    """Return the best of what was tried, the first of equals."""
+    best = int(np.argmax([value for _, value in tried]))
+    return Choice(*tried[best], tuple(tried))

@@ -1,0 +1,84 @@
+"""From a configuration to a featurizer: which network, which taps, warped or shared."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from rcnn_svm.errors import ConfigError
+from rcnn_svm.features.store import Precision
+
+if TYPE_CHECKING:
+    from rcnn_svm.features.backbone import Backbone
+    from rcnn_svm.features.featurizers import SharedFeatures, WarpedFeatures
+
+    ImageFeaturizer: TypeAlias = SharedFeatures | WarpedFeatures
+
+__all__ = ["FeatureConfig", "build_featurizer"]
+
+
+@dataclass(frozen=True)
+class FeatureConfig:
+    """What is read out of which network.
+
+    Attributes:
+        backbone: name of the network, see `rcnn_svm.features.backbone.BACKBONES`.
+        weights: `default`, `offline`, `random`, a member of torchvision's enum, or a file.
+        path: `shared` runs the convolutions once per image, `warped` the whole network on every
+            region, as R-CNN does.
+        taps: layers by name, separated by commas, such as `fc7` or `block13@3x3,block17@1x1*1.8`.
+        longer_sides: shared path: sizes that the image's longer side is brought to.
+        crop_size: warped path: side of a crop in pixels; None is the network's own.
+        padding: warped path: context in pixels of the crop; None is the network's own.
+        crop_mode: warped path: `warp` stretches a region, `square` takes the square around it.
+        precision: of the features on disk.
+    """
+
+    backbone: str = "mobilenet_v2"
+    weights: str = "default"
+    path: Literal["shared", "warped"] = "shared"
+    taps: str = "block13@3x3,block17@1x1,block17@1x1*1.8"
+    longer_sides: tuple[int, ...] = (480,)
+    crop_size: int | None = None
+    padding: int | None = None
+    crop_mode: Literal["warp", "square"] = "warp"
+    precision: Precision = "float16"
+
+    def __post_init__(self) -> None:
+        if self.path == "shared" and self.backbone.startswith("small_cnn"):
+            raise ConfigError(
+                "features.path: small_cnn reads small crops and needs the warped path. "
+                "Set features.path=warped."
+            )
+
+
+def build_featurizer(
+    config: FeatureConfig, backbone: Backbone | None = None, *, seed: int = 0, device: str = "cpu"
+) -> ImageFeaturizer:
+    """Make the featurizer of a configuration.
+
+    Args:
+        config: what to build.
+        backbone: the network where it is loaded already; None loads it.
+        seed: of random weights.
+        device: where torch runs.
+
+    Raises:
+        ConfigError: an unknown network or layer.
+        WeightsError: the weights are missing, damaged or of another network.
+    """
+    from rcnn_svm.features.backbone import load_backbone
+    from rcnn_svm.features.featurizers import SharedFeatures, WarpedFeatures
+
+    if backbone is None:
+        backbone = load_backbone(config.backbone, config.weights, seed=seed)
+    if config.path == "shared":
+        return SharedFeatures(backbone, config.taps, longer_sides=config.longer_sides, device=device)
+    return WarpedFeatures(
+        backbone,
+        config.taps,
+        crop_size=config.crop_size,
+        padding=config.padding,
+        mode=config.crop_mode,
+        device=device,
+    )
