@@ -21,6 +21,8 @@ __all__ = ["Colour", "Mark", "class_colours", "draw_detections", "draw_marks"]
 Colour = tuple[int, int, int]
 """Red, green, blue in 0 .. 255."""
 
+_Place = tuple[int, int, int, int]  # left, top, right, bottom of a tag
+
 _TRUTH: Colour = (255, 255, 255)
 _GOLDEN_ANGLE = 0.618033988749895
 _LEGIBLE = 480  # pixels: smaller pictures are enlarged, so that names fit
@@ -116,16 +118,18 @@ def draw_marks(image: Image, marks: Iterable[Mark], *, longer_side: int | None =
         picture = picture.resize(size, PillowImage.Resampling.LANCZOS)
     canvas = ImageDraw.Draw(picture)
     line = 2 + max(size) // 400
-    font = _font(11 + max(size) // 70)
+    font = _font(10 + max(size) // 75)
     scaled = [(mark, [value * scale for value in mark.box]) for mark in marks]
     for mark, (x1, y1, x2, y2) in scaled:
         left, top = round(x1), round(y1)
         right, bottom = max(round(x2) - 1, left), max(round(y2) - 1, top)
         _outline(canvas, (left, top, right, bottom), mark, line)
-    taken: list[tuple[int, int, int, int]] = []
-    for mark, box in reversed(scaled):  # the topmost choose their places first
-        if mark.text:
-            taken.append(_tag(canvas, box, mark, font, size, taken))
+    tagged = [(mark, box) for mark, box in scaled if mark.text]
+    places: list[_Place] = []
+    for mark, box in reversed(tagged):  # the topmost choose first ...
+        places.append(_free_place(box, mark.text, font, size, places))
+    for (mark, _), place in zip(tagged, reversed(places), strict=True):  # ... and are drawn last
+        _tag(canvas, place, mark, font)
     return np.asarray(picture)
 
 
@@ -148,33 +152,39 @@ def _outline(canvas: ImageDraw.ImageDraw, box: tuple[int, int, int, int], mark: 
         canvas.rectangle((max(x2 - line + 1, x1), y, x2, end), fill=mark.colour)
 
 
-def _tag(
-    canvas: ImageDraw.ImageDraw,
+def _free_place(
     box: Sequence[float],
-    mark: Mark,
+    text: str,
     font: ImageFont.FreeTypeFont,
     size: tuple[int, int],
-    taken: Sequence[tuple[int, int, int, int]],
-) -> tuple[int, int, int, int]:
-    """Draw the name of a box and return where it lies."""
+    taken: Sequence[_Place],
+) -> _Place:
+    """Return where the tag of a box can stand without covering another, or else above the box."""
     ascent, descent = font.getmetrics()
-    margin = max(2, ascent // 4)
-    width, height = round(font.getlength(mark.text)) + 2 * margin, ascent + descent + margin // 2
+    margin = _margin(font)
+    width, height = round(font.getlength(text)) + 2 * margin, ascent + descent + margin // 2
     x1, y1, _, y2 = (round(value) for value in box)
     left = max(0, min(x1, size[0] - width))
     places = []
     for top in (y1 - height, y1, y2, y2 - height, y1 + height):
         top = max(0, min(top, size[1] - height))
         places.append((left, top, left + width, top + height))
-    place = next((each for each in places if not any(_overlap(each, other) for other in taken)), places[0])
+    return next((each for each in places if not any(_overlap(each, other) for other in taken)), places[0])
+
+
+def _tag(canvas: ImageDraw.ImageDraw, place: _Place, mark: Mark, font: ImageFont.FreeTypeFont) -> None:
     canvas.rectangle((place[0], place[1], place[2] - 1, place[3] - 1), fill=mark.colour)
     red, green, blue = mark.colour
     ink = (0, 0, 0) if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else (255, 255, 255)
+    margin = _margin(font)
     canvas.text((place[0] + margin, place[1] + margin // 4), mark.text, fill=ink, font=font)
-    return place
 
 
-def _overlap(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> bool:
+def _margin(font: ImageFont.FreeTypeFont) -> int:
+    return max(2, font.getmetrics()[0] // 4)
+
+
+def _overlap(a: _Place, b: _Place) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 

@@ -184,7 +184,7 @@ class _Page:
         rule = _RULES.get(m["rule"], m["rule"])
         facts = (
             f"{m['dataset']}: {len(self.dataset.classes)} classes, trained on {m['n_train_images']} images "
-            f"({m['train_split']}), measured once on {m['n_test_images']} images with {n_objects} objects "
+            f"({m['train_split']}), measured on {m['n_test_images']} images with {n_objects} objects "
             f"({m['test_split']}) by the rule of {rule}."
         )
         return f'<p class="facts">{escape(facts)}</p>\n'
@@ -249,8 +249,8 @@ class _Page:
             + _figure(
                 map_figure(self.metrics),
                 alt,
-                "Black lines are 95 % intervals over the test images. Two heads can "
-                "differ reliably although their intervals overlap: look at the paired differences below.",
+                "Black lines: 95 % bootstrap intervals over the test images, centred on the value measured. "
+                "Two heads can differ reliably although their intervals overlap: look at the paired differences.",
             )
             + _table_html(
                 head,
