@@ -250,7 +250,7 @@ class _Page:
                 map_figure(self.metrics),
                 alt,
                 "Black lines: 95 % bootstrap intervals over the test images, centred on the value measured. "
-                "Two heads can differ reliably although their intervals overlap: look at the paired differences.",
+                "Two heads can differ reliably although their intervals overlap: see the paired differences.",
             )
             + _table_html(
                 head,
