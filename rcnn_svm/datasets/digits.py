@@ -41,7 +41,7 @@ class _Difficulty:
     opacity: tuple[float, float] = (0.8, 1.0)
     min_contrast: tuple[float, float] = (60, 110)  # distance to the mean colour beneath, of 255
     n_impostors: tuple[int, int] = (0, 2)  # mirrored and scrambled digits, letters
-    n_shapes: tuple[int, int] = (2, 7)  # lines, arcs, blobs and rectangles beneath
+    n_shapes: tuple[int, int] = (1, 5)  # lines, arcs, blobs and rectangles beneath
     n_scratches: tuple[int, int] = (0, 1)  # thin lines across everything
     background_blur: float = 2.0  # largest sigma
     blur: float = 1.0  # largest sigma over the finished scene
