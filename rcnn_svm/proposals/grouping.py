@@ -8,7 +8,7 @@ import numpy as np
 
 from rcnn_svm.proposals.compiled import kernel
 
-__all__ = ["CHANNEL_BINS", "SIMILARITY_UNIT", "describe_segments", "group"]
+__all__ = ["CHANNEL_BINS", "SIMILARITY_UNIT", "assemble", "describe", "group", "refine"]
 
 SIMILARITY_UNIT = 1 << 20
 """Each of the four similarities is an integer in 0 .. 2^20."""
@@ -16,54 +16,119 @@ SIMILARITY_UNIT = 1 << 20
 CHANNEL_BINS = 105
 """Histogram bins of one channel: 25 of colour, 10 for each of 8 orientations."""
 
+_5, _10, _15, _20, _40, _60 = (np.uint64(n) for n in (5, 10, 15, 20, 40, 60))
+_FIVE_BITS = np.uint64(31)
 
-@kernel("(i4[:,::1], u4[:,:,::1], i4[:,::1], i4[:,::1])")
-def describe_segments(labels: Any, codes: Any, boxes: Any, histograms: Any) -> None:
-    """Fill the bounding boxes (n, 4) and the histograms (n, 105 C) of n segments.
 
-    A row of `histograms` holds C x 25 colour counts, then C x 8 x 10 texture counts.
+@kernel("i8(i4[::1], i8, i4[::1])")
+def refine(cells: Any, n_cells: int, numbers: Any) -> int:
+    """Split cells wherever `numbers` differ inside one, in place; return how many there are then."""
+    first = np.full(n_cells, np.int32(-1))  # of the new cells made from an old one, a linked list
+    following = np.empty(len(cells), np.int32)
+    number_of = np.empty(len(cells), np.int32)
+    n = 0
+    for i in range(len(cells)):
+        cell = first[cells[i]]
+        while cell >= 0 and number_of[cell] != numbers[i]:
+            cell = following[cell]
+        if cell < 0:
+            cell = n
+            n += 1
+            number_of[cell] = numbers[i]
+            following[cell] = first[cells[i]]
+            first[cells[i]] = cell
+        cells[i] = cell
+    return n
+
+
+@kernel("(i4[:,::1], i4[::1], u4[:,:,::1], i4[:,::1], i4[:,::1])")
+def describe(clusters: Any, cells: Any, codes: Any, boxes: Any, counts: Any) -> None:
+    """Fill the bounding boxes (n, 4) and the histograms (n, 105 C) of n cells of clusters.
+
+    A row of `counts` holds C x 25 bins of colour, then C x 8 x 10 bins of texture.
 
     Args:
-        labels: (H, W), 0 .. n-1.
+        clusters: (H, W), the cluster of each pixel.
+        cells: the cell of each cluster, 0 .. n-1.
         codes: (C, H, W), see `planes.plane_codes`.
         boxes: half-open pixels.
-        histograms: pixel counts.
+        counts: of pixels.
     """
     channels, height, width = codes.shape
-    n = len(boxes)
-    for r in range(n):
-        boxes[r, 0] = width
-        boxes[r, 1] = height
-        boxes[r, 2] = 0
-        boxes[r, 3] = 0
-    histograms[:] = 0
-    texture = 25 * channels
+    for r in range(len(boxes)):
+        boxes[r] = (width, height, 0, 0)
+    counts[:] = 0
+    flat = counts.reshape(counts.size)
+    stride = np.uint64(counts.shape[1])
+    texture = np.uint64(25 * channels)
+    row = np.empty(width, np.int32)
     for y in range(height):
         for x in range(width):
-            r = labels[y, x]
-            boxes[r, 0] = min(boxes[r, 0], x)
-            boxes[r, 1] = min(boxes[r, 1], y)
-            boxes[r, 2] = max(boxes[r, 2], x + 1)
-            boxes[r, 3] = max(boxes[r, 3], y + 1)
-            row = histograms[r]
-            for c in range(channels):
-                code = codes[c, y, x]
-                base = texture + 80 * c
-                row[base + (code & 31)] += 1
-                row[base + 20 + ((code >> 5) & 31)] += 1
-                row[base + 40 + ((code >> 10) & 31)] += 1
-                row[base + 60 + ((code >> 15) & 31)] += 1
-                row[25 * c + (code >> 20)] += 1
+            row[x] = cells[np.uint64(clusters[y, x])]
+        for c in range(channels):
+            row_codes = codes[c, y]
+            to_texture, to_colour = texture + np.uint64(80 * c), np.uint64(25 * c)
+            for x in range(width):
+                base = np.uint64(row[x]) * stride
+                code = np.uint64(row_codes[x])
+                axes = base + to_texture
+                flat[axes + (code & _FIVE_BITS)] += 1
+                flat[axes + _20 + ((code >> _5) & _FIVE_BITS)] += 1
+                flat[axes + _40 + ((code >> _10) & _FIVE_BITS)] += 1
+                flat[axes + _60 + ((code >> _15) & _FIVE_BITS)] += 1
+                flat[base + to_colour + (code >> _20)] += 1
+        x = 0
+        while x < width:
+            region = np.uint64(row[x])
+            start = x
+            x += 1
+            while x < width and row[x] == row[start]:
+                x += 1
+            boxes[region, 0] = min(boxes[region, 0], start)
+            boxes[region, 1] = min(boxes[region, 1], y)
+            boxes[region, 2] = max(boxes[region, 2], x)
+            boxes[region, 3] = y + 1
     # so far a pixel is counted on one side of each axis; on the other its response is 0
-    for r in range(n):
+    for r in range(len(boxes)):
         for axis in range(4 * channels):
-            base = texture + 20 * axis
+            base = texture + np.uint64(20 * axis)
             positive, negative = 0, 0
             for b in range(10):
-                positive += histograms[r, base + b]
-                negative += histograms[r, base + 10 + b]
-            histograms[r, base] += negative
-            histograms[r, base + 10] += positive
+                positive += counts[r, base + np.uint64(b)]
+                negative += counts[r, base + np.uint64(10 + b)]
+            counts[r, base] += negative
+            counts[r, base + _10] += positive
+
+
+@kernel("(i4[::1], i4[::1], i4[:,::1], i4[:,::1], i4[:,::1], i4[:,::1])")
+def assemble(cells: Any, numbers: Any, cell_boxes: Any, cell_counts: Any, boxes: Any, counts: Any) -> None:
+    """Fill the boxes (n, 4) and histograms (n, 105 C) of n segments from those of their cells.
+
+    Args:
+        cells: the cell of each cluster; every cell lies in one segment.
+        numbers: the segment of each cluster.
+        cell_boxes: see `describe`.
+        cell_counts: see `describe`.
+        boxes: half-open pixels.
+        counts: of pixels.
+    """
+    home = np.empty(len(cell_boxes), np.int32)
+    for i in range(len(cells)):
+        home[cells[i]] = numbers[i]
+    fresh = np.ones(len(boxes), np.bool_)
+    for cell in range(len(home)):
+        r = home[cell]
+        if fresh[r]:
+            fresh[r] = False
+            boxes[r] = cell_boxes[cell]
+            counts[r] = cell_counts[cell]
+            continue
+        for j in range(2):
+            boxes[r, j] = min(boxes[r, j], cell_boxes[cell, j])
+            boxes[r, 2 + j] = max(boxes[r, 2 + j], cell_boxes[cell, 2 + j])
+        total, part = counts[r], cell_counts[cell]
+        for j in range(len(part)):
+            total[j] += part[j]
 
 
 @kernel("(i8[::1], i4[:,::1], i4[:,::1], i8, i8, i8, i4[:,::1], i4[:,::1])")
@@ -196,6 +261,7 @@ def group(
                 tree[node] = max(tree[2 * node], tree[2 * node + 1])
         for r in range(n if step == 0 else 1):
             x = r if step == 0 else a
+            mine = shares[x]
             h = first[x]
             while h >= 0:
                 y = ends[h]
@@ -203,8 +269,9 @@ def group(
                 if step > 0 or x < y:
                     s = np.int64(0)
                     total = np.int32(0)
+                    yours = shares[y]
                     for j in range(high - low):
-                        total += min(shares[x, j], shares[y, j])
+                        total = np.int32(total + min(mine[j], yours[j]))
                     s += total
                     both = sizes[x] + sizes[y]
                     if mix & 4:

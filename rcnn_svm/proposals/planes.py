@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from rcnn_svm.proposals.compiled import kernel
 
 __all__ = [
-    "CODE_BITS",
     "COLOUR_BINS",
     "ORIENTATIONS",
     "SMOOTH_UNIT",
@@ -37,7 +36,6 @@ ORIENTATIONS = 8
 TEXTURE_RANGE = 0.4 * 255
 """Largest derivative with a bin of its own: a unit step seen by a Gaussian derivative of sigma 1."""
 
-CODE_BITS = 5
 _TAP_UNIT = 2048
 
 _LINEAR_UNIT = 2048  # linear light; 3 times it still indexes a table that fits the L1 cache
@@ -51,6 +49,10 @@ _FOUR = np.float32(4)
 _SIX = np.float32(6)
 _255 = np.float32(255)
 _HUE = np.float32(255 / 6)
+_LIGHTNESS = np.float32(2.55 * 116 / _CUBE_UNIT)
+_DARK = np.float32(2.55 * 16 - 0.5)
+_FROM_CUBE = np.float32(1 / _CUBE_UNIT)
+_RED, _GREEN, _BLUE, _LUMA = np.float32(77), np.float32(150), np.float32(29), np.float32(1 / 256)
 _FROM_TAPS = np.float32(SMOOTH_UNIT / _TAP_UNIT)
 _FROM_TAPS_AGAIN = np.float32(1 / _TAP_UNIT)
 
@@ -81,48 +83,56 @@ def colour_planes(image: Any, space: int, linear: Any, root: Any, out: Any) -> N
     """Fill `out` (3, H, W) with the planes of a colour space: 0 HSV, 1 Lab, 2 normalised r, g, intensity.
 
     Each plane covers 0 .. 255. Hue is 0 for grey and runs round once; Lab is L * 2.55 and
-    a, b + 128 under D65.
+    a, b + 128 under D65; intensity is luma.
     """
     height, width, _ = image.shape
+    channels = np.empty((3, width), np.float32)
+    lights = np.empty((3, width), np.int32)
     for y in range(height):
+        out_0, out_1, out_2 = out[0, y], out[1, y], out[2, y]
+        reds, greens, blues = channels
+        for x in range(width):  # apart from this loop and the tables, all below is vectorised
+            reds[x] = np.float32(image[y, x, 0])
+            greens[x] = np.float32(image[y, x, 1])
+            blues[x] = np.float32(image[y, x, 2])
         if space == 0:
             for x in range(width):
-                r = np.float32(image[y, x, 0])
-                g = np.float32(image[y, x, 1])
-                b = np.float32(image[y, x, 2])
+                r, g, b = reds[x], greens[x], blues[x]
                 high = max(r, max(g, b))
                 spread = high - min(r, min(g, b))
                 part = _ONE / max(spread, _ONE)
                 hue = (g - b) * part
                 hue = hue + _SIX if hue < _F0 else hue
-                hue = _TWO + (b - r) * part if (g == high and r != high) else hue
-                hue = _FOUR + (r - g) * part if (b == high and r != high and g != high) else hue
-                out[0, y, x] = np.uint8(np.int32(hue * _HUE + _HALF))
-                out[1, y, x] = np.uint8(np.int32(spread * _255 / max(high, _ONE) + _HALF))
-                out[2, y, x] = np.uint8(np.int32(high))
+                hue = _TWO + (b - r) * part if ((g == high) & (r != high)) else hue
+                hue = _FOUR + (r - g) * part if ((b == high) & (r != high) & (g != high)) else hue
+                out_0[x] = np.uint8(np.int32(hue * _HUE + _HALF))
+                out_1[x] = np.uint8(np.int32(spread * _255 / max(high, _ONE) + _HALF))
+                out_2[x] = np.uint8(np.int32(high))
         elif space == 1:
+            fx, fy, fz = lights
             for x in range(width):
-                r0 = linear[image[y, x, 0]]
-                g0 = linear[image[y, x, 1]]
-                b0 = linear[image[y, x, 2]]
-                # sRGB primaries over the D65 white point, rows that sum to 4096
-                fx = root[(1777 * r0 + 1541 * g0 + 778 * b0 + 2048) >> 12]
-                fy = root[(871 * r0 + 2929 * g0 + 296 * b0 + 2048) >> 12]
-                fz = root[(73 * r0 + 448 * g0 + 3575 * b0 + 2048) >> 12]
-                # 2.55 * (116 f - 16), 500 (fx - fy), 200 (fy - fz), with f in units of 1/4096
-                out[0, y, x] = np.uint8(min(max((29580 * fy - 16711680 + 204800) // 409600, 0), 255))
-                out[1, y, x] = np.uint8(min(max((500 * (fx - fy) + 526336) >> 12, 0), 255))
-                out[2, y, x] = np.uint8(min(max((200 * (fy - fz) + 526336) >> 12, 0), 255))
+                fx[x] = linear[np.uint64(image[y, x, 0])]
+                fy[x] = linear[np.uint64(image[y, x, 1])]
+                fz[x] = linear[np.uint64(image[y, x, 2])]
+            for x in range(width):
+                r0, g0, b0 = fx[x], fy[x], fz[x]
+                # sRGB primaries over the D65 white point: rows that sum to 4096
+                fx[x] = root[np.uint64((1777 * r0 + 1541 * g0 + 778 * b0 + 2048) >> 12)]
+                fy[x] = root[np.uint64((871 * r0 + 2929 * g0 + 296 * b0 + 2048) >> 12)]
+                fz[x] = root[np.uint64((73 * r0 + 448 * g0 + 3575 * b0 + 2048) >> 12)]
+            for x in range(width):
+                a = np.float32(500 * (fx[x] - fy[x]) + 526336) * _FROM_CUBE
+                b1 = np.float32(200 * (fy[x] - fz[x]) + 526336) * _FROM_CUBE
+                out_0[x] = np.uint8(np.int32(np.float32(fy[x]) * _LIGHTNESS - _DARK))
+                out_1[x] = np.uint8(np.int32(min(max(a, _F0), _255)))
+                out_2[x] = np.uint8(np.int32(min(max(b1, _F0), _255)))
         else:
             for x in range(width):
-                r = np.float32(image[y, x, 0])
-                g = np.float32(image[y, x, 1])
-                b = np.float32(image[y, x, 2])
+                r, g, b = reds[x], greens[x], blues[x]
                 total = max(r + g + b, _ONE)
-                out[0, y, x] = np.uint8(np.int32(r * _255 / total + _HALF))
-                out[1, y, x] = np.uint8(np.int32(g * _255 / total + _HALF))
-                light = 77 * np.int32(image[y, x, 0]) + 150 * np.int32(image[y, x, 1])
-                out[2, y, x] = np.uint8((light + 29 * np.int32(image[y, x, 2]) + 128) >> 8)
+                out_0[x] = np.uint8(np.int32(r * _255 / total + _HALF))
+                out_1[x] = np.uint8(np.int32(g * _255 / total + _HALF))
+                out_2[x] = np.uint8(np.int32((_RED * r + _GREEN * g + _BLUE * b) * _LUMA + _HALF))
 
 
 @kernel("(u1[:,::1], f4[::1], f4[:,::1])")
@@ -166,7 +176,7 @@ _TO_BIN = np.float32(TEXTURE_BINS / (TEXTURE_RANGE * 32 * SMOOTH_UNIT))
 _TO_BIN_DIAGONAL = np.float32(TEXTURE_BINS / (TEXTURE_RANGE * 32 * SMOOTH_UNIT * np.sqrt(2)))
 _THREE = np.float32(3)
 _TEN = np.float32(10)
-_LAST_BIN = np.int32(TEXTURE_BINS - 1)
+_LAST_BIN = np.float32(TEXTURE_BINS - 0.5)
 
 
 @kernel("(u1[:,::1], f4[:,::1], u4[:,::1])")
@@ -179,24 +189,23 @@ def plane_codes(plane: Any, smoothed: Any, out: Any) -> None:
     makes a Gaussian derivative of sigma 1.0.
     """
     height, width = plane.shape
+    across = np.empty(width + 2, np.float32)  # smoothed down the column, for the slope along x
+    along = np.empty(width + 2, np.float32)  # difference down the column, for the slope along y
     for y in range(height):
-        above = smoothed[max(y - 1, 0)]
-        here = smoothed[y]
-        below = smoothed[min(y + 1, height - 1)]
+        above, here, below = smoothed[max(y - 1, 0)], smoothed[y], smoothed[min(y + 1, height - 1)]
         for x in range(width):
-            left, right = max(x - 1, 0), min(x + 1, width - 1)
-            diagonal_1 = below[right] - above[left]
-            diagonal_2 = above[right] - below[left]
-            gx = _THREE * (diagonal_1 + diagonal_2) + _TEN * (here[right] - here[left])
-            gy = _THREE * (diagonal_1 - diagonal_2) + _TEN * (below[x] - above[x])
+            across[x + 1] = _THREE * (above[x] + below[x]) + _TEN * here[x]
+            along[x + 1] = below[x] - above[x]
+        across[0], across[width + 1] = across[1], across[width]
+        along[0], along[width + 1] = along[1], along[width]
+        values, row = plane[y], out[y]
+        for x in range(width):
+            gx = across[x + 2] - across[x]
+            gy = _THREE * (along[x] + along[x + 2]) + _TEN * along[x + 1]
             rising, falling = gx + gy, gy - gx
-            b0 = min(np.int32(abs(gx) * _TO_BIN), _LAST_BIN)
-            b1 = min(np.int32(abs(rising) * _TO_BIN_DIAGONAL), _LAST_BIN)
-            b2 = min(np.int32(abs(gy) * _TO_BIN), _LAST_BIN)
-            b3 = min(np.int32(abs(falling) * _TO_BIN_DIAGONAL), _LAST_BIN)
-            b0 += np.int32(10) if gx < _F0 else np.int32(0)
-            b1 += np.int32(10) if rising < _F0 else np.int32(0)
-            b2 += np.int32(10) if gy < _F0 else np.int32(0)
-            b3 += np.int32(10) if falling < _F0 else np.int32(0)
-            colour = (np.int32(plane[y, x]) * np.int32(25)) >> 8
-            out[y, x] = np.uint32(b0 | (b1 << 5) | (b2 << 10) | (b3 << 15) | (colour << 20))
+            b0 = np.int32(min(abs(gx) * _TO_BIN, _LAST_BIN)) + (10 if gx < _F0 else 0)
+            b1 = np.int32(min(abs(rising) * _TO_BIN_DIAGONAL, _LAST_BIN)) + (10 if rising < _F0 else 0)
+            b2 = np.int32(min(abs(gy) * _TO_BIN, _LAST_BIN)) + (10 if gy < _F0 else 0)
+            b3 = np.int32(min(abs(falling) * _TO_BIN_DIAGONAL, _LAST_BIN)) + (10 if falling < _F0 else 0)
+            colour = (np.int32(values[x]) * COLOUR_BINS) >> 8
+            row[x] = np.uint32(b0 | (b1 << 5) | (b2 << 10) | (b3 << 15) | (colour << 20))

@@ -257,9 +257,8 @@ def contract(planes: Any, k: int) -> Any:
     return clusters, sizes[:n].copy(), inner[:n].copy(), sorted_left, sorted_right, starts
 
 
-@kernel("i8[::1](i4[:,::1], i4[::1], i4[::1], i4[::1], i4[::1], i4[::1], i8, i8, i4[:,::1])")
+@kernel("Tuple((i4[::1], i8[::1]))(i4[::1], i4[::1], i4[::1], i4[::1], i4[::1], i8, i8)")
 def segment(
-    clusters: Any,
     sizes: Any,
     inner: Any,
     left: Any,
@@ -267,7 +266,6 @@ def segment(
     starts: Any,
     k: int,
     min_size: int,
-    labels: Any,
 ) -> Any:
     """Finish the segmentation for one k, then merge segments smaller than `min_size`.
 
@@ -275,18 +273,17 @@ def segment(
     smaller than `min_size`.
 
     Args:
-        clusters: with the next five, what `contract` returned for a threshold of at most `k`.
-        sizes: see `contract`.
+        sizes: with the next four, what `contract` returned for a threshold of at most `k`.
         inner: see `contract`.
         left: see `contract`.
         right: see `contract`.
         starts: see `contract`.
         k: threshold.
         min_size: in pixels.
-        labels: (H, W), filled with 0 .. n-1, numbered in raster order.
 
     Returns:
-        The pairs of segments that touch, each once, as low << 32 | high.
+        numbers: the segment of each cluster, 0 .. n-1 in raster order of the image.
+        pairs: the segments that touch, each pair once, as low << 32 | high.
     """
     n_clusters = len(sizes)
     limit_of_one = k * WEIGHT_UNIT
@@ -373,10 +370,6 @@ def segment(
             a = parent[a]
             parent[p] = a
             number[p] = number[a]
-    for y in range(len(labels)):
-        for x in range(labels.shape[1]):
-            labels[y, x] = number[np.uint64(clusters[y, x])]
-
     # who touches whom: an edge between two clusters of different segments says so
     n_open = 0
     for i in range(len(left)):
@@ -414,4 +407,4 @@ def segment(
                 while table[slot] != -1:
                     slot = (slot + _U1) & np.uint64(mask)
                 table[slot] = pairs[j]
-    return pairs[:n_pairs].copy()
+    return number, pairs[:n_pairs].copy()

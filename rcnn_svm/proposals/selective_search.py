@@ -159,7 +159,6 @@ def _all_regions(
     raw: dict[int, NDArray[np.uint8]] = {}
     smoothed: dict[int, NDArray[np.float32]] = {}
     codes: dict[int, NDArray[np.uint32]] = {}
-    labels = np.empty((height, width), np.int32)
     boxes: list[NDArray[np.int32]] = []
     order: list[NDArray[np.int64]] = []
     for colour in config.colours:
@@ -173,13 +172,21 @@ def _all_regions(
                 planes.smooth(raw[space][c], taps, smoothed[space][c])
                 planes.plane_codes(raw[space][c], smoothed[space][c], codes[space][c])
         chosen = slice(rows[0], rows[-1] + 1)
-        graph = segment.contract(smoothed[space][chosen], min(config.thresholds))
-        for k in config.thresholds:
-            pairs = segment.segment(*graph, k, k, labels)
-            n = int(labels.max()) + 1
+        clusters, *graph = segment.contract(smoothed[space][chosen], min(config.thresholds))
+        segmentations = [segment.segment(*graph, k, k) for k in config.thresholds]
+        # histograms are made once, of the cells in which all segmentations agree
+        cells = segmentations[0][0].copy()
+        n_cells = int(cells.max()) + 1
+        for numbers, _ in segmentations[1:]:
+            n_cells = grouping.refine(cells, n_cells, numbers)
+        cell_boxes = np.empty((n_cells, 4), np.int32)
+        cell_counts = np.empty((n_cells, grouping.CHANNEL_BINS * len(rows)), np.int32)
+        grouping.describe(clusters, cells, codes[space][chosen], cell_boxes, cell_counts)
+        for numbers, pairs in segmentations:
+            n = int(numbers.max()) + 1
             segment_boxes = np.empty((n, 4), np.int32)
-            counts = np.empty((n, grouping.CHANNEL_BINS * len(rows)), np.int32)
-            grouping.describe_segments(labels, codes[space][chosen], segment_boxes, counts)
+            counts = np.empty((n, cell_counts.shape[1]), np.int32)
+            grouping.assemble(cells, numbers, cell_boxes, cell_counts, segment_boxes, counts)
             for mix in config.mixes:
                 merged = np.empty((n - 1, 4), np.int32)
                 parents = np.empty((n - 1, 2), np.int32)
