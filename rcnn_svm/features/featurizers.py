@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from rcnn_svm.boxes import Boxes, as_boxes, widen
 from rcnn_svm.errors import ConfigError, ShapeError
-from rcnn_svm.features.backbone import Backbone
+from rcnn_svm.features.backbone import Backbone, LayerInfo
 from rcnn_svm.features.low_rank import factorise_layers
 from rcnn_svm.features.roi_pool import roi_align
 from rcnn_svm.features.taps import TapSpec, format_taps, parse_taps
@@ -29,6 +29,8 @@ from rcnn_svm.structures import Image
 
 __all__ = ["SharedFeatures", "WarpedFeatures"]
 
+_VERSION = 2
+"""To be raised whenever the same settings give other numbers, so that stored features are not mixed up."""
 _SAMPLING = 2
 """Samples per cell and axis of RoIAlign."""
 _REGION_CHUNK = 128
@@ -63,6 +65,7 @@ class _Features:
     def _key(self, path: str, **settings: Any) -> dict[str, Any]:
         return {
             "path": path,
+            "version": _VERSION,
             "backbone": self.backbone.name,
             "weights": self.backbone.digest,
             "taps": format_taps(self.taps),
@@ -235,8 +238,10 @@ class SharedFeatures(_Features):
         """
         boxes = as_boxes(boxes, where="SharedFeatures")
         out = np.empty((len(boxes), self.n_features), np.float32)
-        if image.ndim != 3 or image.size == 0:
-            raise ShapeError(f"SharedFeatures: an image must be uint8 (H, W, 3) RGB, got {image.shape}.")
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
+            raise ShapeError(
+                f"SharedFeatures: an image must be uint8 (H, W, 3) RGB, got {image.dtype} {image.shape}."
+            )
         longer = max(image.shape[:2])
         scales = np.array(self.longer_sides) / longer
         side = np.sqrt(np.maximum(np.prod(boxes[:, 2:] - boxes[:, :2], axis=1), 1))  # (R,)
@@ -258,7 +263,7 @@ class SharedFeatures(_Features):
         # Each axis has a factor of its own: sizes are whole pixels.
         factor = np.array([size[0] / width, size[1] / height] * 2)
         maps = self.backbone.run_maps(self._upload(self.backbone.normalise(resized)[None]), self._layers)
-        sources = {name: _Map(value, self.backbone.layers[name].stride) for name, value in maps.items()}
+        sources = {name: _Map(value, self.backbone.layers[name]) for name, value in maps.items()}
         for tap in self._map_taps:
             assert tap.grid is not None  # `resolve` filled it in
             regions = widen(boxes, tap.widen) * factor
@@ -280,6 +285,13 @@ class SharedFeatures(_Features):
     ) -> None:
         grid = self.backbone.entry_grid
         layers = {tap.layer for tap in taps}
+        # Sample where the cells of a crop lie: their centres are origin + i * stride of crop_size pixels,
+        # which a regular grid over the region has only where origin = stride / 2.
+        info = self.backbone.layers[self.backbone.entry]
+        first = (info.origin - info.stride / 2) / self.backbone.crop_size
+        last = first + grid * info.stride / self.backbone.crop_size
+        low, side = regions[:, :2], regions[:, 2:] - regions[:, :2]
+        regions = np.concatenate([low + first * side, low + last * side], axis=1)
         for start in range(0, len(regions), _REGION_CHUNK):
             chunk = slice(start, start + _REGION_CHUNK)
             # The grid is as fine as a crop's own map: one sample per cell is a plain resize of it.
@@ -292,21 +304,23 @@ class SharedFeatures(_Features):
 class _Map:
     """One layer's output for one image, ready to be pooled."""
 
-    def __init__(self, value: Tensor, stride: int) -> None:
-        self._stride = stride
+    def __init__(self, value: Tensor, info: LayerInfo) -> None:
+        self._info = info
         self._value = value
         self._array = (
             np.ascontiguousarray(value[0].permute(1, 2, 0).numpy()) if value.device.type == "cpu" else None
         )
 
     def pool(self, regions: NDArray[np.floating], grid: tuple[int, int], sampling: int) -> Tensor:
-        """Return (R, C * rows * columns) of regions in pixels of the resized image."""
+        """Return (R, C * rows * columns) of regions in pixels of the resized image.
+
+        A cell stands for the centre of its receptive field, which is half a cell up and left of where a
+        plain division by the stride would put it for networks that pad their strided convolutions.
+        """
+        cells = ((regions - self._info.origin) / self._info.stride + 0.5).astype(np.float32)
         if self._array is not None:
-            cells = (regions / self._stride).astype(np.float32)
             return torch.from_numpy(roi_align(self._array, cells, grid, sampling=sampling))
-        rois = torch.from_numpy(regions.astype(np.float32)).to(self._value.device)
-        pooled = torchvision.ops.roi_align(
-            self._value, [rois], grid, 1 / self._stride, sampling_ratio=sampling, aligned=True
-        )
+        rois = torch.from_numpy(cells).to(self._value.device)
+        pooled = torchvision.ops.roi_align(self._value, [rois], grid, sampling_ratio=sampling, aligned=True)
         flat: Tensor = pooled.flatten(1)
         return flat

