@@ -45,10 +45,31 @@ _GROWTH_ROWS = 8000
 _EVICT_MARGIN_IN_MEMORY = 1.05
 _EVICT_MARGIN = 1.2
 _MAX_EPOCHS = 1000
-# The gap seen during an epoch belongs to weights in motion and is several times too large: by that
-# measure the working set of a matrix is optimised to a tenth of the full gap, of a store to the
-# tolerance, because passes over a store are what takes long.
+# Every so many epochs each class is solved alone on its rows of margin below this, if they are few:
+# at most so many, and their Gram matrices no more work than some epochs.
+_POLISH_EVERY = 6
+_POLISH_MARGIN = 1.02
+_POLISH_ROWS = 4000
+_POLISH_WORK = 40
+_POLISH_STEP = 0.05
+_MAX_EPOCHS = 1000
+# Relative gap to which the working set is optimised at first; then this share of the full gap where
+# a pass costs little; at last, and always where rows come from a store, this share of the tolerance.
+_FIRST_GOAL = 0.1
 _GOAL_SHARE = 0.1
+_FINAL_GOAL = 0.5
+# The gap seen during an epoch belongs to weights in motion, often several times too large: from this
+# multiple of the goal on the true one is computed.
+_CHECK_FROM = 6.0
+# Every so many epochs each class is solved alone on its rows of margin below this, if they are few:
+# at most so many, and their Gram matrices no more work than some epochs.
+_POLISH_EVERY = 6
+_POLISH_MARGIN = 1.02
+_POLISH_ROWS = 4000
+_POLISH_WORK = 40
+_POLISH_STEP = 0.05
+# Keeps a relative gap finite where the dual is still 0.
+_TINY = 1e-30
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -319,27 +340,25 @@ class BlockSolver:
             self._set_costs(np.asarray(costs, np.float64))
             if len(self._part) == 0 and not self._kept:
                 self._seed_working_set()
-            goal = 0.1
+            goal = _FIRST_GOAL
             for n_passes in range(1, self._max_passes + 1):
                 self._optimise(goal)
                 primal, exact = self._scan(goal)
-                dual = self._dual()
-                worst = float(relative_gap(primal, dual).max()) if exact else np.inf
+                worst = float(relative_gap(primal, self._dual()).max()) if exact else np.inf
                 _log.info(
                     "%.2f passes: relative duality gap %.2e, %d rows in the working set, %d epochs",
                     self._passes(), worst, len(self._part), self._epochs,
                 )  # fmt: skip
                 if worst <= self._tol or n_passes == self._max_passes:
                     break
-                if exact:
-                    goal = min(max(_GOAL_SHARE * worst, self._tol), goal / 2)
+                goal = max(min(_GOAL_SHARE * worst, goal / 2), _FINAL_GOAL * self._tol)
                 if self._source.matrix is None:
-                    goal = min(goal, self._tol)
+                    goal = _FINAL_GOAL * self._tol
         return Solution(
             coef=self._weights.copy(),
             intercept=self._bias * self._dtype.type(self._bias_scale),
             primal=primal,
-            dual=dual,
+            dual=self._dual(),
             passes=self._passes(),
             epochs=self._epochs,
             n_working=len(self._part),
@@ -458,7 +477,7 @@ class BlockSolver:
         labels = [np.ascontiguousarray(self._labels[s:e].T) for s, e in zip(starts, ends, strict=True)]
         alpha = [np.ascontiguousarray(self._alpha[s:e].T) for s, e in zip(starts, ends, strict=True)]
         bias_scale = self._dtype.type(self._bias_scale)
-        for _ in range(_MAX_EPOCHS):
+        for epoch in range(_MAX_EPOCHS):
             self._epochs += 1
             loss = np.zeros(len(self._weights))
             order = self._rng.permutation(self._m)
@@ -478,9 +497,70 @@ class BlockSolver:
                     self._bias += bias_scale * change.sum(axis=1)
             for start, end, block in zip(starts, ends, alpha, strict=True):
                 self._alpha[start:end] = block.T
-            dual = self._dual()
-            if relative_gap(self._half_norms() + loss, dual).max() <= goal:
+            # Evicted rows with a part in the weights are missing from `loss`: then only the true gap counts.
+            seen = np.inf if self._kept else relative_gap(self._half_norms() + loss, self._dual()).max()
+            if seen > _CHECK_FROM * goal and epoch % _POLISH_EVERY != _POLISH_EVERY - 1:
+                continue
+            margins, gap = self._working_gap()
+            if gap <= goal:
                 break
+            if epoch >= _POLISH_EVERY - 1 and self._polish(margins, goal):
+                alpha = [np.ascontiguousarray(self._alpha[s:e].T) for s, e in zip(starts, ends, strict=True)]
+
+    def _working_gap(self) -> tuple[Floats, float]:
+        """Return (n, K) margins of the working set and its largest true relative gap."""
+        margins = np.empty(self._labels.shape, self._dtype)
+        for start in range(0, len(margins), self._m):
+            stop = min(start + self._m, len(margins))
+            margins[start:stop] = self._block(start, stop) @ self._weights.T
+        margins += self._bias * self._dtype.type(self._bias_scale)
+        loss = np.zeros(len(self._weights))
+        _inspect(margins, self._labels, self._cost, self._squared, loss, np.empty(len(margins), bool))
+        # |w|^2 is the sum of alpha y margin over all rows: the gap is a sum over rows, here of these.
+        own = (self._alpha * self._labels * margins).sum(axis=0, dtype=np.float64)
+        gap = loss + own - self._linear(self._alpha, self._labels)
+        return margins, float((np.maximum(gap, 0) / np.maximum(self._dual(), _TINY)).max())
+
+    def _polish(self, margins: Floats, goal: float) -> bool:
+        """Solve each class on the rows near or inside its margin, with their whole Gram matrix.
+
+        What slows the blocks down, an error that all rows share, costs no feature products here.
+        Returns whether it ran: not where the Gram matrices would cost more than epochs do.
+        """
+        near = (self._alpha != 0) | ((self._labels != 0) & (self._labels * margins < _POLISH_MARGIN))
+        sizes = near.sum(axis=0).astype(np.float64)
+        if (sizes**2).sum() > _POLISH_WORK * near.size or sizes.max() > _POLISH_ROWS:
+            return False
+        for k in range(len(self._weights)):
+            rows = np.flatnonzero(near[:, k])
+            if len(rows) == 0:
+                continue
+            x = self._rows(rows)
+            gram = x @ x.T
+            gram += self._dtype.type(self._bias_scale) ** 2
+            alpha = np.ascontiguousarray(self._alpha[rows, k][None])
+            before, own = alpha.copy(), np.ascontiguousarray(margins[rows, k][None])
+            labels = np.ascontiguousarray(self._labels[rows, k][None])
+            change, nearest = np.empty_like(own), np.empty(len(rows), self._dtype)
+            for _ in range(_MAX_EPOCHS):
+                order = self._rng.permutation(len(rows))
+                _ascend(
+                    own, gram, labels, alpha, order, self._cost[k : k + 1], self._squared, change, nearest,
+                    np.zeros(1),
+                )  # fmt: skip
+                if np.abs(change).sum() <= _POLISH_STEP * goal * alpha.sum():
+                    break
+            step = (alpha - before) * labels
+            self._weights[k] += (step @ x)[0]
+            self._bias[k] += self._dtype.type(self._bias_scale) * step.sum()
+            self._alpha[rows, k] = alpha[0]
+        return True
+
+    def _rows(self, rows: NDArray[np.int64]) -> Floats:
+        """Return a copy of the (n, D) features of some rows of the working set."""
+        if self._source.matrix is None:
+            return self._x[rows]
+        return self._source.matrix[self._index[rows]]
 
     def _block(self, start: int, end: int) -> Floats:
         """Return the (m, D) features of consecutive rows of the working set, until the next call."""
