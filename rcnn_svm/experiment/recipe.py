@@ -6,6 +6,7 @@ on `trainval`, and looks at `test` once. All heads see the same regions and the 
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +30,7 @@ from rcnn_svm.experiment.selection import (
     train_candidates,
     with_deltas,
 )
+from rcnn_svm.features.build import build_featurizer
 from rcnn_svm.features.fc_layers import FcLayers
 from rcnn_svm.features.scaling import FeatureScaler
 from rcnn_svm.features.store import FeatureStore
@@ -38,7 +40,15 @@ from rcnn_svm.progress import say, track
 from rcnn_svm.proposals import cached_proposals
 from rcnn_svm.structures import Dataset, Detections, RegionSet
 
-__all__ = ["Experiment", "HeadResult", "detect_stored", "propose", "run_experiment"]
+__all__ = [
+    "Experiment",
+    "HeadResult",
+    "detect_stored",
+    "estimate_experiment",
+    "propose",
+    "run_experiment",
+    "train_detector",
+]
 
 FINETUNED = "softmax-finetuned"
 
@@ -153,6 +163,64 @@ def run_experiment(
                     finished(result)
     stages["detect"] = meter.seconds
     return Experiment(config, splits, results, stages)
+
+
+def train_detector(
+    splits: Splits,
+    head: str = "linear-svm",
+    *,
+    config: ExperimentConfig | None = None,
+    cache: Path | None = None,
+    n_jobs: int = 1,
+) -> HeadResult:
+    """Train one head with box regression on `splits` and measure it on the test split.
+
+    Args:
+        splits: as `load_splits` returns them.
+        head: one of `experiment.config.HEADS`.
+        config: the defaults where None.
+        cache: folder of proposals and features; a temporary one where None.
+        n_jobs: threads where work is independent.
+
+    Raises:
+        ConfigError: an unknown head.
+        DataError: as `run_experiment`.
+    """
+    config = config or ExperimentConfig()
+    config = replace(config, heads=replace(config.heads, names=(head,)))
+    if cache is not None:
+        return run_experiment(config, splits, cache, n_jobs=n_jobs).heads[f"{head}+bbox"]
+    with tempfile.TemporaryDirectory() as folder:
+        return run_experiment(config, splits, Path(folder), n_jobs=n_jobs).heads[f"{head}+bbox"]
+
+
+def estimate_experiment(config: ExperimentConfig, splits: Splits, cache: Path) -> list[str]:
+    """Say what the proposals and features of an experiment will cost, measured on a few of its images.
+
+    Raises:
+        ConfigError: the features come from a network that is yet to be fine-tuned.
+    """
+    if config.learn == "network":
+        raise ConfigError("--dry-run: a network that is yet to be fine-tuned cannot be timed. Set learn=fc.")
+    featurizer = build_featurizer(config.features, seed=config.seed)
+    store = FeatureStore(cache / "features", featurizer, precision=config.features.precision)
+    lines = []
+    for dataset, with_truth in ((splits.trainval, True), (splits.test, False)):
+        probes = Dataset(
+            dataset.name, dataset.split, dataset.classes, dataset.samples[:: max(1, len(dataset) // 8)][:8]
+        )
+        with Meter() as meter:
+            proposals = propose(probes, config, cache, n_jobs=1)
+        regions = SplitRegions.of(probes, proposals, with_truth=with_truth)
+        estimate = store.estimate(probes.samples, regions.boxes)
+        share = len(dataset) / len(probes)
+        lines.append(
+            f"{dataset.split}, from {len(probes)} of {len(dataset)} images: proposals "
+            f"{meter.seconds * share:.0f} s on one core, features {estimate.seconds * share:.0f} s and "
+            f"{estimate.n_bytes * share / 1e6:.0f} MB on disk, at most {estimate.peak_bytes / 1e6:.0f} MB of "
+            f"them in memory; what is cached costs nothing"
+        )
+    return lines
 
 
 def _require_objects(splits: Splits) -> None:

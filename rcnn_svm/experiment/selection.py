@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rcnn_svm.heads.rbf_svm import RBFSVMHead
 
 from rcnn_svm.boxes import Boxes
 from rcnn_svm.detector import Model
@@ -22,6 +21,7 @@ from rcnn_svm.heads.base import Scorer
 from rcnn_svm.heads.bbox_regressor import BoxRegressor
 from rcnn_svm.heads.linear_svm import LinearSVMHead
 from rcnn_svm.heads.mining import FixedPointMining, PaperMining
+from rcnn_svm.heads.rbf_svm import RBFSVMHead
 from rcnn_svm.heads.softmax import SoftmaxHead
 from rcnn_svm.postprocess import PostprocessConfig, postprocess
 from rcnn_svm.progress import track
@@ -123,8 +123,8 @@ def settings_of(name: str, config: HeadsConfig) -> list[dict[str, float]]:
         return [{"C": cost} for cost in sorted(config.linear_costs)]
     if name == "softmax-refit":
         return [{"C": cost} for cost in sorted(config.softmax_costs)]
-    grid = itertools.product(sorted(config.rbf_costs), config.rbf_gammas)
-    return [{"C": cost, "gamma": gamma} for cost, gamma in grid]
+    grid = itertools.product(config.rbf_gammas, sorted(config.rbf_costs))
+    return [{"C": cost, "gamma": gamma} for gamma, cost in grid]
 
 
 def train_candidates(
@@ -151,19 +151,16 @@ def train_candidates(
         yield from _linear(settings, costs, config, blocks, seed, n_jobs)
     elif name == "softmax-refit":
         rule = LabelRule(config.softmax_positive_iou, min(0.5, config.softmax_positive_iou))
-        head = SoftmaxHead(rule=rule, random_state=seed)
+        head = SoftmaxHead(rule=rule)
         for setting, scorer in zip(settings, head.fit_path(blocks, costs), strict=True):
             yield Candidate(setting, scorer, {})
     else:
-        for setting in settings:
-            rbf = RBFSVMHead(
-                C=setting["C"],
-                gamma=setting["gamma"],
-                positive_weight=config.positive_weight,
-                n_jobs=n_jobs,
-                random_state=seed,
-            ).fit(blocks)
-            yield Candidate(setting, rbf.scorer_, {"support_vectors": len(rbf.support_vectors_)})
+        rbf = RBFSVMHead(positive_weight=config.positive_weight, n_jobs=n_jobs)
+        grid = rbf.fit_grid(blocks, sorted(set(costs)), list(dict.fromkeys(s["gamma"] for s in settings)))
+        for setting, (_, _, scorer) in zip(settings, grid, strict=True):
+            yield Candidate(
+                setting, scorer, {"n_support_vectors": len(scorer.support), "mined_regions": rbf.n_rows_}
+            )
 
 
 def _linear(

@@ -14,9 +14,10 @@ from PIL import Image as PillowImage
 from PIL import ImageDraw, ImageFont
 
 from rcnn_svm.errors import ConfigError
+from rcnn_svm.files import atomic_path
 from rcnn_svm.structures import Detections, GroundTruth, Image
 
-__all__ = ["Colour", "Mark", "class_colours", "draw_detections", "draw_marks"]
+__all__ = ["Colour", "Mark", "class_colours", "draw_detections", "draw_marks", "save_picture"]
 
 Colour = tuple[int, int, int]
 """Red, green, blue in 0 .. 255."""
@@ -200,3 +201,14 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
 def _corners(box: NDArray[np.floating]) -> tuple[float, float, float, float]:
     x1, y1, x2, y2 = (float(value) for value in box)
     return x1, y1, x2, y2
+
+
+def save_picture(path: Path, picture: Image) -> None:
+    """Write an RGB picture as PNG, atomically.
+
+    Raises:
+        DataError: the folder cannot be written to.
+        DiskSpaceError: the disk is full.
+    """
+    with atomic_path(path) as temporary:
+        PillowImage.fromarray(picture).save(temporary, format="PNG")

@@ -56,11 +56,11 @@ def experiment_metrics(
 
 def write_experiment(
     folder: Path, experiment: Experiment, *, command: str, html: bool = True
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], BootstrapResult]:
     """Write `metrics.json`, `config.json`, tables, README and, if wanted, `report.html`.
 
     Returns:
-        The metrics.
+        The metrics, and the bootstrap over the heads.
 
     Raises:
         DataError: the folder cannot be written to.
@@ -85,7 +85,7 @@ def write_experiment(
     write_text(folder / "README.md", _readme(metrics, bootstrap, experiment.splits.notes))
     # Last: where metrics.json lies, the rest is whole.
     write_json(folder / "metrics.json", metrics)
-    return metrics
+    return metrics, bootstrap
 
 
 def _readme(metrics: Mapping[str, Any], bootstrap: BootstrapResult, notes: tuple[str, ...]) -> str:

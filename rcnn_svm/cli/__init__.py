@@ -1,0 +1,54 @@
+"""The `rcnn-svm` command: one verb per stage, and what every verb has in common.
+
+Exit codes: 0 done, 2 wrong usage, 3 wrong data, 130 interrupted. Every error is one sentence on
+stderr. What a verb prints as its result goes to stdout, everything else to stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from rcnn_svm import __version__
+from rcnn_svm.errors import RcnnSvmError
+
+__all__ = ["build_parser", "main"]
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command."""
+    from rcnn_svm.cli import data, network, regions, training, using
+
+    parser = argparse.ArgumentParser(
+        prog="rcnn-svm",
+        description="R-CNN with per-class SVMs: train, compare and use a detector.",
+        epilog="`rcnn-svm VERB --help` tells the options of a verb.",
+    )
+    parser.add_argument("--version", action="version", version=f"rcnn-svm {__version__}")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for part in (training, using, data, regions, network):
+        part.add_verbs(verbs)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    options = build_parser().parse_args(given)
+    options.command = " ".join(["rcnn-svm", *given])
+    try:
+        options.run(options)
+    except KeyboardInterrupt:
+        print(
+            "rcnn-svm: interrupted. Finished work is kept: the same command goes on from there.",
+            file=sys.stderr,
+        )
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of our output has seen enough
+        return 0
+    except RcnnSvmError as error:
+        print(f"rcnn-svm: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0

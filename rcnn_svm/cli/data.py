@@ -1,0 +1,62 @@
+"""The verb `data`: write the embedded digits, look at any data set."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from rcnn_svm.progress import say
+
+__all__ = ["add_verbs"]
+
+
+def add_verbs(verbs: Any) -> None:
+    """Add the verb of this module."""
+    data = verbs.add_parser("data", help="write the embedded digits in scenes; check any data set")
+    actions = data.add_subparsers(dest="action", required=True, metavar="ACTION")
+
+    digits = actions.add_parser("digits", help="render digits in scenes to a folder")
+    digits.add_argument("--out", type=Path, required=True, metavar="DIR")
+    digits.add_argument("--format", choices=("voc", "coco", "yolo"), default="voc")
+    digits.add_argument("--encoding", choices=("png", "jpg"), default="png")
+    for split, n in (("train", 300), ("val", 100), ("test", 200)):
+        digits.add_argument(f"--{split}", type=int, default=n, metavar="N", help=f"scenes (default {n})")
+    digits.add_argument("--seed", type=int, default=0)
+    digits.set_defaults(run=_digits)
+
+    check = actions.add_parser(
+        "check", help="counts, sizes and defects of a data set, in words and a picture"
+    )
+    check.add_argument("path", type=Path)
+    check.add_argument("--format", choices=("auto", "voc", "coco", "yolo"), default="auto")
+    check.add_argument("--classes", metavar="A,B,C", default="")
+    check.add_argument("--plot", type=Path, metavar="FILE", help="a PNG with counts, sizes and examples")
+    check.add_argument("--json", type=Path, metavar="FILE", help="the same as JSON")
+    check.set_defaults(run=_check)
+
+
+def _digits(options: argparse.Namespace) -> None:
+    from rcnn_svm.datasets.digits import digits_splits
+    from rcnn_svm.datasets.write import write_dataset
+
+    splits = digits_splits(options.train, options.val, options.test, seed=options.seed)
+    parts = (splits.train, splits.val, splits.test)
+    write_dataset(parts, options.out, options.format, encoding=options.encoding)
+    say(f"{sum(map(len, parts))} scenes in {options.out}. Try `rcnn-svm data check {options.out}`.")
+
+
+def _check(options: argparse.Namespace) -> None:
+    from rcnn_svm.datasets.check import check_dataset
+    from rcnn_svm.files import write_json
+
+    names = [name.strip() for name in options.classes.split(",") if name.strip()]
+    report = check_dataset(
+        options.path, format=None if options.format == "auto" else options.format, classes=names or None
+    )
+    print(report.to_text())
+    if options.json is not None:
+        write_json(options.json, report.to_json())
+    if options.plot is not None:
+        report.plot(options.plot)
+        say(f"Picture: {options.plot}")

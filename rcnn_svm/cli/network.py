@@ -1,0 +1,109 @@
+"""Verbs about the network: `layers`, `extract`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rcnn_svm.errors import ConfigError, DataError
+from rcnn_svm.progress import say, track
+
+__all__ = ["add_verbs"]
+
+
+def add_verbs(verbs: Any) -> None:
+    """Add the verbs of this module."""
+    layers = verbs.add_parser(
+        "layers", help="every layer of a network that can be read, with shapes and weights"
+    )
+    layers.add_argument("backbone", help="such as vgg16, alexnet, mobilenet_v2 or small_cnn")
+    layers.set_defaults(run=_layers)
+
+    extract = verbs.add_parser("extract", help="write a layer's output, before the softmax, to a file")
+    extract.add_argument("images", type=Path, nargs="+", help="image files or folders")
+    extract.add_argument(
+        "--out", type=Path, required=True, metavar="FILE", help=".npy (one image) or .safetensors"
+    )
+    extract.add_argument("--backbone", default="mobilenet_v2", metavar="NAME")
+    extract.add_argument("--weights", default="default", metavar="FILE")
+    extract.add_argument("--taps", default="", metavar="TAPS", help="default: the layer before the logits")
+    extract.add_argument("--path", choices=("warped", "shared"), default="warped")
+    extract.add_argument(
+        "--boxes",
+        type=Path,
+        metavar="FILE",
+        help="JSON of `rcnn-svm propose --out`; default: the whole image",
+    )
+    extract.add_argument("--device", default="cpu")
+    extract.add_argument("--seed", type=int, default=0, help="of random weights")
+    extract.set_defaults(run=_extract)
+
+
+def _layers(options: argparse.Namespace) -> None:
+    from rcnn_svm.features.layers import layer_table
+
+    rows = layer_table(options.backbone)
+    width = max(len(row.name) for row in rows)
+    print(f"{'layer':<{width}}  {'output':>14}  {'matrix':>14}  {'weights':>12}  {'MB':>8}  {'GFLOP':>7}")
+    for row in rows:
+        shape = " x ".join(map(str, row.shape))
+        matrix = " x ".join(map(str, row.matrix)) if row.matrix else ""
+        print(
+            f"{row.name:<{width}}  {shape:>14}  {matrix:>14}  {row.n_weights:>12,}  {row.weights_mb:>8.2f}  "
+            f"{row.gflop:>7.3f}"
+        )
+    total = sum(row.n_weights for row in rows)
+    print(f"{total:,} weights, {4 * total / 1e6:.1f} MB; outputs are of one region, before the softmax")
+
+
+def _extract(options: argparse.Namespace) -> None:
+    from rcnn_svm.cli.images import open_images
+    from rcnn_svm.features.backbone import load_backbone
+    from rcnn_svm.features.build import FeatureConfig, build_featurizer
+    from rcnn_svm.files import atomic_path
+
+    suffix = options.out.suffix
+    if suffix not in (".npy", ".safetensors"):
+        raise ConfigError(f"--out must end in .npy or .safetensors, got {options.out}.")
+    samples = open_images(options.images)
+    if suffix == ".npy" and len(samples) > 1:
+        raise ConfigError(f"--out {options.out}: .npy holds one image, got {len(samples)}. Use .safetensors.")
+    backbone = load_backbone(options.backbone, options.weights, seed=options.seed)
+    taps = options.taps or list(backbone.layers)[-2]
+    config = FeatureConfig(options.backbone, options.weights, options.path, taps)
+    featurizer = build_featurizer(config, backbone, device=options.device)
+    boxes = None if options.boxes is None else _read_boxes(options.boxes)
+    arrays = {}
+    for sample in track(samples, "extract"):
+        height, width = sample.size
+        regions = np.array([[0, 0, width, height]], np.float32)
+        if boxes is not None:
+            if sample.image_id not in boxes:
+                raise DataError(f"{options.boxes}: holds no boxes of {sample.image_id!r}.")
+            regions = boxes[sample.image_id]
+        arrays[sample.image_id] = featurizer(sample.read(), regions)
+    with atomic_path(options.out) as temporary, open(temporary, "wb") as stream:
+        if suffix == ".npy":
+            np.save(stream, next(iter(arrays.values())), allow_pickle=False)
+        else:
+            from safetensors.numpy import save
+
+            stream.write(save(arrays))
+    n = sum(map(len, arrays.values()))
+    say(f"{options.out}: {taps} of {options.backbone}, {n} x {featurizer.n_features} float32")
+
+
+def _read_boxes(path: Path) -> dict[str, Any]:
+    from rcnn_svm.boxes import as_boxes
+    from rcnn_svm.files import read_json
+
+    values = read_json(path)
+    if not isinstance(values, dict):
+        raise DataError(f'{path}: must be a JSON object {{"image": [[x1, y1, x2, y2], ...]}}.')
+    try:
+        return {name: as_boxes(rows, where=f"{path}: {name}") for name, rows in values.items()}
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{path}: {error}") from error

@@ -1,0 +1,87 @@
+"""The verb `propose`: region proposals of images, and how well they cover the labelled objects."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rcnn_svm.cli import options as shared
+from rcnn_svm.progress import say
+
+__all__ = ["add_verbs"]
+
+
+def add_verbs(verbs: Any) -> None:
+    """Add the verb of this module."""
+    propose = verbs.add_parser("propose", help="region proposals by selective search, and their recall")
+    propose.add_argument("path", type=Path, help="an image, a folder of images, or a labelled data set")
+    propose.add_argument("--split", default="test", help="of a data set (default test)")
+    propose.add_argument("--mode", choices=("fast", "quality"), default="fast")
+    propose.add_argument(
+        "--min-size", type=int, default=20, metavar="PX", help="drop smaller boxes (default 20)"
+    )
+    propose.add_argument("--max-width", type=int, metavar="PX", help="shrink wider images first")
+    propose.add_argument("--max-regions", type=int, metavar="N", help="keep the best N boxes")
+    propose.add_argument("--out", type=Path, metavar="FILE", help="write the boxes as JSON")
+    propose.add_argument("--plot", type=Path, metavar="DIR", help="draw segmentations, boxes and recall")
+    shared.add_data_options(propose)
+    shared.add_run_options(propose)
+    propose.set_defaults(run=_propose)
+
+
+def _propose(options: argparse.Namespace) -> None:
+    from rcnn_svm.cli.images import open_images
+    from rcnn_svm.datasets import load_dataset
+    from rcnn_svm.errors import DataError
+    from rcnn_svm.files import write_text
+    from rcnn_svm.proposals import SelectiveSearchConfig, cached_proposals, proposal_recall
+
+    config = SelectiveSearchConfig(
+        mode=options.mode,
+        min_size=options.min_size,
+        max_width=options.max_width,
+        max_regions=options.max_regions,
+        seed=options.seed,
+    )
+    truths, classes = None, ()
+    try:
+        data = shared.data_config(options, str(options.path))
+        dataset = load_dataset(
+            options.path,
+            options.split,
+            format=None if data.format == "auto" else data.format,
+            classes=data.classes or None,
+            drop_bad_boxes=data.drop_bad_boxes,
+        )
+        samples = list(dataset.samples[: data.max_images])
+        truths, classes = [sample.truth for sample in samples], dataset.classes
+    except DataError as no_dataset:
+        if options.format != "auto" or not (options.path.is_file() or options.path.is_dir()):
+            raise
+        try:
+            samples = open_images([options.path])
+        except DataError as no_images:
+            raise DataError(
+                f"{options.path}: is neither a data set ({no_dataset}) nor images."
+            ) from no_images
+    regions = cached_proposals(samples, config, options.cache / "proposals", n_jobs=shared.n_jobs_of(options))
+    counts = np.array([len(one) for one in regions])
+    print(f"{len(regions)} images, {counts.mean():.0f} boxes each ({counts.min()} to {counts.max()})")
+    if options.out is not None:
+        lines = [f'"{one.image_id}": {one.boxes.astype(np.float64).tolist()}' for one in regions]
+        write_text(options.out, "{" + ",\n ".join(lines) + "}\n")
+        say(f"Boxes (x1 y1 x2 y2, half-open pixels, best first): {options.out}")
+    recall = None
+    if truths is not None:
+        recall = proposal_recall([one.boxes for one in regions], truths, len(classes))
+        print("boxes   recall@0.5  recall@0.7   MABO")
+        for b, budget in enumerate(recall.budgets):
+            at = [recall.recall(0.5)[b], recall.recall(0.7)[b], recall.mabo()[b]]
+            print(f"{budget:>5}   {at[0]:10.3f}  {at[1]:10.3f}  {at[2]:.3f}")
+        width = max(map(len, classes))
+        print("ABO with all boxes of the last line")
+        for name, value in zip(classes, recall.abo()[:, -1], strict=True):
+            print(f"  {name:<{width}}  {value:.3f}")
