@@ -99,7 +99,7 @@ def proposals_of(sample: Sample, proposer: Proposer, folder: Path | None) -> Reg
 
 def _load(path: Path, sample: Sample) -> RegionSet:
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as stored:
             height, width = (int(side) for side in stored["size"])
             regions = RegionSet(sample.image_id, (height, width), stored["boxes"], stored["priority"])
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, ShapeError) as error:

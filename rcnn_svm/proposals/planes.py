@@ -1,7 +1,7 @@
 """From RGB pixels to colour planes, smoothed planes and histogram codes.
 
-All arithmetic is on integers, or on float32 values that are integers: a result never depends
-on the order in which a compiler adds. Needs numba.
+All arithmetic is on integers, or IEEE float32 in one fixed order (kernels are compiled without
+fastmath): the same pixels give the same bits on every machine. Needs numba.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from rcnn_svm.proposals.compiled import kernel
 __all__ = [
     "COLOUR_BINS",
     "ORIENTATIONS",
-    "SMOOTH_UNIT",
     "TEXTURE_BINS",
     "TEXTURE_RANGE",
     "colour_planes",
@@ -27,16 +26,11 @@ __all__ = [
     "smoothing_taps",
 ]
 
-SMOOTH_UNIT = 32
-"""Smoothed planes hold grey levels times 32, rounded."""
-
 COLOUR_BINS = 25
 TEXTURE_BINS = 10
 ORIENTATIONS = 8
 TEXTURE_RANGE = 0.4 * 255
 """Largest derivative with a bin of its own: a unit step seen by a Gaussian derivative of sigma 1."""
-
-_TAP_UNIT = 2048
 
 _LINEAR_UNIT = 2048  # linear light; 3 times it still indexes a table that fits the L1 cache
 _CUBE_UNIT = 4096
@@ -53,8 +47,6 @@ _LIGHTNESS = np.float32(2.55 * 116 / _CUBE_UNIT)
 _DARK = np.float32(2.55 * 16 - 0.5)
 _FROM_CUBE = np.float32(1 / _CUBE_UNIT)
 _RED, _GREEN, _BLUE, _LUMA = np.float32(77), np.float32(150), np.float32(29), np.float32(1 / 256)
-_FROM_TAPS = np.float32(SMOOTH_UNIT / _TAP_UNIT)
-_FROM_TAPS_AGAIN = np.float32(1 / _TAP_UNIT)
 
 
 @functools.cache
@@ -68,14 +60,11 @@ def lab_tables() -> tuple[NDArray[np.int32], NDArray[np.int32]]:
 
 
 def smoothing_taps(sigma: float) -> NDArray[np.float32]:
-    """Return the odd-length Gaussian kernel, integers that sum to 2048, cut at 4 sigma."""
+    """Return the Gaussian kernel, of odd length, cut at 4 sigma."""
     radius = int(np.ceil(4 * sigma))
     x = np.arange(-radius, radius + 1)
     weights = np.exp(-0.5 * (x / sigma) ** 2) if sigma > 0 else np.ones(1)
-    taps = np.rint(weights / weights.sum() * _TAP_UNIT)
-    taps[radius] += _TAP_UNIT - taps.sum()
-    used = int(np.flatnonzero(taps)[0])
-    return np.asarray(taps[used : len(taps) - used], np.float32)
+    return np.asarray(weights / weights.sum(), np.float32)
 
 
 @kernel("(u1[:,:,::1], i8, i4[::1], i4[::1], u1[:,:,::1])")
@@ -137,12 +126,11 @@ def colour_planes(image: Any, space: int, linear: Any, root: Any, out: Any) -> N
 
 @kernel("(u1[:,::1], f4[::1], f4[:,::1])")
 def smooth(plane: Any, taps: Any, out: Any) -> None:
-    """Blur `plane` (H, W) into `out` (H, W) float32, integers in units of 1/32; borders repeat."""
+    """Blur `plane` (H, W) into `out` (H, W) float32, in grey levels; borders repeat."""
     height, width = plane.shape
     radius = len(taps) // 2
     ring = np.empty((2 * radius + 1, width), np.float32)  # horizontally blurred rows
     padded = np.empty(width + 2 * radius, np.float32)
-    row = np.empty(width, np.float32)
     done = 0
     for y in range(height):
         last = min(y + radius, height - 1)
@@ -158,22 +146,19 @@ def smooth(plane: Any, taps: Any, out: Any) -> None:
             for t in range(len(taps)):
                 for x in range(width):
                     target[x] += taps[t] * padded[x + t]
-            for x in range(width):
-                target[x] = np.float32(np.int32(target[x] * _FROM_TAPS + _HALF))
             done += 1
+        row = out[y]
         for x in range(width):
             row[x] = _F0
         for t in range(len(taps)):
             source = ring[min(max(y + t - radius, 0), height - 1) % len(taps)]
             for x in range(width):
                 row[x] += taps[t] * source[x]
-        for x in range(width):
-            out[y, x] = np.float32(np.int32(row[x] * _FROM_TAPS_AGAIN + _HALF))
 
 
-# Scharr's stencil sums to 32 per grey level of slope; the smoothed plane adds its own unit.
-_TO_BIN = np.float32(TEXTURE_BINS / (TEXTURE_RANGE * 32 * SMOOTH_UNIT))
-_TO_BIN_DIAGONAL = np.float32(TEXTURE_BINS / (TEXTURE_RANGE * 32 * SMOOTH_UNIT * np.sqrt(2)))
+# Scharr's stencil sums to 32 per grey level of slope.
+_TO_BIN = np.float32(TEXTURE_BINS / (TEXTURE_RANGE * 32))
+_TO_BIN_DIAGONAL = np.float32(TEXTURE_BINS / (TEXTURE_RANGE * 32 * np.sqrt(2)))
 _THREE = np.float32(3)
 _TEN = np.float32(10)
 _LAST_BIN = np.float32(TEXTURE_BINS - 0.5)

@@ -21,16 +21,17 @@ from rcnn_svm.proposals.compiled import kernel
 
 __all__ = ["WEIGHT_UNIT", "contract", "segment"]
 
-WEIGHT_UNIT = 16
-"""Edge weights are colour distances times 16, rounded."""
+WEIGHT_UNIT = 128
+"""Edge weights are colour distances times 128, rounded: the finest that 16 bits can hold."""
 
-_N_WEIGHTS = 7068  # more than sqrt(3) * 255 * 16 = 7066.7
-_CAP = 256  # `contract` leaves edges of 16 grey levels and more to `segment`
+_N_WEIGHTS = 56536  # more than sqrt(3) * 255 * 128 = 56534.8
+_CAP = 16 * WEIGHT_UNIT  # `contract` leaves edges of 16 grey levels and more to `segment`
 _BAND_PIXELS = 24576
 _CHUNK = 256  # edges that are looked up before the first of them is acted on
 _REMEMBERED = 4096  # slots of the filter against parallel edges
 
-_HALF = np.float32(0.5)  # also: the ratio of WEIGHT_UNIT to planes.SMOOTH_UNIT
+_HALF = np.float32(0.5)
+_UNIT = np.float32(WEIGHT_UNIT)
 _NONE = np.uint16(0xFFFF)  # the weight of an edge that would leave the image
 _DONE = np.int32(-0x80000000)  # flag in a parent link: nothing merges with this component any more
 _LINK = np.int32(0x7FFFFFFF)
@@ -105,19 +106,19 @@ def contract(planes: Any, k: int) -> Any:
             for x in range(width):
                 d0, d1, d2 = a0[x] - b0[x], a1[x] - b1[x], a2[x] - b2[x]
                 distance = np.sqrt(d0 * d0 + d1 * d1 + d2 * d2)
-                to_below[x] = np.uint16(np.int32(distance * _HALF + _HALF))
+                to_below[x] = np.uint16(np.int32(distance * _UNIT + _HALF))
             for x in range(width - 1):
                 d0, d1, d2 = a0[x] - a0[x + 1], a1[x] - a1[x + 1], a2[x] - a2[x + 1]
                 distance = np.sqrt(d0 * d0 + d1 * d1 + d2 * d2)
-                to_right[x] = np.uint16(np.int32(distance * _HALF + _HALF))
+                to_right[x] = np.uint16(np.int32(distance * _UNIT + _HALF))
             for x in range(width - 1):
                 d0, d1, d2 = a0[x] - b0[x + 1], a1[x] - b1[x + 1], a2[x] - b2[x + 1]
                 distance = np.sqrt(d0 * d0 + d1 * d1 + d2 * d2)
-                to_lower_right[x] = np.uint16(np.int32(distance * _HALF + _HALF))
+                to_lower_right[x] = np.uint16(np.int32(distance * _UNIT + _HALF))
             for x in range(width - 1):
                 d0, d1, d2 = a0[x + 1] - b0[x], a1[x + 1] - b1[x], a2[x + 1] - b2[x]
                 distance = np.sqrt(d0 * d0 + d1 * d1 + d2 * d2)
-                to_lower_left[x + 1] = np.uint16(np.int32(distance * _HALF + _HALF))
+                to_lower_left[x + 1] = np.uint16(np.int32(distance * _UNIT + _HALF))
             to_right[width - 1] = _NONE
             to_lower_right[width - 1] = _NONE
             to_lower_left[0] = _NONE
