@@ -196,8 +196,9 @@ def demo_config() -> ExperimentConfig:
     """Return the demonstration: digits in scenes, `small_cnn` trained from nothing, all heads."""
     return ExperimentConfig(
         data=DataConfig(path="digits"),
-        proposals=SelectiveSearchConfig(min_size=10, max_regions=1000),
+        proposals=SelectiveSearchConfig(min_size=10, max_regions=400),
         features=FeatureConfig(backbone="small_cnn", weights="random", path="warped", taps="fc7"),
         learn="network",
-        finetune=FinetuneConfig.from_scratch(),
+        # A mirrored digit is no digit.
+        finetune=replace(FinetuneConfig.from_scratch(), flip=False),
     )
