@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from rcnn_svm.errors import ConfigError, ShapeError, WeightsError
 from rcnn_svm.features.fusing import fuse_for_inference
+from rcnn_svm.features.low_rank import factorise_layers
 from rcnn_svm.features.small_cnn import SmallCNN
 from rcnn_svm.features.taps import TapSpec
 from rcnn_svm.features.weights import find_weights, load_weights, read_weights
@@ -275,9 +276,21 @@ class Backbone(nn.Module):
         rows, columns = self.resolve(tap).grid or (1, 1)
         return self.layers[tap.layer].channels * rows * columns
 
-    def for_inference(self, device: str = "cpu") -> Self:
-        """Return a copy that is quicker and cannot be trained: batch normalisation folded, layers fused."""
-        prepared = type(self)(self.name, fuse_for_inference(self.net, device), self.classes)
+    def for_inference(self, device: str = "cpu", *, low_rank: Mapping[str, int] | None = None) -> Self:
+        """Return a copy that is quicker and cannot be trained: batch normalisation folded, layers fused.
+
+        Args:
+            device: where it will run.
+            low_rank: ranks of fully connected layers to be approximated, by layer; None keeps them exact.
+
+        Raises:
+            ConfigError: `low_rank` names what is no fully connected layer, or a rank is out of range.
+        """
+        net = self.net
+        if low_rank:
+            net = copy.deepcopy(net)
+            factorise_layers(type(self)(self.name, net).regions, net, low_rank)
+        prepared = type(self)(self.name, fuse_for_inference(net, device), self.classes)
         prepared.layers = self.layers  # fused modules no longer tell their strides
         prepared.__dict__["digest"] = self.digest  # folding changes parameters, not the identity
         return prepared

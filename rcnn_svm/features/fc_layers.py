@@ -1,6 +1,6 @@
 """fc6 and fc7 of our own on top of any features, for networks that have no fully connected layers.
 
-`FcLayers` is the trained result: arrays and numpy, no torch. Calling it gives the last hidden layer, after
+`FcLayers` is the trained result, plain arrays. Calling it gives the last hidden layer, after
 its ReLU and before the softmax, which is what the SVMs read; the softmax and the box regression that it was
 trained with are there as well. `rcnn_svm.finetune.train_fc_layers` makes one.
 """
@@ -90,7 +90,7 @@ class FcLayers:
     """Trained fully connected layers with their softmax and box regression.
 
     Attributes:
-        weights: one (inputs, outputs) float32 matrix a layer.
+        weights: one (outputs, inputs) float32 matrix a layer.
         biases: one (outputs,) float32 vector a layer.
         class_weight: (H, K + 1) of the softmax, background last; `class_bias` (K + 1,).
         box_weight: (H, 4 K) of the box deltas, class by class; `box_bias` (4 K,).
@@ -108,12 +108,12 @@ class FcLayers:
     @property
     def n_features_in(self) -> int:
         """D, the length of the rows that it reads."""
-        return int(self.weights[0].shape[0])
+        return int(self.weights[0].shape[1])
 
     @property
     def n_features(self) -> int:
         """H, the length of the rows that it returns."""
-        return int(self.weights[-1].shape[1])
+        return int(self.weights[-1].shape[0])
 
     @property
     def n_classes(self) -> int:
@@ -140,14 +140,14 @@ class FcLayers:
             raise ShapeError(
                 f"FcLayers: features must have shape (R, {self.n_features_in}), got {features.shape}."
             )
+        from rcnn_svm.features.products import linear_relu
+
         scale = FeatureScaler(self.scaling)
         out = np.empty((len(features), self.n_features), np.float32)
         for start in range(0, len(features), _MAX_ROWS):
             x = scale(features[start : start + _MAX_ROWS])
             for weight, bias in zip(self.weights, self.biases, strict=True):
-                x = x @ weight
-                x += bias
-                np.maximum(x, 0, out=x)
+                x = linear_relu(x, weight, bias)
             out[start : start + _MAX_ROWS] = x
         return out
 
@@ -197,7 +197,7 @@ class FcLayers:
             box_weight, box_bias = arrays["box.weight"], arrays["box.bias"]
         except (KeyError, IndexError) as error:
             raise CacheError(f"FcLayers: the saved arrays lack {error}. Train the layers again.") from error
-        sizes = [weight.shape[0] for weight in weights[1:]] + [class_weight.shape[0]]
-        if not weights or [weight.shape[1] for weight in weights] != sizes:
+        sizes = [weight.shape[1] for weight in weights[1:]] + [class_weight.shape[0]]
+        if not weights or [weight.shape[0] for weight in weights] != sizes:
             raise CacheError("FcLayers: the saved arrays do not fit together. Train the layers again.")
         return cls(weights, biases, class_weight, class_bias, box_weight, box_bias, scaling)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rcnn_svm.features.fc_layers import FcConfig, FcLayers
+from rcnn_svm.features.products import linear
 from rcnn_svm.features.scaling import FeatureScaler
 from rcnn_svm.progress import track
 
@@ -56,12 +57,10 @@ def train_on_batches(batches: Iterator[Batch], config: FcConfig, n_classes: int,
         for layer in layers:
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
             nn.init.zeros_(layer.bias)
-        blocks = [nn.Sequential(layer, nn.ReLU(), nn.Dropout(config.dropout)) for layer in layers]
-        trunk = nn.Sequential(*blocks)
         head = nn.Linear(config.hidden[-1], n_classes + 1 + 4 * n_classes)
         nn.init.normal_(head.weight, std=0.01)
         nn.init.zeros_(head.bias)
-        optimizer = _optimizer([*trunk.parameters(), *head.parameters()], config)
+        optimizer = _optimizer([p for layer in (*layers, head) for p in layer.parameters()], config)
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / config.n_steps))
         )
@@ -70,7 +69,9 @@ def train_on_batches(batches: Iterator[Batch], config: FcConfig, n_classes: int,
         steps = itertools.chain(probes, batches)
         for batch in track(steps, "fc layers", total=config.n_steps, unit="step"):
             x = (torch.from_numpy(scale(batch.features)) - shift) * factor
-            outputs = head(trunk(x))
+            for layer in layers:
+                x = functional.dropout(functional.relu(linear(x, layer)), config.dropout)
+            outputs = linear(x, head)
             labels, targets = torch.from_numpy(batch.labels), torch.from_numpy(batch.deltas) / std
             loss = _loss(outputs, labels, targets, n_classes, config.box_weight)
             optimizer.zero_grad(set_to_none=True)
@@ -121,10 +122,10 @@ def _to_numpy(
     config: FcConfig,
 ) -> FcLayers:
     """Fold the standardisation into the first layer and the targets' scale into the last."""
-    weights = [layer.weight.detach().numpy().T.astype(np.float64) for layer in layers]
+    weights = [layer.weight.detach().numpy().astype(np.float64) for layer in layers]
     biases = [layer.bias.detach().numpy().astype(np.float64) for layer in layers]
-    weights[0] = weights[0] * inverse_std[:, None]
-    biases[0] = biases[0] - mean.astype(np.float64) @ weights[0]
+    weights[0] = weights[0] * inverse_std
+    biases[0] = biases[0] - weights[0] @ mean.astype(np.float64)
     last, last_bias = head.weight.detach().numpy().T, head.bias.detach().numpy()
     std = np.tile(np.array(_TARGET_STD, np.float32), n_classes)
 

@@ -20,7 +20,6 @@ from torch.nn import functional
 from rcnn_svm.boxes import Boxes, as_boxes, widen
 from rcnn_svm.errors import ConfigError, ShapeError
 from rcnn_svm.features.backbone import Backbone, LayerInfo
-from rcnn_svm.features.low_rank import factorise_layers
 from rcnn_svm.features.roi_pool import roi_align
 from rcnn_svm.features.taps import TapSpec, format_taps, parse_taps
 from rcnn_svm.features.warp import WarpMode, warp_crops, warp_geometry
@@ -42,13 +41,19 @@ _PREFERRED_SIDE = 224.0
 class _Features:
     """What both ways of computing features share: taps, their columns, device, identity."""
 
-    def __init__(self, backbone: Backbone, taps: str | Sequence[TapSpec], device: str) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        taps: str | Sequence[TapSpec],
+        device: str,
+        low_rank: Mapping[str, int] | None = None,
+    ) -> None:
         parsed = parse_taps(taps) if isinstance(taps, str) else tuple(taps)
         if not parsed:
             raise ConfigError(f"{type(self).__name__}: needs at least one tap, for example fc7.")
         self.taps = tuple(backbone.resolve(tap) for tap in parsed)
         self.device = device
-        self.backbone = backbone.for_inference(device)
+        self.backbone = backbone.for_inference(device, low_rank=low_rank)
         ends = np.cumsum([0, *(backbone.n_features(tap) for tap in self.taps)]).tolist()
         self._columns = dict(zip(self.taps, map(slice, ends[:-1], ends[1:]), strict=True))
         self.n_features: int = ends[-1]
@@ -207,7 +212,7 @@ class SharedFeatures(_Features):
         low_rank: Mapping[str, int] | None = None,
         device: str = "cpu",
     ) -> None:
-        super().__init__(backbone, taps, device)
+        super().__init__(backbone, taps, device, low_rank)
         self.longer_sides = tuple(longer_sides)
         if not self.longer_sides or min(self.longer_sides) < 32:
             raise ConfigError(
@@ -215,8 +220,6 @@ class SharedFeatures(_Features):
                 f"got {self.longer_sides}."
             )
         self.low_rank = dict(low_rank or {})
-        if self.low_rank:
-            factorise_layers(self.backbone.regions, self.low_rank)
         self._map_taps = [tap for tap in self.taps if tap.layer in self.backbone.maps]
         self._region_taps = [tap for tap in self.taps if tap.layer in self.backbone.regions]
         self._layers = {tap.layer for tap in self._map_taps}

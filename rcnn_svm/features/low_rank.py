@@ -45,20 +45,25 @@ def factorise(linear: nn.Linear, rank: int) -> nn.Sequential:
     return nn.Sequential(first, second)
 
 
-def factorise_layers(layers: Mapping[str, nn.Module], ranks: Mapping[str, int]) -> None:
+def factorise_layers(layers: Mapping[str, nn.Module], net: nn.Module, ranks: Mapping[str, int]) -> None:
     """Replace the matrix of each layer named in `ranks`, in place.
+
+    Args:
+        layers: parts of `net` by name.
+        net: the whole network, whose modules are replaced.
+        ranks: rank by name of the layer.
 
     Raises:
         ConfigError: there is no such layer, it has no matrix, or the rank is out of range.
     """
+    places = {module: name for name, module in net.named_modules()}
     for name, rank in ranks.items():
-        stage = layers.get(name)
-        child = (
-            next((n for n, m in stage.named_children() if isinstance(m, nn.Linear)), None) if stage else None
-        )
-        if stage is None or child is None:
+        modules = layers[name].modules() if name in layers else ()
+        matrix = next((m for m in modules if isinstance(m, nn.Linear)), None)
+        if matrix is None:
             raise ConfigError(
                 f"low_rank: {name!r} is no fully connected layer of this network. "
                 f"Its region layers are {', '.join(layers)}."
             )
-        setattr(stage, child, factorise(getattr(stage, child), rank))
+        parent, _, child = places[matrix].rpartition(".")
+        setattr(net.get_submodule(parent), child, factorise(matrix, rank))

@@ -15,7 +15,7 @@ def make(rng, sizes=(6, 5, 4), k=3, scaling="none"):
 
     pairs = list(itertools.pairwise(sizes))
     return FcLayers(
-        tuple(normal(a, b) for a, b in pairs),
+        tuple(normal(b, a) for a, b in pairs),
         tuple(normal(b) for _, b in pairs),
         normal(sizes[-1], k + 1),
         normal(k + 1),
@@ -29,8 +29,8 @@ def test_values(rng):
     layers = make(rng)
     x = rng.normal(size=(7, 6)).astype(np.float16)
     w, b = layers.weights, layers.biases
-    fc6 = np.maximum(x.astype(np.float32) @ w[0] + b[0], 0)
-    hidden = np.maximum(fc6 @ w[1] + b[1], 0)
+    fc6 = np.maximum(x.astype(np.float32) @ w[0].T + b[0], 0)
+    hidden = np.maximum(fc6 @ w[1].T + b[1], 0)
     got = layers(x)
     assert got.dtype == np.float32
     np.testing.assert_allclose(got, hidden, rtol=1e-5, atol=1e-6)
@@ -77,7 +77,7 @@ def test_broken_arrays(rng):
     with pytest.raises(CacheError, match=r"the saved arrays lack 'class.bias'. Train the layers again."):
         FcLayers.from_arrays({k: v for k, v in arrays.items() if k != "class.bias"})
     with pytest.raises(CacheError, match="do not fit together"):
-        FcLayers.from_arrays({**arrays, "fc7.weight": arrays["fc7.weight"][:, :2]})
+        FcLayers.from_arrays({**arrays, "fc7.weight": arrays["fc7.weight"][:2]})
 
 
 def test_wrong_rows(rng):

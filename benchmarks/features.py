@@ -1,0 +1,263 @@
+"""How near feature extraction comes to what the machine can do; writes results/benchmarks/features.json.
+
+    python benchmarks/features.py [--threads 1] [--quick]
+
+Every ratio is taken in one run, its two sides measured in turn. Times are CPU seconds of the whole process
+where one thread is used, so that other programs on the machine disturb less, and wall clock otherwise.
+Weights are random: speed does not depend on them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from rcnn_svm.boxes import Boxes
+from rcnn_svm.datasets.images import read_image
+from rcnn_svm.features.backbone import Backbone, load_backbone
+from rcnn_svm.features.featurizers import SharedFeatures, WarpedFeatures
+from rcnn_svm.features.layers import layer_table
+from rcnn_svm.features.products import FusedLinear
+from rcnn_svm.features.store import FeatureStore
+from rcnn_svm.files import read_json, write_json
+from rcnn_svm.opencv import cv2
+from rcnn_svm.progress import say
+from rcnn_svm.report.provenance import provenance
+from rcnn_svm.structures import GroundTruth, Sample
+
+N_REGIONS = 2000
+TAPS = {"alexnet": "fc7", "vgg16": "fc7", "mobilenet_v2": "penultimate"}
+BATCH_SIZES = {"alexnet": (32, 64, 128), "vgg16": (4, 8, 16), "mobilenet_v2": (1, 2, 4, 8)}
+LOW_RANK = {"fc6": 1024, "fc7": 256}
+
+
+class Bench:
+    """Measures, keeps every raw figure as a row, and turns pairs of rows into targets."""
+
+    def __init__(self, threads: int, rounds: int) -> None:
+        self.rows: list[dict[str, Any]] = []
+        self.targets: dict[str, dict[str, Any]] = {}
+        self.threads, self.rounds = threads, rounds
+        self.clock = time.process_time if threads == 1 else time.perf_counter
+
+    def seconds(self, work: Mapping[str, Callable[[], object]]) -> dict[str, float]:
+        """Run every piece of work once to warm up, then in turn; return medians by name."""
+        times: dict[str, list[float]] = {name: [] for name in work}
+        for call in work.values():
+            call()
+        for _ in range(self.rounds):
+            for name, call in work.items():
+                gc.collect()
+                started = self.clock()
+                call()
+                times[name].append(self.clock() - started)
+        for name, values in times.items():
+            median = statistics.median(values)
+            row = {"name": name, "unit": "s", "median": median, "min": min(values), "max": max(values)}
+            self.rows.append({**row, "n": len(values), "threads": self.threads})
+            say(f"{name}: {median:.3f} s")
+        return {name: statistics.median(values) for name, values in times.items()}
+
+    def target(
+        self, name: str, value: float, unit: str, *, ours: float, peer: float, peer_name: str, how: str
+    ) -> None:
+        """Keep a headline figure."""
+        figures = {"value": round(value, 4), "unit": unit, "n": self.rounds}
+        self.targets[name] = {**figures, "ours": ours, "peer": peer, "peer_name": peer_name, "how": how}
+        say(f"  {name} = {value:.3f} {unit}")
+
+
+def scene(seed: int, size: tuple[int, int] = (375, 500)) -> NDArray[np.uint8]:
+    """A smooth random picture: it decodes and scales like a photograph."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 256, (size[0] // 16, size[1] // 16, 3), dtype=np.uint8)
+    return np.asarray(cv2.resize(coarse, (size[1], size[0]), interpolation=cv2.INTER_CUBIC), np.uint8)
+
+
+def regions(n: int, seed: int, size: tuple[int, int] = (375, 500)) -> Boxes:
+    """Boxes of 20 pixels to the whole image, small ones more often, as proposals are."""
+    rng = np.random.default_rng(seed)
+    limit = np.array([size[1], size[0]])
+    sides = 20 * (limit / 20) ** rng.uniform(0, 1, (n, 2))
+    low = rng.uniform(0, 1, (n, 2)) * (limit - sides)
+    return np.concatenate([low, low + sides], axis=1).astype(np.float32)
+
+
+def samples_on_disk(folder: Path, n: int) -> list[Sample]:
+    samples = []
+    for i in range(n):
+        path = folder / f"{i}.jpg"
+        cv2.imwrite(str(path), scene(i))
+        samples.append(Sample(str(i), (375, 500), GroundTruth.empty(), path=path, reader=read_image))
+    return samples
+
+
+def gemm_gflops(bench: Bench) -> float:
+    """The machine's best rate in float32 matrix products of about the size of fc6."""
+    n, gflop = 4, 2 * 2048 * 4096 * 2048 / 1e9
+    a, b = torch.randn(2048, 4096), torch.randn(2048, 4096)
+    layer = FusedLinear(torch.nn.Linear(4096, 2048), relu=False)
+    array, transposed = a.numpy(), b.numpy().T
+    seconds = bench.seconds(
+        {
+            "gemm, torch": lambda: [a @ b.T for _ in range(n)],
+            "gemm, numpy": lambda: [array @ transposed for _ in range(n)],
+            "gemm, ours (oneDNN where there is one)": lambda: [layer(a) for _ in range(n)],
+        }
+    )
+    return n * gflop / min(seconds.values())
+
+
+def bare_network(backbone: Backbone, layer: str, n_crops: int, batch_size: int) -> Callable[[], object]:
+    """The network alone, folded and fused, on crops that lie ready in memory."""
+    side = backbone.crop_size
+    crops = torch.randn(batch_size, side, side, 3).permute(0, 3, 1, 2)
+
+    @torch.inference_mode()
+    def run() -> None:
+        for _ in range(n_crops // batch_size):
+            backbone(crops, (layer,))
+
+    return run
+
+
+def measure_warped(bench: Bench, name: str, gemm: float, quick: bool) -> None:
+    """The warped path from files to files, beside the bare network and the matrix product."""
+    layer = TAPS[name]
+    backbone = load_backbone(name, "random")
+    n_crops = {"alexnet": 256, "vgg16": 32, "mobilenet_v2": 256}[name] // (2 if quick else 1)
+    n_images = max(1, n_crops // 128)
+    fused = backbone.for_inference()
+    sizes = [size for size in BATCH_SIZES[name] if size <= n_crops]
+    bare = {f"{name} bare network, batch {b}": bare_network(fused, layer, n_crops, b) for b in sizes}
+    features = WarpedFeatures(backbone, layer)
+    with tempfile.TemporaryDirectory() as folder:
+        samples = samples_on_disk(Path(folder), n_images)
+        boxes = [regions(n_crops // n_images, i) for i in range(n_images)]
+        counter = iter(range(1_000))
+        end_to_end = f"{name} warped, files to store"
+
+        def extract() -> None:
+            FeatureStore(Path(folder) / str(next(counter)), features).fill(samples, boxes)
+
+        seconds = bench.seconds({**bare, end_to_end: extract})
+    best = min(seconds[key] for key in bare)
+    rates = n_crops / seconds[end_to_end], n_crops / best
+    bench.target(
+        f"warped_fraction_of_network_{name}",
+        rates[0] / rates[1],
+        "fraction",
+        ours=rates[0],
+        peer=rates[1],
+        peer_name="the same network on ready tensors at its best batch size, crops/s",
+        how="Crops/s of reading, cropping, warping, the network and storing, over those of the network.",
+    )
+    if name == "mobilenet_v2":
+        return
+    gflop = sum(row.gflop for row in layer_table(name) if row.name != "logits")
+    bench.target(
+        f"network_fraction_of_gemm_{name}",
+        rates[1] * gflop / gemm,
+        "fraction",
+        ours=rates[1] * gflop,
+        peer=gemm,
+        peer_name="float32 matrix product 2048 x 4096 x 2048, the best library, GFLOP/s",
+        how=f"GFLOP/s of the bare network to fc7 ({gflop:.2f} GFLOP a crop) over a matrix product's.",
+    )
+
+
+def measure_shared(bench: Bench, quick: bool) -> None:
+    """AlexNet to fc7 for 2000 regions of one image: warped, shared, shared with low-rank layers."""
+    backbone = load_backbone("alexnet", "random")
+    image, boxes = scene(0), regions(N_REGIONS, 0)
+    warped, shared = WarpedFeatures(backbone, "fc7"), SharedFeatures(backbone, "fc7")
+    low_rank = SharedFeatures(backbone, "fc7", low_rank=LOW_RANK)
+    part = N_REGIONS // (16 if quick else 4)
+    names = f"alexnet fc7 warped, {part} regions", "alexnet fc7 shared, 2000 regions", "the same, low rank"
+    work = [lambda: warped(image, boxes[:part]), lambda: shared(image, boxes), lambda: low_rank(image, boxes)]
+    seconds = bench.seconds(dict(zip(names, work, strict=True)))
+    peer = seconds[names[0]] * N_REGIONS / part
+    for target, name, how in (
+        ("shared_speedup_alexnet", names[1], "fc6 and fc7 exact"),
+        ("shared_svd_speedup_alexnet", names[2], "fc6 at rank 1024 and fc7 at rank 256"),
+    ):
+        bench.target(
+            target,
+            peer / seconds[name],
+            "x",
+            ours=seconds[name],
+            peer=peer,
+            peer_name="the warped path, s/image",
+            how=f"Seconds for fc7 of 2000 regions of a 500 x 375 image, longer side 480, {how}; the warped "
+            f"path ran on {part} of the regions and was scaled up.",
+        )
+
+
+def measure_stages(bench: Bench) -> None:
+    """Where the time of the default features goes: 2000 regions of one image."""
+    backbone = load_backbone("mobilenet_v2", "random")
+    image, boxes = scene(0), regions(N_REGIONS, 0)
+    taps = "block13@3x3,block17@1x1,block17@1x1*1.8"
+    features = SharedFeatures(backbone, taps)
+    fused = features.backbone
+    ready = torch.from_numpy(fused.normalise(np.asarray(cv2.resize(image, (480, 360)), np.uint8))[None])
+
+    @torch.inference_mode()
+    def convolutions() -> None:
+        fused.run_maps(ready.permute(0, 3, 1, 2), ("block17",))
+
+    crop = WarpedFeatures(backbone, "penultimate")
+    bench.seconds(
+        {
+            "mobilenet_v2 shared, 2000 regions": lambda: features(image, boxes),
+            "mobilenet_v2 convolutions alone": convolutions,
+            "mobilenet_v2 normalise": lambda: fused.normalise(image),
+            "mobilenet_v2 crops of 224 pixels, 64": lambda: [
+                None for _ in crop._batches(crop.backbone.normalise(image), boxes[:64])
+            ],
+        }
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--quick", action="store_true", help="fewer crops and rounds, for a first look")
+    parser.add_argument("--out", type=Path, default=Path("results/benchmarks/features.json"))
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    cv2.setNumThreads(options.threads)
+    bench = Bench(options.threads, 2 if options.quick else options.rounds)
+    gemm = gemm_gflops(bench)
+    measure_stages(bench)
+    for name in TAPS:
+        measure_warped(bench, name, gemm, options.quick)
+    measure_shared(bench, options.quick)
+    # Figures of other runs (other threads, whole experiments) stay beside those that were measured now.
+    old = read_json(options.out) if options.out.exists() else {"targets": {}, "rows": []}
+    rows = [row for row in old["rows"] if row.get("threads") != options.threads]
+    targets = bench.targets if options.threads == 1 else {}
+    result = {
+        "schema": 1,
+        "benchmark": "features",
+        "targets": {**old["targets"], **targets},
+        "rows": rows + bench.rows,
+        "provenance": provenance(seed=0),
+    }
+    write_json(options.out, result)
+    say(f"Written to {options.out}.")
+
+
+if __name__ == "__main__":
+    main()
