@@ -44,7 +44,7 @@ _GROWTH_ROWS = 8000
 # distance is kept there.
 _EVICT_MARGIN_IN_MEMORY = 1.05
 _EVICT_MARGIN = 1.2
-_MAX_EPOCHS = 1000
+_MAX_EPOCHS = 200
 # Every so many epochs each class is solved alone on its rows of margin below this, if they are few:
 # at most so many, and their Gram matrices no more work than some epochs.
 _POLISH_EVERY = 6
@@ -52,7 +52,8 @@ _POLISH_MARGIN = 1.02
 _POLISH_ROWS = 4000
 _POLISH_WORK = 40
 _POLISH_STEP = 0.05
-_MAX_EPOCHS = 1000
+_POLISH_SWEEPS = 300
+_MAX_EPOCHS = 200
 # Relative gap to which the working set is optimised at first; then this share of the full gap where
 # a pass costs little; at last, and always where rows come from a store, this share of the tolerance.
 _FIRST_GOAL = 0.1
@@ -68,6 +69,7 @@ _POLISH_MARGIN = 1.02
 _POLISH_ROWS = 4000
 _POLISH_WORK = 40
 _POLISH_STEP = 0.05
+_POLISH_SWEEPS = 300
 # Keeps a relative gap finite where the dual is still 0.
 _TINY = 1e-30
 
@@ -542,7 +544,7 @@ class BlockSolver:
             before, own = alpha.copy(), np.ascontiguousarray(margins[rows, k][None])
             labels = np.ascontiguousarray(self._labels[rows, k][None])
             change, nearest = np.empty_like(own), np.empty(len(rows), self._dtype)
-            for _ in range(_MAX_EPOCHS):
+            for _ in range(_POLISH_SWEEPS):
                 order = self._rng.permutation(len(rows))
                 _ascend(
                     own, gram, labels, alpha, order, self._cost[k : k + 1], self._squared, change, nearest,

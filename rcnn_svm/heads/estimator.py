@@ -56,7 +56,7 @@ class LinearSVM(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         positive_weight: float = 1.0,
         bias_scale: float = 1.0,
         tol: float = 1e-3,
-        max_passes: int = 100,
+        max_passes: int = 20,
         random_state: int = 0,
     ) -> None:
         self.C = C
@@ -84,7 +84,7 @@ class LinearSVM(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         n_classes = len(self.classes_)
         if n_classes < 2:
             raise ValueError(
-                f"LinearSVM: y must hold at least two classes, got one class: {self.classes_[0]!r}."
+                f"LinearSVM: y must hold at least two classes, got one class: {self.classes_[0]}."
             )
         columns = np.arange(n_classes) if n_classes > 2 else np.array([1])
         labels = np.where(index[:, None] == columns, 1, -1).astype(np.int8)

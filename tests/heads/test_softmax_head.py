@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+
+from rcnn_svm.errors import ConfigError, DataError
+from rcnn_svm.heads.assign import FINETUNE_RULE, SVM_RULE, LabelRule
+from rcnn_svm.heads.base import ArrayBlocks
+from rcnn_svm.heads.softmax import SoftmaxHead
+
+
+@pytest.mark.parametrize("max_bytes", [1 << 29, 30_000, 4_000])
+def test_same_optimum_as_scikit_learn(blocks: ArrayBlocks, max_bytes: int) -> None:
+    head = SoftmaxHead(C=0.1, tol=1e-4, max_bytes=max_bytes).fit(blocks)
+    assert head.gradient_norm_ <= 1e-4
+    labels = np.concatenate([FINETUNE_RULE.multiclass(t) for t in blocks.truths])
+    x = np.concatenate(blocks.blocks).astype(np.float64)
+    oracle = LogisticRegression(C=0.1, tol=1e-10, max_iter=10_000).fit(x[labels >= 0], labels[labels >= 0])
+    scores = blocks.features(0)
+    np.testing.assert_allclose(
+        head.scorer_.probabilities(scores), oracle.predict_proba(scores)[:, :-1], atol=5e-3
+    )
+
+
+def test_the_path_ends_where_single_fits_do(blocks: ArrayBlocks) -> None:
+    path = SoftmaxHead(tol=1e-4).fit_path(blocks, [0.01, 0.1])
+    single = SoftmaxHead(C=0.1, tol=1e-4).fit(blocks)
+    x = blocks.features(3)
+    np.testing.assert_allclose(path[1].probabilities(x), single.scorer_.probabilities(x), atol=5e-3)
+    assert not np.allclose(path[0].coef, path[1].coef)
+
+
+def test_the_rule_matters_and_shapes_hold(blocks: ArrayBlocks) -> None:
+    a, b = SoftmaxHead(rule=SVM_RULE).fit(blocks), SoftmaxHead(rule=FINETUNE_RULE).fit(blocks)
+    assert a.coef_.shape == (4, 24)
+    assert a.decision_function(blocks.features(0)[:0]).shape == (0, 3)
+    assert not np.allclose(a.coef_, b.coef_)
+
+
+def test_messages(blocks: ArrayBlocks) -> None:
+    with pytest.raises(ConfigError, match=r"^SoftmaxHead: C must be a finite number > 0, got 0\.$"):
+        SoftmaxHead(C=0).fit(blocks)
+    with pytest.raises(
+        DataError, match=r"^SoftmaxHead: every class needs a region, got none for background in"
+    ):
+        SoftmaxHead(rule=LabelRule(0.0, 0.0)).fit(blocks)
+    with pytest.warns(UserWarning, match="Raise max_passes, or lower C"):
+        SoftmaxHead(C=10.0, tol=1e-9, max_passes=2, max_bytes=4_000).fit(blocks)
