@@ -150,7 +150,7 @@ def _torchvision(name: str) -> Callable[[int], nn.Module]:
 
 _HALF = (0.5, 0.5, 0.5)
 _ARCHITECTURES: Mapping[str, _Architecture] = {
-    "alexnet": _Architecture(_torchvision("alexnet"), _split_alexnet, 227, 16, 13, 64),
+    "alexnet": _Architecture(_torchvision("alexnet"), _split_alexnet, 227, 16, 13, 32),
     "vgg16": _Architecture(_torchvision("vgg16"), _split_vgg16, 224, 16, 14, 8),
     "mobilenet_v2": _Architecture(_torchvision("mobilenet_v2"), _split_mobilenet, 224, 16, 7, 4),
     "resnet18": _Architecture(_torchvision("resnet18"), _split_resnet, 224, 16, 7, 8),
@@ -244,7 +244,19 @@ class Backbone(nn.Module):
 
     def run_regions(self, entry: Tensor, layers: Collection[str]) -> dict[str, Tensor]:
         """Run the region layers over (R, C, g, g) pooled regions of the map layer `entry`."""
-        return _run(self.regions, entry, layers)
+        return self.run_pooled(self.pool_regions(entry), layers)
+
+    def pool_regions(self, entry: Tensor) -> Tensor:
+        """Run the first region layer alone: the last pooling, whose output is much smaller than its input."""
+        first = next(iter(self.regions.values()))
+        pooled: Tensor = first(entry)
+        return pooled
+
+    def run_pooled(self, pooled: Tensor, layers: Collection[str]) -> dict[str, Tensor]:
+        """Run the other region layers over the output of the first."""
+        first, *others = self.regions
+        outputs = {first: pooled} if first in layers else {}
+        return outputs | _run(OrderedDict((n, self.regions[n]) for n in others), pooled, layers)
 
     def natural_grid(self, layer: str) -> tuple[int, int]:
         """Return the grid of cells of a map layer whose tap names none."""

@@ -32,8 +32,9 @@ _VERSION = 2
 """To be raised whenever the same settings give other numbers, so that stored features are not mixed up."""
 _SAMPLING = 2
 """Samples per cell and axis of RoIAlign."""
-_REGION_CHUNK = 128
-"""Regions at a time through the region layers: their maps (AlexNet: 22 MB) stay near the cache."""
+_POOLED_AT_ONCE, _MULTIPLIED_AT_ONCE = 32, 512
+"""Regions at a time through the last pooling, whose input (AlexNet: 170 kB a region) should stay in the
+cache, and through the matrix products after it, which want many rows."""
 _PREFERRED_SIDE = 224.0
 """With several scales a region is read where its side comes nearest to this (SPP-net, section 4.1)."""
 
@@ -155,10 +156,13 @@ class WarpedFeatures(_Features):
             source = self._upload(image[None])
             expanded = warp_geometry(boxes, image.shape[:2], size, **settings).expanded  # type: ignore[arg-type]
             windows = torch.from_numpy(expanded).float().to(self.device)
+        else:  # one buffer for all batches: fresh memory costs as much as the warping
+            buffer = np.empty((min(self.batch_size, len(boxes)), size, size, 3), np.float32)
         for start in range(0, len(boxes), self.batch_size):
             rows = slice(start, min(start + self.batch_size, len(boxes)))
             if self._on_cpu:
-                yield rows, self._upload(warp_crops(image, boxes[rows], size, **settings))  # type: ignore[arg-type]
+                crops = buffer[: rows.stop - start]
+                yield rows, self._upload(warp_crops(image, boxes[rows], size, out=crops, **settings))  # type: ignore[arg-type]
             else:
                 yield rows, crops_on_device(source, windows[rows], size)
 
@@ -295,13 +299,17 @@ class SharedFeatures(_Features):
         last = first + grid * info.stride / self.backbone.crop_size
         low, side = regions[:, :2], regions[:, 2:] - regions[:, :2]
         regions = np.concatenate([low + first * side, low + last * side], axis=1)
-        for start in range(0, len(regions), _REGION_CHUNK):
-            chunk = slice(start, start + _REGION_CHUNK)
-            # The grid is as fine as a crop's own map: one sample per cell is a plain resize of it.
-            pooled = source.pool(regions[chunk], (grid, grid), 1)
-            outputs = self.backbone.run_regions(pooled.view(len(pooled), -1, grid, grid), layers)
+        for start in range(0, len(regions), _MULTIPLIED_AT_ONCE):
+            block = regions[start : start + _MULTIPLIED_AT_ONCE]
+            pooled = torch.cat(
+                [
+                    self.backbone.pool_regions(source.grids(block[i : i + _POOLED_AT_ONCE], grid))
+                    for i in range(0, len(block), _POOLED_AT_ONCE)
+                ]
+            )
+            outputs = self.backbone.run_pooled(pooled, layers)
             for tap in taps:
-                self._store(out, rows[chunk], tap, outputs[tap.layer])
+                self._store(out, rows[start : start + len(block)], tap, outputs[tap.layer])
 
 
 class _Map:
@@ -320,10 +328,25 @@ class _Map:
         A cell stands for the centre of its receptive field, which is half a cell up and left of where a
         plain division by the stride would put it for networks that pad their strided convolutions.
         """
-        cells = ((regions - self._info.origin) / self._info.stride + 0.5).astype(np.float32)
+        cells = self._cells(regions)
         if self._array is not None:
             return torch.from_numpy(roi_align(self._array, cells, grid, sampling=sampling))
+        return self._on_device(cells, grid, sampling).flatten(1)
+
+    def grids(self, regions: NDArray[np.floating], side: int) -> Tensor:
+        """Return (R, C, side, side), channels-last: one sample a cell, a plain resize of the region."""
+        cells = self._cells(regions)
+        if self._array is None:
+            return self._on_device(cells, (side, side), 1)
+        rows = roi_align(self._array, cells, (side, side), sampling=1, cells_first=True)
+        return torch.from_numpy(rows).view(len(rows), side, side, -1).permute(0, 3, 1, 2)
+
+    def _cells(self, regions: NDArray[np.floating]) -> NDArray[np.float32]:
+        return ((regions - self._info.origin) / self._info.stride + 0.5).astype(np.float32)
+
+    def _on_device(self, cells: NDArray[np.float32], grid: tuple[int, int], sampling: int) -> Tensor:
         rois = torch.from_numpy(cells).to(self._value.device)
-        pooled = torchvision.ops.roi_align(self._value, [rois], grid, sampling_ratio=sampling, aligned=True)
-        flat: Tensor = pooled.flatten(1)
-        return flat
+        pooled: Tensor = torchvision.ops.roi_align(
+            self._value, [rois], grid, sampling_ratio=sampling, aligned=True
+        )
+        return pooled

@@ -47,15 +47,16 @@ def _taps(start, bin_size, sampling, length, index, weight):  # type: ignore[no-
 
 
 @numba.njit(cache=True, nogil=True, fastmath={"contract", "reassoc", "nsz"})
-def _roi_align(features, rois, rows, columns, sampling, out):  # type: ignore[no-untyped-def]
+def _roi_align(features, rois, rows, columns, sampling, cells_first, out):  # type: ignore[no-untyped-def]
     height, width, channels = features.shape
     y_index, x_index = np.empty((rows, 2 * sampling), np.int64), np.empty((columns, 2 * sampling), np.int64)
     y_weight, x_weight = np.empty((rows, 2 * sampling)), np.empty((columns, 2 * sampling))
     y_count, x_count = np.empty(rows, np.int64), np.empty(columns, np.int64)
-    cells = np.empty((rows * columns, channels), np.float32)
+    own_cells = np.empty((rows * columns, channels), np.float32)
     for r in range(len(rois)):
         x1, y1 = rois[r, 0] - 0.5, rois[r, 1] - 0.5
         bin_w, bin_h = (rois[r, 2] - 0.5 - x1) / columns, (rois[r, 3] - 0.5 - y1) / rows
+        cells = out[r].reshape(rows * columns, channels) if cells_first else own_cells
         for i in range(rows):
             y_count[i] = _taps(y1 + i * bin_h, bin_h, sampling, height, y_index[i], y_weight[i])
         for j in range(columns):
@@ -70,10 +71,11 @@ def _roi_align(features, rois, rows, columns, sampling, out):  # type: ignore[no
                         source = features[y_index[i, a], x_index[j, b]]
                         for c in range(channels):
                             cell[c] += weight * source[c]
-        target = out[r]
-        for c in range(channels):
-            for k in range(rows * columns):
-                target[c * rows * columns + k] = cells[k, c]
+        if not cells_first:
+            target = out[r]
+            for c in range(channels):
+                for k in range(rows * columns):
+                    target[c * rows * columns + k] = cells[k, c]
 
 
 def roi_align(
@@ -82,6 +84,7 @@ def roi_align(
     grid: tuple[int, int],
     *,
     sampling: int = 2,
+    cells_first: bool = False,
     out: NDArray[np.float32] | None = None,
 ) -> NDArray[np.float32]:
     """Pool regions of one map onto a grid of cells.
@@ -94,10 +97,11 @@ def roi_align(
         rois: (R, 4) in units of cells of the map, half-open: cell i covers i .. i + 1.
         grid: rows and columns of the result.
         sampling: samples per cell and axis.
-        out: (R, C * rows * columns) float32 to write to; rows may be strided.
+        cells_first: order a row by cell, then channel, instead of by channel, then cell.
+        out: (R, C * rows * columns) C-contiguous float32 to write to.
 
     Returns:
-        (R, C * rows * columns) float32, channels first, then rows, then columns.
+        (R, C * rows * columns) float32.
 
     References:
         He et al., Mask R-CNN, arXiv 1703.06870, section 3.
@@ -105,5 +109,5 @@ def roi_align(
     rows, columns = grid
     if out is None:
         out = np.empty((len(rois), features.shape[2] * rows * columns), np.float32)
-    _roi_align(features, np.asarray(rois, np.float64), rows, columns, sampling, out)
+    _roi_align(features, np.asarray(rois, np.float64), rows, columns, sampling, cells_first, out)
     return out

@@ -40,12 +40,13 @@ def test_a_plane_is_read_at_the_cells_centres():
     np.testing.assert_allclose(got[1], [[4.5, 4.5], [7.5, 7.5]], atol=1e-5)
 
 
-def test_no_regions_and_strided_out(rng):
+def test_orders_and_empty_input(rng):
     features = rng.normal(size=(4, 4, 3)).astype(np.float32)
     assert roi_align(features, np.zeros((0, 4), np.float32), (2, 2)).shape == (0, 12)
     rois = np.array([[0, 0, 4, 4], [1, 1, 2, 3]], np.float32)
-    wide = np.zeros((2, 20), np.float32)
-    roi_align(features, rois, (2, 2), out=wide[:, 3:15])
-    np.testing.assert_array_equal(wide[:, 3:15], roi_align(features, rois, (2, 2)))
-    assert (wide[:, :3] == 0).all()
-    assert (wide[:, 15:] == 0).all()
+    channels_first = roi_align(features, rois, (2, 1)).reshape(2, 3, 2)
+    cells_first = roi_align(features, rois, (2, 1), cells_first=True).reshape(2, 2, 3)
+    np.testing.assert_array_equal(cells_first, channels_first.transpose(0, 2, 1))
+    out = np.zeros((2, 6), np.float32)
+    assert roi_align(features, rois, (2, 1), out=out) is out
+    np.testing.assert_array_equal(out.reshape(2, 3, 2), channels_first)
