@@ -45,15 +45,6 @@ _GROWTH_ROWS = 8000
 _EVICT_MARGIN_IN_MEMORY = 1.05
 _EVICT_MARGIN = 1.2
 _MAX_EPOCHS = 200
-# Every so many epochs each class is solved alone on its rows of margin below this, if they are few:
-# at most so many, and their Gram matrices no more work than some epochs.
-_POLISH_EVERY = 6
-_POLISH_MARGIN = 1.02
-_POLISH_ROWS = 4000
-_POLISH_WORK = 40
-_POLISH_STEP = 0.05
-_POLISH_SWEEPS = 300
-_MAX_EPOCHS = 200
 # Relative gap to which the working set is optimised at first; then this share of the full gap where
 # a pass costs little; at last, and always where rows come from a store, this share of the tolerance.
 _FIRST_GOAL = 0.1
@@ -68,8 +59,8 @@ _POLISH_EVERY = 6
 _POLISH_MARGIN = 1.02
 _POLISH_ROWS = 4000
 _POLISH_WORK = 40
-_POLISH_STEP = 0.05
-_POLISH_SWEEPS = 300
+_POLISH_TOL = 0.3
+_POLISH_STEPS = 30
 # Keeps a relative gap finite where the dual is still 0.
 _TINY = 1e-30
 
@@ -151,6 +142,93 @@ def _inspect(
                     violates[i] = True
                     c = cost[k, 1 if y > 0 else 0]
                     loss[k] += c * short * short if squared else c * short
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _solve_alone(
+    margins: Floats,
+    gram: Floats,
+    bias_gram: float,
+    labels: NDArray[np.int8],
+    alpha: Floats,
+    cost: Floats,
+    squared: bool,
+    tol: float,
+    max_steps: int,
+) -> None:
+    """Solve one class over n rows with their Gram matrix (n, n), which leaves the bias out.
+
+    Each step takes the variable, or the pair of them that leaves the bias alone, that promises the
+    largest ascent. A pair feels nothing of `bias_gram`, the square of the constant feature, which
+    otherwise ties all rows together. Changes `margins` and `alpha` (n,) in place, until no margin
+    condition is violated by more than `tol`.
+    """
+    n = len(labels)
+    for _ in range(max_steps):
+        up, down, top, bottom = -1, -1, 0.0 * tol, 0.0 * tol
+        for t in range(n):
+            y = labels[t]
+            c = cost[1 if y > 0 else 0]
+            error = y - margins[t]
+            if squared:
+                error -= y * alpha[t] / (2 * c)
+            may_grow = squared or alpha[t] < c
+            if (may_grow if y > 0 else alpha[t] > 0) and error > top:
+                up, top = t, error
+            if (alpha[t] > 0 if y > 0 else may_grow) and error < bottom:
+                down, bottom = t, error
+        if max(top, -bottom) <= tol:
+            break
+        first, sign, size = (up, 1, top) if top >= -bottom else (down, -1, -bottom)
+        c_first = cost[1 if labels[first] > 0 else 0]
+        ridge = 1 / (2 * c_first) if squared else 0.0
+        single = gram[first, first] + bias_gram + ridge
+        best, second = size * size / single if single > 0 else 0.0, -1
+        for t in range(n):
+            y = labels[t]
+            c = cost[1 if y > 0 else 0]
+            error = y - margins[t]
+            if squared:
+                error -= y * alpha[t] / (2 * c)
+            # The partner moves the other way round.
+            grows = y != sign
+            if t != first and ((squared or alpha[t] < c) if grows else alpha[t] > 0):
+                gain = size - sign * error
+                if gain > 0:
+                    curvature = gram[first, first] + gram[t, t] - 2 * gram[first, t] + ridge
+                    if squared:
+                        curvature += 1 / (2 * c)
+                    ascent = gain * gain / max(curvature, 1e-12)
+                    if ascent > best:
+                        best, second = ascent, t
+        if second >= 0:
+            c_second = cost[1 if labels[second] > 0 else 0]
+            error = labels[second] - margins[second]
+            curvature = gram[first, first] + gram[second, second] - 2 * gram[first, second] + ridge
+            if squared:
+                error -= labels[second] * alpha[second] / (2 * c_second)
+                curvature += 1 / (2 * c_second)
+            move = (size - sign * error) / max(curvature, 1e-12)
+            if labels[second] == sign:
+                move = min(move, alpha[second])
+            elif not squared:
+                move = min(move, c_second - alpha[second])
+        else:
+            move = size / single if single > 0 else np.inf
+        if labels[first] != sign:
+            move = min(move, alpha[first])
+        elif not squared:
+            move = min(move, c_first - alpha[first])
+        grown = alpha[first] + labels[first] * sign * move
+        alpha[first] = max(grown, 0.0) if squared else min(max(grown, 0.0), c_first)
+        if second >= 0:
+            grown = alpha[second] - labels[second] * sign * move
+            alpha[second] = max(grown, 0.0) if squared else min(max(grown, 0.0), c_second)
+            for t in range(n):
+                margins[t] += sign * move * (gram[first, t] - gram[second, t])
+        else:
+            for t in range(n):
+                margins[t] += sign * move * (gram[first, t] + bias_gram)
 
 
 class RowSource(Protocol):
@@ -538,24 +616,16 @@ class BlockSolver:
             if len(rows) == 0:
                 continue
             x = self._rows(rows)
-            gram = x @ x.T
-            gram += self._dtype.type(self._bias_scale) ** 2
-            alpha = np.ascontiguousarray(self._alpha[rows, k][None])
-            before, own = alpha.copy(), np.ascontiguousarray(margins[rows, k][None])
-            labels = np.ascontiguousarray(self._labels[rows, k][None])
-            change, nearest = np.empty_like(own), np.empty(len(rows), self._dtype)
-            for _ in range(_POLISH_SWEEPS):
-                order = self._rng.permutation(len(rows))
-                _ascend(
-                    own, gram, labels, alpha, order, self._cost[k : k + 1], self._squared, change, nearest,
-                    np.zeros(1),
-                )  # fmt: skip
-                if np.abs(change).sum() <= _POLISH_STEP * goal * alpha.sum():
-                    break
+            alpha = np.ascontiguousarray(self._alpha[rows, k])
+            before, labels = alpha.copy(), np.ascontiguousarray(self._labels[rows, k])
+            _solve_alone(
+                np.ascontiguousarray(margins[rows, k]), x @ x.T, float(self._bias_scale) ** 2, labels, alpha,
+                self._cost[k], self._squared, _POLISH_TOL * goal, _POLISH_STEPS * len(rows),
+            )  # fmt: skip
             step = (alpha - before) * labels
-            self._weights[k] += (step @ x)[0]
+            self._weights[k] += step @ x
             self._bias[k] += self._dtype.type(self._bias_scale) * step.sum()
-            self._alpha[rows, k] = alpha[0]
+            self._alpha[rows, k] = alpha
         return True
 
     def _rows(self, rows: NDArray[np.int64]) -> Floats:
