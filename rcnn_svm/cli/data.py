@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from rcnn_svm.experiment.data import DIGITS_IMAGES
 from rcnn_svm.progress import say
 
 __all__ = ["add_verbs"]
@@ -20,7 +21,7 @@ def add_verbs(verbs: Any) -> None:
     digits.add_argument("--out", type=Path, required=True, metavar="DIR")
     digits.add_argument("--format", choices=("voc", "coco", "yolo"), default="voc")
     digits.add_argument("--encoding", choices=("png", "jpg"), default="png")
-    for split, n in (("train", 300), ("val", 100), ("test", 200)):
+    for split, n in DIGITS_IMAGES.items():
         digits.add_argument(f"--{split}", type=int, default=n, metavar="N", help=f"scenes (default {n})")
     digits.add_argument("--seed", type=int, default=0)
     digits.set_defaults(run=_digits)

@@ -46,7 +46,8 @@ def _propose(options: argparse.Namespace) -> None:
         max_regions=options.max_regions,
         seed=options.seed,
     )
-    truths, classes = None, ()
+    truths = None
+    classes: tuple[str, ...] = ()
     try:
         data = shared.data_config(options, str(options.path))
         dataset = load_dataset(
@@ -83,5 +84,5 @@ def _propose(options: argparse.Namespace) -> None:
             print(f"{budget:>5}   {at[0]:10.3f}  {at[1]:10.3f}  {at[2]:.3f}")
         width = max(map(len, classes))
         print("ABO with all boxes of the last line")
-        for name, value in zip(classes, recall.abo()[:, -1], strict=True):
-            print(f"  {name:<{width}}  {value:.3f}")
+        for k, name in enumerate(classes):
+            print(f"  {name:<{width}}  {recall.abo()[k, -1]:.3f}")

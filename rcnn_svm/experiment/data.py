@@ -8,12 +8,12 @@ from dataclasses import replace
 import numpy as np
 
 from rcnn_svm.datasets import Splits, load_splits
-from rcnn_svm.datasets.digits import digits_in_scenes
+from rcnn_svm.datasets.digits import digits_splits
 from rcnn_svm.experiment.config import DataConfig
 from rcnn_svm.progress import say
 from rcnn_svm.structures import Dataset
 
-__all__ = ["DIGITS_IMAGES", "absent_classes", "digits_splits", "load_data"]
+__all__ = ["DIGITS_IMAGES", "absent_classes", "load_data"]
 
 DIGITS_IMAGES = {"train": 300, "val": 100, "test": 200}
 """Scenes of each split of the embedded data set."""
@@ -27,7 +27,8 @@ def load_data(config: DataConfig, *, seed: int) -> Splits:
         DataError: the data set is missing or broken.
     """
     if config.path == "digits":
-        return digits_splits(seed=seed, max_images=config.max_images)
+        sizes = (min(n, config.max_images or n) for n in DIGITS_IMAGES.values())
+        return digits_splits(*sizes, seed=seed)
     splits = load_splits(
         config.path,
         format=None if config.format == "auto" else config.format,
@@ -42,16 +43,11 @@ def load_data(config: DataConfig, *, seed: int) -> Splits:
     if absent and config.skip_absent_classes:
         say(f"{splits.train.name}: without an object to train on, left out: {', '.join(absent)}.")
         kept = [name for name in splits.train.classes if name not in absent]
-        parts = (splits.train, splits.val, splits.trainval, splits.test)
-        return Splits(*(_only(part, kept) for part in parts), notes=splits.notes)
+        train, val, trainval, test = (
+            _only(part, kept) for part in (splits.train, splits.val, splits.trainval, splits.test)
+        )
+        return Splits(train, val, trainval, test, splits.notes)
     return splits
-
-
-def digits_splits(*, seed: int, max_images: int | None = None) -> Splits:
-    """Return the embedded digits in scenes as splits."""
-    sizes = {split: min(n, max_images or n) for split, n in DIGITS_IMAGES.items()}
-    train, val, test = (digits_in_scenes(split, n, seed=seed) for split, n in sizes.items())
-    return Splits(train, val, replace(train, split="trainval", samples=train.samples + val.samples), test)
 
 
 def absent_classes(splits: Splits) -> list[str]:

@@ -157,10 +157,9 @@ def train_candidates(
     else:
         rbf = RBFSVMHead(positive_weight=config.positive_weight, n_jobs=n_jobs)
         grid = rbf.fit_grid(blocks, sorted(set(costs)), list(dict.fromkeys(s["gamma"] for s in settings)))
-        for setting, (_, _, scorer) in zip(settings, grid, strict=True):
-            yield Candidate(
-                setting, scorer, {"n_support_vectors": len(scorer.support), "mined_regions": rbf.n_rows_}
-            )
+        for setting, (_, _, machine) in zip(settings, grid, strict=True):
+            details = {"n_support_vectors": len(machine.support), "mined_regions": rbf.n_rows_}
+            yield Candidate(setting, machine, details)
 
 
 def _linear(

@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,6 +62,9 @@ class RegionBlocks(Protocol):
 
 class Scorer(Protocol):
     """What a trained head is at detection time: arrays and numpy."""
+
+    kind: ClassVar[str]
+    """Its name for `scorers.scorer_from_arrays`."""
 
     def decision_function(self, features: NDArray[np.floating]) -> NDArray[np.float32]:
         """Return (R, K) scores of (R, D) features, larger = surer."""

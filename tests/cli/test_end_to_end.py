@@ -1,0 +1,163 @@
+"""The verbs in the order in which a user meets them, on a data set of a few scenes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.cli.conftest import TINY, Run
+
+
+@pytest.fixture(scope="session")
+def detector_folder(digits_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from rcnn_svm.cli import main
+
+    folder = tmp_path_factory.mktemp("train")
+    arguments = ["train", digits_folder, "--out", folder / "detector", "--cache", folder / "cache", *TINY]
+    assert main([str(a) for a in arguments]) == 0
+    return folder / "detector"
+
+
+def test_train_leaves_a_whole_detector_and_its_figures(detector_folder: Path) -> None:
+    assert {p.name for p in detector_folder.iterdir()} == {
+        "backbone.safetensors",
+        "config.json",
+        "detector.json",
+        "evaluation",
+        "head.safetensors",
+    }
+    metrics = json.loads((detector_folder / "evaluation" / "metrics.json").read_text())
+    assert metrics["schema"] == 1
+    assert set(metrics["heads"]) == {"linear-svm", "linear-svm+bbox"}
+    for head in metrics["heads"].values():
+        assert 0 <= head["mAP"] <= 100
+        low, high = head["mAP_interval"]
+        assert low <= head["mAP"] <= high
+    assert set(metrics["stages_s"]) >= {"proposals", "features", "train", "detect"}
+    assert (detector_folder / "evaluation" / "report.html").stat().st_size > 10_000
+
+
+def test_detect_draws_and_writes_what_evaluate_reads(
+    run: Run, detector_folder: Path, digits_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = digits_folder / "images" / "test"
+    assert run("detect", detector_folder, images, "--out", tmp_path / "found") == 0
+    found = json.loads((tmp_path / "found" / "detections.json").read_text())
+    assert len(found["images"]) == 5
+    assert len(list((tmp_path / "found").glob("*.png"))) == 5
+    capsys.readouterr()
+    assert run("evaluate", detector_folder, digits_folder, "--out", tmp_path / "a") == 0
+    by_detector = capsys.readouterr().out
+    assert run("evaluate", tmp_path / "found" / "detections.json", digits_folder) == 0
+    assert capsys.readouterr().out == by_detector
+    assert run("evaluate", tmp_path / "a" / "comp4", digits_folder) == 0
+    assert capsys.readouterr().out == by_detector
+
+
+def test_a_saved_detector_finds_what_the_trained_one_found(
+    detector_folder: Path, digits_folder: Path, tmp_path: Path
+) -> None:
+    """Stored half-precision features and fresh single-precision ones differ by rounding alone."""
+    from rcnn_svm import load_dataset, load_detector
+    from rcnn_svm.evaluation.voc import evaluate_voc
+
+    dataset = load_dataset(digits_folder, "test")
+    detector = load_detector(detector_folder)
+    found = list(detector.detect_all(dataset.samples))
+    value = 100 * evaluate_voc(found, [s.truth for s in dataset], dataset.classes).map()
+    metrics = json.loads((detector_folder / "evaluation" / "metrics.json").read_text())
+    assert value == pytest.approx(metrics["heads"]["linear-svm+bbox"]["mAP"], abs=2.0)
+    one = detector.detect(dataset.samples[0].read(), dataset.samples[0].image_id)
+    np.testing.assert_array_equal(one.boxes, found[0].boxes)
+
+
+def test_detecting_loads_no_scikit_learn(detector_folder: Path, digits_folder: Path) -> None:
+    image = sorted((digits_folder / "images" / "test").iterdir())[0]
+    code = (
+        "import sys\n"
+        "from rcnn_svm import load_detector, read_image\n"
+        f"found = load_detector({str(detector_folder)!r}).detect(read_image({str(image)!r}))\n"
+        "print(len(found) > 0, 'sklearn' in sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.split() == ["True", "False"]
+
+
+def test_compare_reports_every_head(run: Run, digits_folder: Path, tmp_path: Path) -> None:
+    heads = "linear-svm,rbf-svm,softmax-refit"
+    arguments = ["--heads", heads, "--out", tmp_path / "c", "--cache", tmp_path / "cache", *TINY]
+    assert run("compare", digits_folder, *arguments) == 0
+    metrics = json.loads((tmp_path / "c" / "metrics.json").read_text())
+    assert set(metrics["heads"]) == {h + s for h in heads.split(",") for s in ("", "+bbox")}
+    for name in (
+        "comparison.md",
+        "comparison.csv",
+        "per_class.csv",
+        "README.md",
+        "report.html",
+        "config.json",
+    ):
+        assert (tmp_path / "c" / name).stat().st_size > 0
+
+
+def test_the_same_command_gives_the_same_results(run: Run, digits_folder: Path, tmp_path: Path) -> None:
+    values = []
+    for name in ("a", "b"):
+        arguments = ["--out", tmp_path / name, "--cache", tmp_path / f"cache-{name}", *TINY]
+        assert run("train", digits_folder, *arguments) == 0
+        values.append((tmp_path / name / "head.safetensors").read_bytes())
+    assert values[0] == values[1]
+
+
+def test_extract_is_one_line(run: Run, digits_folder: Path, tmp_path: Path) -> None:
+    image = sorted((digits_folder / "images" / "test").iterdir())[0]
+    network = ["--backbone", "small_cnn", "--weights", "random"]
+    assert run("extract", image, *network, "--taps", "fc7", "--out", tmp_path / "fc7.npy") == 0
+    assert np.load(tmp_path / "fc7.npy").shape == (1, 256)
+    boxes = tmp_path / "boxes.json"
+    assert run("propose", image, "--out", boxes, "--max-regions", "7", "--cache", tmp_path / "cache") == 0
+    out = tmp_path / "all.safetensors"
+    assert run("extract", image, *network, "--boxes", boxes, "--out", out) == 0
+    from safetensors.numpy import load_file
+
+    assert load_file(out)[image.stem].shape == (7, 256)
+
+
+def test_propose_reports_recall(
+    run: Run, digits_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("propose", digits_folder, "--min-size", "10", "--cache", tmp_path) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("5 images, ")
+    assert "MABO" in text
+
+
+def test_layers_names_the_famous_matrix(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("layers", "vgg16") == 0
+    assert "25088 x 4096" in capsys.readouterr().out
+
+
+def test_images_are_read_whatever_they_are(run: Run, detector_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    grey = np.random.default_rng(0).integers(0, 255, (60, 80), dtype=np.uint8)
+    Image.fromarray(grey).save(folder / "grey.jpg")
+    Image.fromarray(np.dstack([grey] * 4)).save(folder / "alpha.png")
+    (folder / "alpha.png").rename(folder / "named-wrongly.jpg")
+    Image.fromarray(grey[:1, :1]).save(folder / "pixel.png")
+    assert run("detect", detector_folder, folder, "--out", tmp_path / "found") == 0
+    found = json.loads((tmp_path / "found" / "detections.json").read_text())
+    assert [image["image_id"] for image in found["images"]] == ["grey", "named-wrongly", "pixel"]
+
+
+def test_the_scripts_are_the_command() -> None:
+    for script, verb in (("train_svm.py", "train"), ("compare_heads.py", "compare")):
+        path = Path(__file__).parents[2] / "scripts" / script
+        result = subprocess.run([sys.executable, path, "--help"], capture_output=True, text=True, check=True)
+        assert f" {verb} " in result.stdout
