@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Self, TypeVar
 
@@ -115,7 +116,17 @@ class Sample:
         return image
 
     def digest(self) -> str:
-        """Return a hash of the image's content: of the file's bytes, or of rendered pixels."""
+        """Return a hash of the image's content: of the file's bytes, or of rendered pixels.
+
+        It is made once: an image is taken not to change while it is worked on.
+
+        Raises:
+            DataError: the file cannot be read.
+        """
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
         if self.path is not None:
             try:
                 return bytes_digest(self.path.read_bytes())

@@ -39,6 +39,7 @@ def add_verbs(verbs: Verbs) -> None:
         taps=None,
         path=None,
         learn=None,
+        no_pictures=False,
     )
     demo.add_argument("--quick", action="store_true", help="a first look: few scenes, short training")
     shared.add_run_options(demo)
@@ -57,6 +58,9 @@ def add_verbs(verbs: Verbs) -> None:
     compare.add_argument("--out", type=Path, required=True, metavar="DIR", help="tables and report go here")
     compare.add_argument(
         "--heads", default=",".join(HEADS), metavar="A,B", help=f"of {', '.join(HEADS)} (default: all)"
+    )
+    compare.add_argument(
+        "--no-pictures", action="store_true", help="no report.html, which shows photographs of the data set"
     )
     shared.add_experiment_options(compare)
     compare.set_defaults(run=_compare)
@@ -91,9 +95,11 @@ def _run_and_report(options: argparse.Namespace, config: ExperimentConfig) -> No
 
     started = time.perf_counter()
     experiment = _run(options, config)
-    metrics, bootstrap = write_experiment(options.out, experiment, command=options.command)
+    html = not options.no_pictures
+    metrics, bootstrap = write_experiment(options.out, experiment, command=options.command, html=html)
     print(markdown(metrics, bootstrap))
-    say(f"Report: {options.out / 'report.html'} ({time.perf_counter() - started:.0f} s in all)")
+    page = options.out / ("report.html" if html else "README.md")
+    say(f"Report: {page} ({time.perf_counter() - started:.0f} s in all)")
 
 
 def _run(options: argparse.Namespace, config: ExperimentConfig, finished: Any = None) -> Experiment:

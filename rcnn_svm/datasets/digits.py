@@ -39,13 +39,13 @@ class _Difficulty:
     stroke: tuple[float, float] = (0.44, 0.54)  # threshold of the ink: low is bold
     max_cover: float = 0.12  # of the smaller of two boxes by their intersection
     opacity: tuple[float, float] = (0.8, 1.0)
-    min_contrast: tuple[float, float] = (60, 110)  # distance to the mean colour beneath, of 255
-    n_impostors: tuple[int, int] = (0, 2)  # mirrored and scrambled digits, letters
-    n_shapes: tuple[int, int] = (1, 5)  # lines, arcs, blobs and rectangles beneath
+    min_contrast: tuple[float, float] = (75, 120)  # distance to the mean colour beneath, of 255
+    n_impostors: tuple[int, int] = (0, 1)  # mirrored and scrambled digits, letters
+    n_shapes: tuple[int, int] = (0, 4)  # lines, arcs, blobs and rectangles beneath
     n_scratches: tuple[int, int] = (0, 1)  # thin lines across everything
     background_blur: float = 2.0  # largest sigma
     blur: float = 1.0  # largest sigma over the finished scene
-    noise: tuple[float, float] = (2.0, 10.0)  # sigma, of 255
+    noise: tuple[float, float] = (2.0, 8.0)  # sigma, of 255
 
 
 _DIFFICULTY = _Difficulty()

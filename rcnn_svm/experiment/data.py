@@ -15,7 +15,7 @@ from rcnn_svm.structures import Dataset
 
 __all__ = ["DIGITS_IMAGES", "absent_classes", "load_data"]
 
-DIGITS_IMAGES = {"train": 300, "val": 100, "test": 200}
+DIGITS_IMAGES = {"train": 400, "val": 100, "test": 200}
 """Scenes of each split of the embedded data set."""
 
 

@@ -33,7 +33,7 @@ from rcnn_svm.experiment.selection import (
 from rcnn_svm.features.build import build_featurizer
 from rcnn_svm.features.fc_layers import FcLayers
 from rcnn_svm.features.scaling import FeatureScaler
-from rcnn_svm.features.store import FeatureStore
+from rcnn_svm.features.store import FeatureStore, to_float32
 from rcnn_svm.heads.bbox_regressor import BoxRegressor
 from rcnn_svm.postprocess import PostprocessConfig
 from rcnn_svm.progress import say, track
@@ -391,6 +391,6 @@ def detect_stored(detector: Detector, blocks: StoredBlocks) -> list[Detections]:
     found = []
     for i, sample in enumerate(track(blocks.regions.dataset, f"{detector.head} on test", total=len(blocks))):
         n_gt = blocks.regions.n_gt[i]
-        boxes, rows = blocks.regions.boxes[i][n_gt:], blocks.features(i)[n_gt:]
+        boxes, rows = blocks.regions.boxes[i][n_gt:], to_float32(blocks.features(i)[n_gt:])
         found.append(detector.detect_from_features(sample.image_id, sample.size, boxes, rows))
     return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rcnn_svm.boxes import Boxes
-from rcnn_svm.features.store import FeatureStore
+from rcnn_svm.features.store import FeatureStore, to_float32
 from rcnn_svm.heads.assign import RegionTruth, describe_regions
 from rcnn_svm.structures import Dataset, GroundTruth, RegionSet
 
-__all__ = ["SplitRegions", "StoredBlocks", "score_split"]
+__all__ = ["SplitRegions", "StoredBlocks"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,18 +99,9 @@ class StoredBlocks:
     def features(self, i: int) -> NDArray[Any]:
         """Return (R_i, D) features of image `i`, ground-truth rows first."""
         stored = self.store.get(self.regions.dataset.samples[i], self.regions.boxes[i])
-        return stored if self.scaler is None else self.scaler(np.asarray(stored, np.float32))
+        return stored if self.scaler is None else self.scaler(to_float32(stored))
 
     def truth(self, i: int) -> RegionTruth:
         """Return how the regions of image `i` lie to its objects."""
         sample = self.regions.dataset.samples[i]
         return describe_regions(self.regions.boxes[i], sample.truth, len(self.classes), self.regions.n_gt[i])
-
-
-def score_split(
-    blocks: StoredBlocks, score: Callable[[NDArray[Any]], NDArray[np.float32]]
-) -> Iterator[tuple[int, Boxes, NDArray[np.float32]]]:
-    """Yield (image index, proposals, their scores) for every image; ground-truth rows are left out."""
-    for i in range(len(blocks)):
-        n_gt = blocks.regions.n_gt[i]
-        yield i, blocks.regions.boxes[i][n_gt:], score(blocks.features(i)[n_gt:])

@@ -16,6 +16,7 @@ from rcnn_svm.evaluation.voc import evaluate_voc
 from rcnn_svm.experiment.config import ExperimentConfig, HeadsConfig
 from rcnn_svm.experiment.regions import StoredBlocks
 from rcnn_svm.features.scaling import FeatureScaler
+from rcnn_svm.features.store import to_float32
 from rcnn_svm.heads.assign import LabelRule
 from rcnn_svm.heads.base import Scorer
 from rcnn_svm.heads.bbox_regressor import BoxRegressor
@@ -75,7 +76,7 @@ def score_images(blocks: StoredBlocks, model: Model) -> list[ScoredImage]:
     scored = []
     for i in range(len(blocks)):
         n_gt = blocks.regions.n_gt[i]
-        rows = np.asarray(blocks.features(i)[n_gt:], np.float32)
+        rows = to_float32(blocks.features(i)[n_gt:])
         scored.append(ScoredImage(blocks.regions.boxes[i][n_gt:], model.scores(rows), model.deltas(rows)))
     return scored
 
@@ -84,7 +85,7 @@ def with_deltas(blocks: StoredBlocks, scored: Sequence[ScoredImage], model: Mode
     """Return the same scores with the deltas of `model`: scoring need not be done again."""
     result = []
     for i, image in enumerate(scored):
-        rows = np.asarray(blocks.features(i)[blocks.regions.n_gt[i] :], np.float32)
+        rows = to_float32(blocks.features(i)[blocks.regions.n_gt[i] :])
         result.append(replace(image, deltas=model.deltas(rows)))
     return result
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from rcnn_svm.errors import CacheError, DiskSpaceError, ShapeError
-from rcnn_svm.features.store import DerivedStore, FeatureStore
+from rcnn_svm.features.store import DerivedStore, FeatureStore, to_float32
 from rcnn_svm.structures import GroundTruth, Sample
 
 
@@ -67,8 +67,9 @@ def test_rows_are_computed_once_and_mapped_after(tmp_path: Path) -> None:
     assert featurizer.calls == 4
     rows = store.get(samples[2], boxes[2])
     assert isinstance(rows, np.memmap)
-    assert not rows.flags.writeable
     np.testing.assert_array_equal(rows, MeanColour()(samples[2].read(), boxes[2]))
+    rows[:] = 0
+    assert (store.get(samples[2], boxes[2]) != 0).any(), "writing to the array must not reach the file"
     store.fill(samples, boxes)
     assert featurizer.calls == 4
 
@@ -78,6 +79,12 @@ def test_half_precision_is_the_rounded_single(tmp_path: Path) -> None:
     rows = store.get(sample(0), regions(0))
     assert rows.dtype == np.float16
     np.testing.assert_array_equal(rows, MeanColour()(sample(0).read(), regions(0)).astype(np.float16))
+
+
+def test_conversion_is_exact() -> None:
+    every_half = np.arange(65536, dtype=np.uint16).view(np.float16)
+    np.testing.assert_array_equal(to_float32(every_half), every_half.astype(np.float32))
+    assert to_float32(np.zeros((0, 3), np.float16)).shape == (0, 3)
 
 
 def test_every_part_of_the_identity_changes_the_place(tmp_path: Path) -> None:
