@@ -414,8 +414,14 @@ class BlockSolver:
         self._epochs = 0
         self._moved = False  # whether the weights changed since a pass began
 
-    def solve(self, costs: NDArray[np.floating]) -> Solution:
-        """Return the solution for (K,) costs C, starting from the one before, if any."""
+    def solve(self, costs: NDArray[np.floating], *, tol: float | None = None) -> Solution:
+        """Return the solution for (K,) costs C, starting from the one before, if any.
+
+        Args:
+            costs: (K,) > 0.
+            tol: relative duality gap to reach this time; None takes the solver's own.
+        """
+        tol = self._tol if tol is None else tol
         with threadpool_limits(limits=1, user_api="blas"):
             self._set_costs(np.asarray(costs, np.float64))
             if len(self._part) == 0 and not self._kept:
@@ -429,11 +435,11 @@ class BlockSolver:
                     "%.2f passes: relative duality gap %.2e, %d rows in the working set, %d epochs",
                     self._passes(), worst, len(self._part), self._epochs,
                 )  # fmt: skip
-                if worst <= self._tol or n_passes == self._max_passes:
+                if worst <= tol or n_passes == self._max_passes:
                     break
-                goal = max(min(_GOAL_SHARE * worst, goal / 2), _FINAL_GOAL * self._tol)
+                goal = max(min(_GOAL_SHARE * worst, goal / 2), _FINAL_GOAL * tol)
                 if self._source.matrix is None:
-                    goal = _FINAL_GOAL * self._tol
+                    goal = _FINAL_GOAL * tol
         return Solution(
             coef=self._weights.copy(),
             intercept=self._bias * self._dtype.type(self._bias_scale),
@@ -442,7 +448,7 @@ class BlockSolver:
             passes=self._passes(),
             epochs=self._epochs,
             n_working=len(self._part),
-            converged=worst <= self._tol,
+            converged=worst <= tol,
         )
 
     def _passes(self) -> float:

@@ -23,7 +23,10 @@ from rcnn_svm.heads.mining import (
 )
 from rcnn_svm.heads.scorers import LinearScorer
 
-__all__ = ["LinearSVMHead"]
+__all__ = ["PATH_TOL", "LinearSVMHead"]
+
+PATH_TOL = 1e-2
+"""Relative duality gap of each C of a path: enough to rank them by average precision."""
 
 
 class LinearSVMHead(HeadBase):
@@ -97,10 +100,18 @@ class LinearSVMHead(HeadBase):
             self._take(self._block_solver(source).solve(costs))
         return self
 
-    def fit_path(self, blocks: RegionBlocks, Cs: Sequence[float]) -> list[LinearScorer]:
+    def fit_path(
+        self, blocks: RegionBlocks, Cs: Sequence[float], *, tol: float = PATH_TOL
+    ) -> list[LinearScorer]:
         """Train at every C of a path, each from the one before; far cheaper than as many fits.
 
         The head itself is left at the last C of the sequence, which should rise.
+
+        Args:
+            blocks: the training regions.
+            Cs: costs, the same for every class.
+            tol: relative duality gap of each; coarser than that of `fit`, because a path is for
+                choosing a C.
 
         Returns:
             One scorer per C, in order.
@@ -112,6 +123,7 @@ class LinearSVMHead(HeadBase):
         self._check(blocks)
         for C in Cs:
             require_positive("LinearSVMHead", {"C": C})
+        require_positive("LinearSVMHead", {"tol": tol})
         if len(Cs) == 0 or isinstance(self._schedule(), PaperMining):
             raise ConfigError(
                 "LinearSVMHead: a path of C needs at least one value, solver='block' and FixedPointMining. "
@@ -120,7 +132,7 @@ class LinearSVMHead(HeadBase):
         solver = self._block_solver(BlocksSource(blocks, self.rule))
         path = []
         for C in Cs:
-            self._take(solver.solve(np.full(len(blocks.classes), C)))
+            self._take(solver.solve(np.full(len(blocks.classes), C), tol=tol))
             path.append(LinearScorer(self.coef_, self.intercept_))
         return path
 
@@ -173,7 +185,7 @@ class LinearSVMHead(HeadBase):
             worst = int(solution.gap.argmax())
             warnings.warn(
                 f"LinearSVMHead: the relative duality gap of class {self.classes_[worst]!r} is "
-                f"{solution.gap[worst]:.1e} after {solution.passes:.1f} passes, above tol={self.tol}. "
+                f"{solution.gap[worst]:.1e} after {solution.passes:.1f} passes. "
                 f"Raise max_passes, or lower C.",
                 stacklevel=3,
             )

@@ -61,7 +61,7 @@ def test_float16_and_float32_blocks_give_nearly_the_same(blocks: ArrayBlocks) ->
 
 
 def test_the_path_ends_where_single_fits_do(blocks: ArrayBlocks) -> None:
-    path = LinearSVMHead(tol=1e-5).fit_path(blocks, [0.01, 0.1, 1.0])
+    path = LinearSVMHead().fit_path(blocks, [0.01, 0.1, 1.0], tol=1e-5)
     x = blocks.features(1)
     for scorer, C in zip(path, [0.01, 0.1, 1.0], strict=True):
         single = LinearSVMHead(C=C, tol=1e-5).fit(blocks)
