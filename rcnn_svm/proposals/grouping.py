@@ -56,8 +56,8 @@ def describe(clusters: Any, cells: Any, codes: Any, boxes: Any, counts: Any) -> 
     """
     channels, height, width = codes.shape
     for r in range(len(boxes)):
-        boxes[r] = (width, height, 0, 0)
-    counts[:] = 0
+        boxes[r, 0], boxes[r, 1], boxes[r, 2], boxes[r, 3] = width, height, 0, 0
+    counts.fill(0)
     flat = counts.reshape(counts.size)
     stride = np.uint64(counts.shape[1])
     texture = np.uint64(25 * channels)
@@ -115,14 +115,14 @@ def assemble(cells: Any, numbers: Any, cell_boxes: Any, cell_counts: Any, boxes:
     home = np.empty(len(cell_boxes), np.int32)
     for i in range(len(cells)):
         home[cells[i]] = numbers[i]
-    fresh = np.ones(len(boxes), np.bool_)
+    for r in range(len(boxes)):
+        boxes[r, 0] = np.int32(0x7FFFFFFF)
+        boxes[r, 1] = np.int32(0x7FFFFFFF)
+        boxes[r, 2] = 0
+        boxes[r, 3] = 0
+    counts.fill(0)
     for cell in range(len(home)):
         r = home[cell]
-        if fresh[r]:
-            fresh[r] = False
-            boxes[r] = cell_boxes[cell]
-            counts[r] = cell_counts[cell]
-            continue
         for j in range(2):
             boxes[r, j] = min(boxes[r, j], cell_boxes[cell, j])
             boxes[r, 2 + j] = max(boxes[r, 2 + j], cell_boxes[cell, 2 + j])

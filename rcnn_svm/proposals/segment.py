@@ -42,6 +42,14 @@ _MIX_1, _MIX_2 = np.uint64(0x9E3779B1), np.uint64(0x85EBCA77)
 _SHIFT, _SLOTS = np.uint64(10), np.uint64(_REMEMBERED - 1)
 
 
+@kernel("(f4[::1], f4[::1], f4[::1], f4[::1], f4[::1], f4[::1], u2[::1])")
+def _distances(a0: Any, a1: Any, a2: Any, b0: Any, b1: Any, b2: Any, out: Any) -> None:
+    """Fill `out` with the weights of the edges between the pixels of a and b, channel by channel."""
+    for x in range(len(a0)):
+        d0, d1, d2 = a0[x] - b0[x], a1[x] - b1[x], a2[x] - b2[x]
+        out[x] = np.uint16(np.int32(np.sqrt(d0 * d0 + d1 * d1 + d2 * d2) * _UNIT + _HALF))
+
+
 @kernel("Tuple((i4[:,::1], i4[::1], i4[::1], i4[::1], i4[::1], i4[::1]))(f4[:,:,::1], i8)")
 def contract(planes: Any, k: int) -> Any:
     """Merge pixels into components that every threshold of `k` or more makes as well.
@@ -74,7 +82,8 @@ def contract(planes: Any, k: int) -> Any:
     edges = np.empty(4 * (n_rows + 2) * width, np.int32)  # 4 * pixel + direction
     begin = np.empty(_CAP + 1, np.int32)
     ends = np.empty(_CAP + 1, np.int32)
-    offsets = np.array([1, width, width + 1, width - 1]).astype(np.uint64)
+    offsets = np.empty(4, np.uint64)
+    offsets[0], offsets[1], offsets[2], offsets[3] = 1, width, width + 1, width - 1
     pending = np.empty(_CHUNK, np.int64)
     zero = np.zeros(width, np.float32)
 
@@ -94,39 +103,34 @@ def contract(planes: Any, k: int) -> Any:
         last = min(n_rows, height - top)
         for r in range(last + 1):
             y = top - 1 + r
-            to_right, to_below, to_lower_right, to_lower_left = weights[r]
+            to_right, to_below = weights[r, 0], weights[r, 1]
+            to_lower_right, to_lower_left = weights[r, 2], weights[r, 3]
             if y < 0:
-                weights[r] = _NONE
+                weights[r].fill(_NONE)
                 continue
-            y1 = min(y + 1, height - 1)
-            a0, b0 = planes[0, y], planes[0, y1]
-            a1, b1, a2, b2 = zero, zero, zero, zero
             if channels == 3:
-                a1, b1, a2, b2 = planes[1, y], planes[1, y1], planes[2, y], planes[2, y1]
-            for x in range(width):
-                d0, d1, d2 = a0[x] - b0[x], a1[x] - b1[x], a2[x] - b2[x]
-                distance = np.sqrt(d0 * d0 + d1 * d1 + d2 * d2)
-                to_below[x] = np.uint16(np.int32(distance * _UNIT + _HALF))
-            for x in range(width - 1):
-                d0, d1, d2 = a0[x] - a0[x + 1], a1[x] - a1[x + 1], a2[x] - a2[x + 1]
-                distance = np.sqrt(d0 * d0 + d1 * d1 + d2 * d2)
-                to_right[x] = np.uint16(np.int32(distance * _UNIT + _HALF))
-            for x in range(width - 1):
-                d0, d1, d2 = a0[x] - b0[x + 1], a1[x] - b1[x + 1], a2[x] - b2[x + 1]
-                distance = np.sqrt(d0 * d0 + d1 * d1 + d2 * d2)
-                to_lower_right[x] = np.uint16(np.int32(distance * _UNIT + _HALF))
-            for x in range(width - 1):
-                d0, d1, d2 = a0[x + 1] - b0[x], a1[x + 1] - b1[x], a2[x + 1] - b2[x]
-                distance = np.sqrt(d0 * d0 + d1 * d1 + d2 * d2)
-                to_lower_left[x + 1] = np.uint16(np.int32(distance * _UNIT + _HALF))
+                a0, a1, a2 = planes[0, y], planes[1, y], planes[2, y]
+            else:
+                a0, a1, a2 = planes[0, y], zero, zero
+            _distances(a0[:-1], a1[:-1], a2[:-1], a0[1:], a1[1:], a2[1:], to_right)
+            if y < height - 1:
+                if channels == 3:
+                    b0, b1, b2 = planes[0, y + 1], planes[1, y + 1], planes[2, y + 1]
+                else:
+                    b0, b1, b2 = planes[0, y + 1], zero, zero
+                _distances(a0, a1, a2, b0, b1, b2, to_below)
+                _distances(a0[:-1], a1[:-1], a2[:-1], b0[1:], b1[1:], b2[1:], to_lower_right)
+                _distances(a0[1:], a1[1:], a2[1:], b0[:-1], b1[:-1], b2[:-1], to_lower_left[1:])
             to_right[width - 1] = _NONE
             to_lower_right[width - 1] = _NONE
             to_lower_left[0] = _NONE
             if y == height - 1:
-                weights[r, 1:] = _NONE
+                to_below.fill(_NONE)
+                to_lower_right.fill(_NONE)
+                to_lower_left.fill(_NONE)
 
         # sort the band's edges by counting
-        ends[:] = 0
+        ends.fill(0)
         for r in range(last + 1):
             for d in range(1 if r == 0 else 0, 4):
                 row = weights[r, d]
@@ -211,9 +215,8 @@ def contract(planes: Any, k: int) -> Any:
                 more_left = np.empty(capacity, np.int32)
                 more_right = np.empty(capacity, np.int32)
                 more_weight = np.empty(capacity, np.uint16)
-                more_left[:m] = left[:m]
-                more_right[:m] = right[:m]
-                more_weight[:m] = weight[:m]
+                for i in range(m):
+                    more_left[i], more_right[i], more_weight[i] = left[i], right[i], weight[i]
                 left, right, weight = more_left, more_right, more_weight
             here = clusters[y]
             for d in range(1 if y == height - 1 else 4):
@@ -397,7 +400,8 @@ def segment(
         n_pairs += 1
         if n_pairs == len(pairs):  # a table stays at most a quarter full
             more = np.empty(2 * n_pairs, np.int64)
-            more[:n_pairs] = pairs
+            for j in range(n_pairs):
+                more[j] = pairs[j]
             pairs = more
             mask = 8 * n_pairs - 1
             table = np.full(mask + 1, np.int64(-1))

@@ -7,6 +7,7 @@ docs/proposals.md. Numba is imported at the first search, not with this module.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -14,14 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rcnn_svm.errors import ConfigError, ShapeError
+from rcnn_svm.proposals.ranking import WEIGHTS, cues, diverse_order
 from rcnn_svm.structures import Image, RegionSet
 
-__all__ = ["ALGORITHM_VERSION", "SelectiveSearchConfig", "selective_search"]
+__all__ = ["ALGORITHM_VERSION", "Grouping", "SelectiveSearchConfig", "groupings", "selective_search"]
 
 ALGORITHM_VERSION = 1
 """Raised whenever the same image and settings give other boxes; part of every cache key."""
 
 Mode = Literal["fast", "quality"]
+Ranking = Literal["paper", "diverse"]
 
 # Colour spaces, thresholds k and similarity mixes: arXiv 1311.2524 by way of rbgirshick/rcnn,
 # selective_search_boxes.m, and Uijlings et al., IJCV 2013, table 4.
@@ -49,7 +52,9 @@ class SelectiveSearchConfig:
             also RGI, hue and intensity, k = 150 and 300, fill alone and size alone: 80 groupings.
         sigma: of the Gaussian blur before segmentation, in pixels.
         min_size: boxes with a width or height < `min_size` are dropped.
-        seed: of the random part of the ranking.
+        ranking: `paper`: grouping position x a uniform random number. `diverse`: a fitted score, then
+            boxes unlike those before them (`rcnn_svm.proposals.ranking`); more recall for few boxes.
+        seed: of the random part of the paper's ranking.
         max_width: images wider than this are shrunk before the search and boxes scaled back;
             None (the paper's setting on Pascal VOC) never shrinks.
         max_regions: only the best so many boxes are returned; None returns all.
@@ -58,14 +63,18 @@ class SelectiveSearchConfig:
     mode: Mode = "fast"
     sigma: float = 0.8
     min_size: int = 20
+    ranking: Ranking = "paper"
     seed: int = 0
     max_width: int | None = None
     max_regions: int | None = None
 
     def __post_init__(self) -> None:
         where = "SelectiveSearchConfig"
-        if self.mode not in get_args(Mode):
-            raise ConfigError(f"{where}: mode must be one of {', '.join(get_args(Mode))}, got {self.mode!r}.")
+        for name, known in (("mode", get_args(Mode)), ("ranking", get_args(Ranking))):
+            if getattr(self, name) not in known:
+                raise ConfigError(
+                    f"{where}: {name} must be one of {', '.join(known)}, got {getattr(self, name)!r}."
+                )
         if not 0 <= self.sigma <= 10:
             raise ConfigError(f"{where}: sigma must be in 0 .. 10 pixels, got {self.sigma}.")
         for name, least in (("min_size", 1), ("seed", 0), ("max_width", 1), ("max_regions", 1)):
@@ -112,7 +121,7 @@ def selective_search(
 
     Returns:
         The regions: boxes of whole pixels, unique, with both sides >= `config.min_size`, by
-        rising priority (grouping position x a uniform random number, the paper's order).
+        rising priority: what the ranking multiplied, or under `diverse` the row number.
 
     Raises:
         ShapeError: the image is no uint8 (H, W, 3) array, or is empty.
@@ -131,36 +140,74 @@ def selective_search(
     scale = 1.0
     if config.max_width is not None and width > config.max_width:
         image, scale = _shrink(image, config.max_width)
-    boxes, order = _all_regions(np.ascontiguousarray(image), config)
-    priority = order * _uniform(len(order), config.seed)
-    ranked = np.argsort(priority, kind="stable")
-    boxes, priority = boxes[ranked], priority[ranked]
+    boxes, order = _all_regions(image, config)
     if scale != 1:
         boxes = np.rint(boxes * scale).astype(np.int32)
         boxes = np.minimum(boxes, np.array([width, height, width, height], np.int32))
+    priority = order * _uniform(len(order), config.seed)
     large = ((boxes[:, 2:] - boxes[:, :2]) >= config.min_size).all(axis=1)
-    boxes, priority = boxes[large], priority[large]
-    unique = _first_of_each(boxes)[: config.max_regions]
-    return RegionSet(
-        image_id, (height, width), boxes[unique].astype(np.float32), priority[unique].astype(np.float32)
-    )
+    boxes, order, priority = boxes[large], order[large], priority[large]
+    ranked = np.argsort(priority, kind="stable")
+    chosen = ranked[_first_of_each(boxes[ranked])]
+    priority = priority[chosen]
+    if config.ranking == "diverse":
+        score = cues(boxes, order, chosen, (height, width)) @ WEIGHTS
+        chosen = chosen[diverse_order(boxes[chosen], score)]
+        priority = np.arange(len(chosen), dtype=np.float64)
+    chosen, priority = chosen[: config.max_regions], priority[: config.max_regions]
+    return RegionSet(image_id, (height, width), boxes[chosen].astype(np.float32), priority.astype(np.float32))
 
 
-def _all_regions(
-    image: NDArray[np.uint8], config: SelectiveSearchConfig
-) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
-    """Return boxes (M, 4) of every region of every grouping and their position, 1 = merged last."""
+@dataclass(frozen=True, eq=False)
+class Grouping:
+    """One hierarchy of regions of an image.
+
+    Attributes:
+        colour: the colour space.
+        k: the threshold of the segmentation that it starts from.
+        mix: the similarities, as a sum of 1 colour, 2 texture, 4 size, 8 fill.
+        clusters: (H, W), groups of pixels that are never told apart.
+        segments: the segment of each cluster, 0 .. n-1.
+        segment_boxes: (n, 4).
+        merged: (n - 1, 4), the box of each merge in order.
+        parents: (n - 1, 2), the regions of each merge; the result takes the lower number.
+    """
+
+    colour: str
+    k: int
+    mix: int
+    clusters: NDArray[np.int32]
+    segments: NDArray[np.int32]
+    segment_boxes: NDArray[np.int32]
+    merged: NDArray[np.int32]
+    parents: NDArray[np.int32]
+
+    def labels(self, n_regions: int | None = None) -> NDArray[np.int32]:
+        """Return (H, W), the region of each pixel when `n_regions` are left (None: the segments)."""
+        n = len(self.segment_boxes)
+        number = np.arange(n, dtype=np.int32)
+        for low, high in self.parents[
+            : n - max(n_regions, 1) if n_regions is not None and n_regions < n else 0
+        ]:
+            number[number == high] = low
+        return number[self.segments[self.clusters]]
+
+
+def groupings(image: Image, config: SelectiveSearchConfig) -> Iterator[Grouping]:
+    """Yield every grouping of an image, by colour space, then threshold, then mix.
+
+    This is all that a selective search computes; `selective_search` keeps the boxes. `max_width`
+    does not apply.
+    """
     from rcnn_svm.proposals import grouping, planes, segment
 
+    image = np.ascontiguousarray(image)
     height, width = image.shape[:2]
-    n_pixels = height * width
     taps = planes.smoothing_taps(config.sigma)
     linear, root = planes.lab_tables()
     raw: dict[int, NDArray[np.uint8]] = {}
     smoothed: dict[int, NDArray[np.float32]] = {}
     codes: dict[int, NDArray[np.uint32]] = {}
-    boxes: list[NDArray[np.int32]] = []
-    order: list[NDArray[np.int64]] = []
     for colour in config.colours:
         space, rows = _PLANES[colour]
         if space not in raw:
@@ -182,18 +229,30 @@ def _all_regions(
         cell_boxes = np.empty((n_cells, 4), np.int32)
         cell_counts = np.empty((n_cells, grouping.CHANNEL_BINS * len(rows)), np.int32)
         grouping.describe(clusters, cells, codes[space][chosen], cell_boxes, cell_counts)
-        for numbers, pairs in segmentations:
+        for k, (numbers, pairs) in zip(config.thresholds, segmentations, strict=True):
             n = int(numbers.max()) + 1
-            segment_boxes = np.empty((n, 4), np.int32)
+            boxes = np.empty((n, 4), np.int32)
             counts = np.empty((n, cell_counts.shape[1]), np.int32)
-            grouping.assemble(cells, numbers, cell_boxes, cell_counts, segment_boxes, counts)
+            grouping.assemble(cells, numbers, cell_boxes, cell_counts, boxes, counts)
             for mix in config.mixes:
                 merged = np.empty((n - 1, 4), np.int32)
                 parents = np.empty((n - 1, 2), np.int32)
-                grouping.group(pairs, segment_boxes, counts, len(rows), n_pixels, mix, merged, parents)
-                boxes.append(merged)
-                order.append(np.arange(n - 1, 0, -1))
-            boxes.append(segment_boxes)
+                grouping.group(pairs, boxes, counts, len(rows), height * width, mix, merged, parents)
+                yield Grouping(colour, k, mix, clusters, numbers, boxes, merged, parents)
+
+
+def _all_regions(
+    image: Image, config: SelectiveSearchConfig
+) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
+    """Return boxes (M, 4) of every region of every grouping and their position, 1 = merged last."""
+    boxes: list[NDArray[np.int32]] = []
+    order: list[NDArray[np.int64]] = []
+    for found in groupings(image, config):
+        n = len(found.segment_boxes)
+        boxes.append(found.merged)
+        order.append(np.arange(n - 1, 0, -1))
+        if found.mix == config.mixes[-1]:  # segments count once for all mixes, as in the authors' code
+            boxes.append(found.segment_boxes)
             order.append(np.full(n, n))
     return np.concatenate(boxes), np.concatenate(order).astype(np.float64)
 
