@@ -200,5 +200,5 @@ def demo_config() -> ExperimentConfig:
         features=FeatureConfig(backbone="small_cnn", weights="random", path="warped", taps="fc7"),
         learn="network",
         # A mirrored digit is no digit.
-        finetune=replace(FinetuneConfig.from_scratch(), flip=False),
+        finetune=replace(FinetuneConfig.from_scratch(), n_steps=1100, flip=False),
     )

@@ -37,7 +37,7 @@ class FeatureConfig:
     backbone: str = "mobilenet_v2"
     weights: str = "default"
     path: Literal["shared", "warped"] = "shared"
-    taps: str = "block13@3x3,block17@1x1,block17@1x1*1.8"
+    taps: str = "block13@3x3,block17@1x1,block17@1x1*1.8,block17@1x1*image"
     longer_sides: tuple[int, ...] = (480,)
     crop_size: int | None = None
     padding: int | None = None

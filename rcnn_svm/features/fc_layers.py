@@ -55,7 +55,7 @@ class FcConfig:
     negative_low: float = 0.0
     batch_size: int = 512
     positive_share: float = 0.25
-    balanced: bool = False
+    balanced: bool = True
     n_steps: int = 1500
     optimizer: Literal["adam", "sgd"] = "adam"
     learning_rate: float = 1e-3

@@ -7,6 +7,7 @@ layers such as fc6 and fc7 follow on all regions at once. Both offer the same ta
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -273,13 +274,14 @@ class SharedFeatures(_Features):
         sources = {name: _Map(value, self.backbone.layers[name]) for name, value in maps.items()}
         for tap in self._map_taps:
             assert tap.grid is not None  # `resolve` filled it in
-            regions = widen(boxes, tap.widen) * factor
+            regions = _seen(boxes, tap.widen, image.shape[:2]) * factor
             out[rows, self._columns[tap]] = (
                 sources[tap.layer].pool(regions, tap.grid, _SAMPLING).cpu().numpy()
             )
         for factor_of_regions in dict.fromkeys(tap.widen for tap in self._region_taps):
             taps = [tap for tap in self._region_taps if tap.widen == factor_of_regions]
-            regions = widen(boxes, factor_of_regions) * factor
+            seen = _seen(boxes, factor_of_regions, image.shape[:2])
+            regions = np.broadcast_to(seen, boxes.shape) * factor
             self._region_layers(out, rows, sources[self.backbone.entry], regions, taps)
 
     def _region_layers(
@@ -310,6 +312,13 @@ class SharedFeatures(_Features):
             outputs = self.backbone.run_pooled(pooled, layers)
             for tap in taps:
                 self._store(out, rows[start : start + len(block)], tap, outputs[tap.layer])
+
+
+def _seen(boxes: Boxes, factor: float, size: tuple[int, int]) -> NDArray[np.float32]:
+    """Return the part of the image that each region is seen with: (R, 4), or (1, 4) the same for all."""
+    if math.isinf(factor):
+        return np.array([[0, 0, size[1], size[0]]], np.float32)
+    return widen(boxes, factor)
 
 
 class _Map:

@@ -33,9 +33,9 @@ class SmallCNN(nn.Module):
         def pool() -> nn.Module:
             return nn.MaxPool2d(2) if pooling == "max" else nn.AvgPool2d(2)
 
-        self.conv1 = nn.Sequential(nn.Conv2d(3, 24, 5, padding=2), nn.PReLU(24))
+        self.conv1 = nn.Sequential(nn.Conv2d(3, 16, 5, padding=2), nn.PReLU(16))
         self.pool1 = pool()
-        self.conv2 = nn.Sequential(nn.Conv2d(24, 48, 3, padding=1), nn.PReLU(48))
+        self.conv2 = nn.Sequential(nn.Conv2d(16, 48, 3, padding=1), nn.PReLU(48))
         self.pool2 = pool()
         self.conv3 = nn.Sequential(nn.Conv2d(48, 96, 3, padding=1), nn.PReLU(96))
         self.pool3 = nn.Sequential(pool(), nn.AdaptiveAvgPool2d(5))

@@ -1,12 +1,13 @@
 """Names for what is read out of a network: `fc7`, `block13@3x3`, `block17@1x1*1.8`.
 
 A tap names a layer by its output *before* the softmax. For a convolutional layer, `@HxW` is the grid of
-cells that each region is pooled onto, and `*F` widens the region about its centre before pooling.
+cells that each region is pooled onto, `*F` widens the region about its centre before pooling, and `*image` reads the whole image.
 This module imports nothing but the standard library and `errors`.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from typing import Self
@@ -15,7 +16,7 @@ from rcnn_svm.errors import ConfigError
 
 __all__ = ["TapSpec", "format_taps", "parse_taps"]
 
-_PATTERN = re.compile(r"(?P<layer>[A-Za-z_]\w*)(@(?P<h>\d+)x(?P<w>\d+))?(\*(?P<widen>\d+(\.\d+)?))?")
+_PATTERN = re.compile(r"(?P<layer>[A-Za-z_]\w*)(@(?P<h>\d+)x(?P<w>\d+))?(\*(?P<widen>\d+(\.\d+)?|image))?")
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,8 @@ class TapSpec:
         layer: name of a layer of the backbone.
         grid: (rows, columns) of cells; None is a layer's natural grid: the one that its fully connected
             layers expect for the last pooling, 3x3 for any other convolutional layer.
-        widen: factor by which regions are widened about their centres; > 0.
+        widen: factor by which regions are widened about their centres; > 0. Infinite, written
+            `*image`, is the whole image, the same for all its regions.
     """
 
     layer: str
@@ -57,11 +59,13 @@ class TapSpec:
                 f"for example fc7, block13@3x3 or block17@1x1*1.8."
             )
         grid = (int(match["h"]), int(match["w"])) if match["h"] else None
-        return cls(match["layer"], grid, float(match["widen"] or 1))
+        widen = math.inf if match["widen"] == "image" else float(match["widen"] or 1)
+        return cls(match["layer"], grid, widen)
 
     def __str__(self) -> str:
         grid = f"@{self.grid[0]}x{self.grid[1]}" if self.grid else ""
-        return self.layer + grid + (f"*{self.widen:g}" if self.widen != 1 else "")
+        widen = "*image" if math.isinf(self.widen) else f"*{self.widen:g}" if self.widen != 1 else ""
+        return self.layer + grid + widen
 
 
 def parse_taps(text: str) -> tuple[TapSpec, ...]:

@@ -188,3 +188,15 @@ def test_errors(image, small):
         SharedFeatures(small, "fc7")(image.astype(np.float32), BOXES)
     with pytest.raises(ConfigError, match="needs at least one tap"):
         WarpedFeatures(small, ())
+
+
+@pytest.mark.parametrize("layer", ["block3@2x2", "penultimate"])
+def test_the_image_tap_sees_the_whole_image_whatever_the_region(layer):
+    from rcnn_svm.features.backbone import load_backbone
+
+    image = np.random.default_rng(0).integers(0, 255, (50, 70, 3), dtype=np.uint8)
+    boxes = np.array([[0, 0, 70, 50], [3, 4, 30, 40], [20, 20, 33, 44]], np.float32)
+    backbone = load_backbone("mobilenet_v2", "random")
+    plain = SharedFeatures(backbone, layer, longer_sides=(70,))(image, boxes[:1])
+    whole = SharedFeatures(backbone, f"{layer}*image", longer_sides=(70,))(image, boxes)
+    np.testing.assert_allclose(whole, np.repeat(plain, 3, axis=0), rtol=1e-4, atol=1e-6)

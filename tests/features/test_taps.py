@@ -13,6 +13,7 @@ from rcnn_svm.features.taps import TapSpec, format_taps, parse_taps
         ("block13@3x3", TapSpec("block13", (3, 3))),
         (" block17@1x2*1.8 ", TapSpec("block17", (1, 2), 1.8)),
         ("conv5*2", TapSpec("conv5", None, 2.0)),
+        ("block17@1x1*image", TapSpec("block17", (1, 1), float("inf"))),
     ],
 )
 def test_parse_and_write_back(text, tap):

@@ -102,7 +102,7 @@ def test_weights_of_another_network(tmp_path, state):
     more = {**state, "extra": torch.zeros(1)}
     assert attempt(more) == f"{path}: has 1 tensors too many, first 'extra'.{other}"
     reshaped = {**state, "conv1.0.bias": torch.zeros(7)}
-    assert attempt(reshaped) == f"{path}: 'conv1.0.bias' must have shape (24,), got (7,).{other}"
+    assert attempt(reshaped) == f"{path}: 'conv1.0.bias' must have shape (16,), got (7,).{other}"
     assert attempt({"a": torch.zeros(1)}) == f"{path}: lacks 'logits.weight'.{other}"
 
 
