@@ -83,7 +83,7 @@ def test_fc_layers_repeat_and_every_setting_matters():
         "negative_low": 0.1,
         "batch_size": 40,
         "positive_share": 0.5,
-        "balanced": True,
+        "balanced": False,
         "n_steps": 13,
         "optimizer": "sgd",
         "learning_rate": 1e-3,
