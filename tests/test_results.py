@@ -1,0 +1,56 @@
+"""What is stated is what was measured: `results/` keeps its form and the README says the same."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+EXPERIMENTS = sorted((ROOT / "results").glob("*/metrics.json"))
+BENCHMARKS = sorted((ROOT / "results" / "benchmarks").glob("*.json"))
+
+
+def check_provenance(value: dict) -> None:
+    assert set(value) >= {"command", "commit", "date", "seed", "versions", "machine"}
+    assert not value["commit"].endswith("-dirty"), "a result must come from committed code"
+    assert set(value["machine"]) >= {"cpu", "cores", "ram_gb", "gpu"}
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: p.parent.name)
+def test_experiments_have_the_form_that_programs_read(path: Path) -> None:
+    metrics = json.loads(path.read_text())
+    assert metrics["schema"] == 1
+    assert metrics["experiment"] == path.parent.name
+    assert metrics["heads"]
+    for head in metrics["heads"].values():
+        values = [value for value in head["ap"].values() if value is not None]
+        assert math.isclose(sum(values) / len(values), head["mAP"], abs_tol=1e-9)
+        assert head["mAP_interval"][0] <= head["mAP"] <= head["mAP_interval"][1]
+        assert min(head["train_s"], head["score_s_per_image"], head["peak_rss_mb"]) >= 0
+    assert set(metrics["stages_s"]) >= {"proposals", "features", "train", "detect"}
+    check_provenance(metrics["provenance"])
+    for name in ("per_class.csv", "config.json", "README.md"):
+        assert (path.parent / name).exists()
+
+
+@pytest.mark.parametrize("path", BENCHMARKS, ids=lambda p: p.stem)
+def test_benchmarks_have_the_form_that_programs_read(path: Path) -> None:
+    result = json.loads(path.read_text())
+    assert result["schema"] == 1
+    assert result["benchmark"] == path.stem
+    assert result["rows"]
+    for target in result["targets"].values():
+        assert set(target) >= {"value", "unit", "n", "ours", "peer", "peer_name", "how"}
+        assert math.isfinite(target["value"])
+    check_provenance(result["provenance"])
+
+
+def test_the_readme_says_what_the_results_hold() -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / "summary.py"), "--check"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout
