@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from rcnn_svm.cli import options as shared
 from rcnn_svm.progress import say
 
+if TYPE_CHECKING:
+    from rcnn_svm.proposals import ProposalRecall, SelectiveSearchConfig
+    from rcnn_svm.structures import RegionSet, Sample
+
 __all__ = ["add_verbs"]
+
+_N_DRAWN = 4
+"""Images that are drawn."""
 
 
 def add_verbs(verbs: Any) -> None:
@@ -20,6 +28,9 @@ def add_verbs(verbs: Any) -> None:
     propose.add_argument("path", type=Path, help="an image, a folder of images, or a labelled data set")
     propose.add_argument("--split", default="test", help="of a data set (default test)")
     propose.add_argument("--mode", choices=("fast", "quality"), default="fast")
+    propose.add_argument(
+        "--ranking", choices=("paper", "diverse"), default="paper", help="diverse: more recall for few boxes"
+    )
     propose.add_argument(
         "--min-size", type=int, default=20, metavar="PX", help="drop smaller boxes (default 20)"
     )
@@ -41,6 +52,7 @@ def _propose(options: argparse.Namespace) -> None:
 
     config = SelectiveSearchConfig(
         mode=options.mode,
+        ranking=options.ranking,
         min_size=options.min_size,
         max_width=options.max_width,
         max_regions=options.max_regions,
@@ -83,6 +95,35 @@ def _propose(options: argparse.Namespace) -> None:
             at = [recall.recall(0.5)[b], recall.recall(0.7)[b], recall.mabo()[b]]
             print(f"{budget:>5}   {at[0]:10.3f}  {at[1]:10.3f}  {at[2]:.3f}")
         width = max(map(len, classes))
-        print("ABO with all boxes of the last line")
-        for k, name in enumerate(classes):
-            print(f"  {name:<{width}}  {recall.abo()[k, -1]:.3f}")
+        abo = recall.abo()[:, -1]
+        print(
+            "ABO of all boxes: "
+            + ", ".join(f"{n} {v:.3f}" for n, v in zip(classes, abo, strict=True) if v == v)
+        )
+    if options.plot is not None:
+        _draw(options.plot, samples, regions, config, recall)
+
+
+def _draw(
+    folder: Path,
+    samples: Sequence[Sample],
+    regions: Sequence[RegionSet],
+    config: SelectiveSearchConfig,
+    recall: ProposalRecall | None,
+) -> None:
+    """Draw the first few images, and recall where there are labels."""
+    from rcnn_svm.files import atomic_path
+    from rcnn_svm.proposals.plot import boxes_figure, levels_figure, recall_figure
+
+    figures = {}
+    for sample, one in list(zip(samples, regions, strict=True))[:_N_DRAWN]:
+        image = sample.read()
+        figures[f"{sample.image_id}-segmentation.png"] = levels_figure(image, config)
+        truth = sample.truth.boxes if recall is not None else None
+        figures[f"{sample.image_id}-boxes.png"] = boxes_figure(image, one, truth)
+    if recall is not None:
+        figures["recall.png"] = recall_figure({f"selective search ({config.mode})": recall})
+    for name, figure in figures.items():
+        with atomic_path(folder / name) as temporary:
+            figure.savefig(temporary, format="png")
+    say(f"Pictures: {folder}")
