@@ -94,7 +94,6 @@ def _propose(options: argparse.Namespace) -> None:
         for b, budget in enumerate(recall.budgets):
             at = [recall.recall(0.5)[b], recall.recall(0.7)[b], recall.mabo()[b]]
             print(f"{budget:>5}   {at[0]:10.3f}  {at[1]:10.3f}  {at[2]:.3f}")
-        width = max(map(len, classes))
         abo = recall.abo()[:, -1]
         print(
             "ABO of all boxes: "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
@@ -161,3 +162,72 @@ def test_the_scripts_are_the_command() -> None:
         path = Path(__file__).parents[2] / "scripts" / script
         result = subprocess.run([sys.executable, path, "--help"], capture_output=True, text=True, check=True)
         assert f" {verb} " in result.stdout
+
+
+def test_a_dry_run_costs_nothing(
+    run: Run, digits_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--out", tmp_path / "out", "--cache", tmp_path / "cache", *TINY, "--dry-run"]
+    assert run("train", digits_folder, *arguments) == 0
+    text = capsys.readouterr().out
+    assert "MB on disk" in text
+    assert not (tmp_path / "out").exists()
+    assert not list((tmp_path / "cache").rglob("*.npy"))
+
+
+def test_finetuned_weights_are_read_back(run: Run, digits_folder: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "tuned.safetensors"
+    network = ["--backbone", "small_cnn", "--weights", "random", "--path", "warped", "--taps", "fc7"]
+    few = [
+        "--set",
+        "finetune.n_steps=3",
+        "--set",
+        "finetune.batch_size=8",
+        "--set",
+        "proposals.max_regions=40",
+    ]
+    assert run("finetune", digits_folder, "--out", weights, "--cache", tmp_path, *network, *few) == 0
+    image = sorted((digits_folder / "images" / "test").iterdir())[0]
+    out = tmp_path / "logits.npy"
+    assert (
+        run(
+            "extract",
+            image,
+            "--backbone",
+            "small_cnn",
+            "--weights",
+            weights,
+            "--taps",
+            "logits",
+            "--out",
+            out,
+        )
+        == 0
+    )
+    assert np.load(out).shape == (1, 11)
+
+
+def test_proposals_are_drawn(run: Run, digits_folder: Path, tmp_path: Path) -> None:
+    assert (
+        run("propose", digits_folder, "--max-images", "1", "--plot", tmp_path / "p", "--cache", tmp_path) == 0
+    )
+    names = sorted(path.name for path in (tmp_path / "p").iterdir())
+    assert len(names) == 3
+    assert names[0] == "recall.png"
+
+
+def test_ten_lines_of_python(digits_folder: Path, tmp_path: Path) -> None:
+    from rcnn_svm import ExperimentConfig, load_detector, load_splits, read_image, train_detector
+    from rcnn_svm.config import with_overrides
+
+    settings = [text for flag, text in itertools.pairwise(TINY) if flag == "--set"]
+    network = ["features.backbone=small_cnn", "features.weights=random", "features.path=warped"]
+    config = with_overrides(
+        ExperimentConfig(), None, [*network, "features.taps=fc7", "learn=nothing", *settings]
+    )
+    result = train_detector(load_splits(digits_folder), "linear-svm", config=config)
+    result.detector.save(tmp_path / "detector")
+    image = read_image(sorted((digits_folder / "images" / "test").iterdir())[0])
+    found = load_detector(tmp_path / "detector").detect(image)
+    assert len(found) > 0
+    assert (np.diff(found.scores) <= 0).all()

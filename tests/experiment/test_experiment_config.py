@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import pytest
+
+from rcnn_svm.config import from_dict, to_dict
+from rcnn_svm.errors import ConfigError
+from rcnn_svm.experiment.config import (
+    ExperimentConfig,
+    HeadsConfig,
+    demo_config,
+    paper_config,
+    quick_config,
+)
+
+
+def test_the_paper_preset_is_the_paper() -> None:
+    """Values of arXiv 1311.2524v5 and rbgirshick/rcnn, written down here a second time."""
+    config = paper_config(ExperimentConfig())
+    assert (config.proposals.mode, config.proposals.min_size, config.proposals.sigma) == ("fast", 20, 0.8)
+    assert config.proposals.max_width is None
+    assert config.proposals.ranking == "paper"
+    assert (config.features.backbone, config.features.taps, config.features.path) == (
+        "alexnet",
+        "fc7",
+        "warped",
+    )
+    assert config.features.crop_mode == "warp"
+    finetune = config.finetune
+    assert (finetune.batch_size, finetune.positive_share, finetune.positive_iou) == (128, 0.25, 0.5)
+    assert (finetune.learning_rate, finetune.momentum, finetune.weight_decay) == (1e-3, 0.9, 5e-4)
+    assert (finetune.n_steps, finetune.head_rate, finetune.flip) == (70_000, 10.0, True)
+    heads = config.heads
+    assert (heads.loss, heads.linear_costs, heads.positive_weight) == ("hinge", (1e-3,), 2.0)
+    assert (heads.scaling, heads.mining, heads.ridge_strengths) == ("mean-norm-20", "paper", (1000.0,))
+    assert (config.detect.max_iou, config.detect.max_candidates) == (0.3, 100)
+    assert (config.detect.vote_iou, config.detect.regression) == (None, "before-nms")
+    assert (heads.max_ious, heads.vote_ious) == ((0.3,), (0.0,))
+
+
+@pytest.mark.parametrize("config", [ExperimentConfig(), paper_config(ExperimentConfig()), demo_config()])
+def test_a_saved_configuration_is_read_back(config: ExperimentConfig) -> None:
+    assert from_dict(ExperimentConfig, to_dict(config, finite=True)) == config
+
+
+def test_quick_is_never_slower() -> None:
+    full = demo_config()
+    quick = quick_config(full)
+    assert quick.finetune.n_steps < full.finetune.n_steps
+    assert quick.proposals.max_regions is not None
+    assert full.proposals.max_regions is not None
+    assert quick.proposals.max_regions <= full.proposals.max_regions
+    assert quick.heads.linear_costs[0] in full.heads.linear_costs
+    assert quick_config(quick) == quick
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"names": ("svm",)}, r"heads\.names must be some of linear-svm, .* got svm\."),
+        ({"names": ()}, r"heads\.names must be some of linear-svm, .* got none\."),
+        ({"vote_ious": ()}, r"heads\.vote_ious must hold at least one value, got none\."),
+    ],
+)
+def test_what_cannot_work_is_refused(arguments: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        HeadsConfig(**arguments)

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rcnn_svm.datasets.digits import digits_splits
+from rcnn_svm.experiment.config import DataConfig
+from rcnn_svm.experiment.data import absent_classes, load_data
+from rcnn_svm.experiment.measure import Meter
+from rcnn_svm.experiment.regions import SplitRegions, StoredBlocks
+from rcnn_svm.features.scaling import FeatureScaler
+from rcnn_svm.features.store import FeatureStore
+from rcnn_svm.structures import RegionSet
+
+
+class Sides:
+    """A featurizer that tells a region's width and height."""
+
+    key = {"sides": 1}  # noqa: RUF012
+    n_features = 2
+
+    def __call__(self, image: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+        return (boxes[:, 2:] - boxes[:, :2]).astype(np.float32)
+
+
+def test_ground_truth_comes_first_in_training_only(tmp_path: Path) -> None:
+    dataset = digits_splits(3, 1, 1).train
+    grid = np.array([[0, 0, 20, 10], [5, 5, 15, 45]], np.float32)
+    proposals = {
+        s.image_id: RegionSet(s.image_id, s.size, grid, np.arange(2, dtype=np.float32)) for s in dataset
+    }
+    training = SplitRegions.of(dataset, proposals, with_truth=True)
+    testing = SplitRegions.of(dataset, proposals, with_truth=False)
+    store = FeatureStore(tmp_path, Sides(), precision="float32")
+    for i, sample in enumerate(dataset):
+        n = len(sample.truth)
+        assert training.n_gt[i] == n
+        assert testing.n_gt[i] == 0
+        np.testing.assert_array_equal(training.boxes[i][:n], sample.truth.boxes)
+        np.testing.assert_array_equal(testing.boxes[i], grid)
+        blocks = StoredBlocks(store, training)
+        np.testing.assert_array_equal(blocks.features(i)[n:], [[20, 10], [10, 40]])
+        truth = blocks.truth(i)
+        assert truth.is_gt.sum() == n
+        np.testing.assert_array_equal(truth.label[:n], sample.truth.labels)
+        scaled = blocks.scaled(FeatureScaler("l2")).features(i)
+        np.testing.assert_allclose(np.linalg.norm(scaled, axis=1), 1, rtol=1e-6)
+
+
+def test_absent_classes_are_left_out_where_wanted(
+    digits_in_voc: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (digits_in_voc / "VOC2007" / "classes.txt").write_text("zebra\n" + "\n".join("0123456789") + "\n")
+    splits = load_data(DataConfig(path=str(digits_in_voc)), seed=0)
+    assert absent_classes(splits) == ["zebra"]
+    kept = load_data(DataConfig(path=str(digits_in_voc), skip_absent_classes=True), seed=0)
+    assert kept.train.classes == tuple("0123456789")
+    assert "left out: zebra" in capsys.readouterr().err
+    for before, after in zip(splits.train, kept.train, strict=True):
+        np.testing.assert_array_equal(before.truth.labels, after.truth.labels + 1)
+        np.testing.assert_array_equal(before.truth.boxes, after.truth.boxes)
+
+
+@pytest.fixture
+def digits_in_voc(tmp_path: Path) -> Path:
+    from rcnn_svm.datasets.write import write_dataset
+
+    splits = digits_splits(14, 2, 2)
+    return write_dataset((splits.train, splits.val, splits.test), tmp_path / "voc", "voc")
+
+
+def test_the_meter_forgets_earlier_peaks() -> None:
+    with Meter() as first:
+        block = np.ones(30_000_000)
+        del block
+    with Meter() as second:
+        pass
+    assert first.seconds > second.seconds >= 0
+    assert first.peak_rss_mb > second.peak_rss_mb + 100
