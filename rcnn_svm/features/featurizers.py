@@ -29,10 +29,10 @@ from rcnn_svm.structures import Image
 
 __all__ = ["SharedFeatures", "WarpedFeatures"]
 
-_VERSION = 2
+_VERSION = 3
 """To be raised whenever the same settings give other numbers, so that stored features are not mixed up."""
-_SAMPLING = 2
-"""Samples per cell and axis of RoIAlign."""
+_SAMPLING = 0
+"""Samples per cell and axis of RoIAlign: as many as the cell is long, so that nothing is skipped."""
 _POOLED_AT_ONCE, _MULTIPLIED_AT_ONCE = 32, 512
 """Regions at a time through the last pooling, whose input (AlexNet: 170 kB a region) should stay in the
 cache, and through the matrix products after it, which want many rows."""
@@ -356,6 +356,6 @@ class _Map:
     def _on_device(self, cells: NDArray[np.float32], grid: tuple[int, int], sampling: int) -> Tensor:
         rois = torch.from_numpy(cells).to(self._value.device)
         pooled: Tensor = torchvision.ops.roi_align(
-            self._value, [rois], grid, sampling_ratio=sampling, aligned=True
+            self._value, [rois], grid, sampling_ratio=sampling or -1, aligned=True
         )
         return pooled

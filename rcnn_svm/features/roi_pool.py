@@ -7,6 +7,8 @@ where regions are many and small. It needs numpy and numba only.
 
 from __future__ import annotations
 
+import math
+
 import numba
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +35,7 @@ def _taps(start, bin_size, sampling, length, index, weight):  # type: ignore[no-
             if w == 0.0:
                 continue
             found = False
-            for k in range(n):
+            for k in range(max(0, n - 2), n):  # samples advance: only the last two can be met again
                 if index[k] == i:
                     weight[k] += w
                     found = True
@@ -47,20 +49,22 @@ def _taps(start, bin_size, sampling, length, index, weight):  # type: ignore[no-
 
 
 @numba.njit(cache=True, nogil=True, fastmath={"contract", "reassoc", "nsz"})
-def _roi_align(features, rois, rows, columns, sampling, cells_first, out):  # type: ignore[no-untyped-def]
+def _roi_align(features, rois, rows, columns, sampling, most, cells_first, out):  # type: ignore[no-untyped-def]
     height, width, channels = features.shape
-    y_index, x_index = np.empty((rows, 2 * sampling), np.int64), np.empty((columns, 2 * sampling), np.int64)
-    y_weight, x_weight = np.empty((rows, 2 * sampling)), np.empty((columns, 2 * sampling))
+    y_index, x_index = np.empty((rows, 2 * most), np.int64), np.empty((columns, 2 * most), np.int64)
+    y_weight, x_weight = np.empty((rows, 2 * most)), np.empty((columns, 2 * most))
     y_count, x_count = np.empty(rows, np.int64), np.empty(columns, np.int64)
     own_cells = np.empty((rows * columns, channels), np.float32)
     for r in range(len(rois)):
         x1, y1 = rois[r, 0] - 0.5, rois[r, 1] - 0.5
         bin_w, bin_h = (rois[r, 2] - 0.5 - x1) / columns, (rois[r, 3] - 0.5 - y1) / rows
         cells = out[r].reshape(rows * columns, channels) if cells_first else own_cells
+        n_y = sampling if sampling else max(1, int(np.ceil(bin_h)))
+        n_x = sampling if sampling else max(1, int(np.ceil(bin_w)))
         for i in range(rows):
-            y_count[i] = _taps(y1 + i * bin_h, bin_h, sampling, height, y_index[i], y_weight[i])
+            y_count[i] = _taps(y1 + i * bin_h, bin_h, n_y, height, y_index[i], y_weight[i])
         for j in range(columns):
-            x_count[j] = _taps(x1 + j * bin_w, bin_w, sampling, width, x_index[j], x_weight[j])
+            x_count[j] = _taps(x1 + j * bin_w, bin_w, n_x, width, x_index[j], x_weight[j])
         for i in range(rows):
             for j in range(columns):
                 cell = cells[i * columns + j]
@@ -83,7 +87,7 @@ def roi_align(
     rois: NDArray[np.float32],
     grid: tuple[int, int],
     *,
-    sampling: int = 2,
+    sampling: int = 0,
     cells_first: bool = False,
     out: NDArray[np.float32] | None = None,
 ) -> NDArray[np.float32]:
@@ -96,7 +100,8 @@ def roi_align(
         features: (h, w, C) float32, C-contiguous.
         rois: (R, 4) in units of cells of the map, half-open: cell i covers i .. i + 1.
         grid: rows and columns of the result.
-        sampling: samples per cell and axis.
+        sampling: samples per cell and axis; 0 takes as many as a cell of the grid is cells of the map
+            long, rounded up, so that large regions are averaged over all that they cover.
         cells_first: order a row by cell, then channel, instead of by channel, then cell.
         out: (R, C * rows * columns) C-contiguous float32 to write to.
 
@@ -109,5 +114,8 @@ def roi_align(
     rows, columns = grid
     if out is None:
         out = np.empty((len(rois), features.shape[2] * rows * columns), np.float32)
-    _roi_align(features, np.asarray(rois, np.float64), rows, columns, sampling, cells_first, out)
+    places = np.asarray(rois, np.float64)
+    sides = (places[:, 2:] - places[:, :2]) / (columns, rows)
+    most = sampling or max(1, math.ceil(sides.max(initial=1.0)) + 1)  # one to spare for rounding
+    _roi_align(features, places, rows, columns, sampling, most, cells_first, out)
     return out

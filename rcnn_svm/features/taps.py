@@ -1,7 +1,8 @@
 """Names for what is read out of a network: `fc7`, `block13@3x3`, `block17@1x1*1.8`.
 
 A tap names a layer by its output *before* the softmax. For a convolutional layer, `@HxW` is the grid of
-cells that each region is pooled onto, `*F` widens the region about its centre before pooling, and `*image` reads the whole image.
+cells that each region is pooled onto, `*F` widens the region about its centre before pooling, and `*image`
+reads the whole image.
 This module imports nothing but the standard library and `errors`.
 """
 
