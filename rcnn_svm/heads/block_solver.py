@@ -47,11 +47,15 @@ _EVICT_MARGIN = 1.2
 _MAX_EPOCHS = 200
 # Relative gap to which the working set is optimised at first; then this share of the full gap where
 # a pass costs little; at last, and always where rows come from a store, this share of the tolerance.
+# A warm start has most of its working set already.
 _FIRST_GOAL = 0.1
+_WARM_GOAL = 2.0
 _GOAL_SHARE = 0.1
 _FINAL_GOAL = 0.5
-# The gap seen during an epoch belongs to weights in motion, often several times too large: from this
-# multiple of the goal on the true one is computed.
+# The gap seen during an epoch belongs to weights in motion, mostly several times too large: from the
+# second multiple of the goal on the true one is computed. Where rows lie in memory the next pass will
+# tell, so that the first multiple is taken for the truth until a pass has shown it to be wrong.
+_TRUSTED = 2.0
 _CHECK_FROM = 6.0
 # Every so many epochs each class is solved alone on its rows of margin below this, if they are few:
 # at most so many, and their Gram matrices no more work than some epochs.
@@ -412,6 +416,7 @@ class BlockSolver:
         self._kept_linear = np.zeros(n_classes)
         self._rows_read = 0
         self._epochs = 0
+        self._trusting = source.matrix is not None
         self._moved = False  # whether the weights changed since a pass began
 
     def solve(self, costs: NDArray[np.floating], *, tol: float | None = None) -> Solution:
@@ -426,9 +431,10 @@ class BlockSolver:
             self._set_costs(np.asarray(costs, np.float64))
             if len(self._part) == 0 and not self._kept:
                 self._seed_working_set()
-            goal = _FIRST_GOAL
+            goal = _FIRST_GOAL if self._epochs == 0 else _WARM_GOAL * tol
             for n_passes in range(1, self._max_passes + 1):
                 self._optimise(goal)
+                size = len(self._part)
                 primal, exact = self._scan(goal)
                 worst = float(relative_gap(primal, self._dual()).max()) if exact else np.inf
                 _log.info(
@@ -437,6 +443,8 @@ class BlockSolver:
                 )  # fmt: skip
                 if worst <= tol or n_passes == self._max_passes:
                     break
+                if exact and worst > 10 * goal and len(self._part) <= 1.01 * size:
+                    self._trusting = False
                 goal = max(min(_GOAL_SHARE * worst, goal / 2), _FINAL_GOAL * tol)
                 if self._source.matrix is None:
                     goal = _FINAL_GOAL * tol
@@ -455,19 +463,33 @@ class BlockSolver:
         return self._rows_read / max(1, self._n_rows)
 
     def _set_costs(self, costs: NDArray[np.float64]) -> None:
-        """Scale dual variables and weights with the costs: they stay feasible and near the optimum."""
-        if self._cost.any():
-            ratio = costs / self._cost[:, 0]
-            scale = ratio.astype(self._dtype)
-            self._weights *= scale[:, None]
-            self._bias *= scale
-            self._alpha *= scale
-            for _, alpha in self._kept.values():
-                alpha *= scale
-            self._kept_linear *= ratio
+        """Scale the last solution, class by class, to the best multiple of it under the new costs.
+
+        Any multiple up to the ratio of the costs is feasible, and the dual of a multiple is a
+        parabola: its top is a start at no cost.
+        """
+        old = self._cost[:, 0].astype(np.float64)
         self._cost = np.stack([costs, costs * self._positive_weight], axis=1).astype(self._dtype)
+        if not old.any():
+            return
+        ratio = costs / old
+        total = self._alpha.sum(axis=0, dtype=np.float64)
+        curved = total - self._linear(self._alpha, self._labels)  # sum of a^2 / (4 C), 0 for the hinge
+        kept_total = np.zeros(len(costs))
+        for _, alpha in self._kept.values():
+            kept_total += alpha.sum(axis=0, dtype=np.float64)
+        kept_curved = (kept_total - self._kept_linear) / ratio
+        steep = 2 * (curved + kept_curved + self._half_norms())
+        best = np.divide(total + kept_total, steep, out=np.ones_like(steep), where=steep > 0)
+        # One unit in the last place less: rounding must not leave a variable above its bound.
+        scale = np.minimum(best, ratio * (1 - np.finfo(self._dtype).eps)).astype(self._dtype)
+        self._weights *= scale[:, None]
+        self._bias *= scale
+        self._alpha *= scale
+        for _, alpha in self._kept.values():
+            alpha *= scale
+        self._kept_linear = scale * kept_total - scale.astype(np.float64) ** 2 * kept_curved
         if not self._squared:
-            # Rounding must not leave a variable above its bound.
             np.minimum(self._alpha, self._bounds(self._labels), out=self._alpha)
 
     def _bounds(self, labels: NDArray[np.int8]) -> Floats:
@@ -585,7 +607,10 @@ class BlockSolver:
                 self._alpha[start:end] = block.T
             # Evicted rows with a part in the weights are missing from `loss`: then only the true gap counts.
             seen = np.inf if self._kept else relative_gap(self._half_norms() + loss, self._dual()).max()
-            if seen > _CHECK_FROM * goal and epoch % _POLISH_EVERY != _POLISH_EVERY - 1:
+            if self._trusting and seen <= _TRUSTED * goal:
+                break
+            due = epoch % _POLISH_EVERY == _POLISH_EVERY - 1
+            if not due and (self._trusting or seen > _CHECK_FROM * goal):
                 continue
             margins, gap = self._working_gap()
             if gap <= goal:

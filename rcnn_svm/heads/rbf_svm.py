@@ -19,7 +19,7 @@ from rcnn_svm.heads.mining import BlocksSource
 from rcnn_svm.heads.scorers import RBFScorer
 from rcnn_svm.progress import track
 
-__all__ = ["NystroemSVMHead", "RBFSVMHead", "hardest_regions"]
+__all__ = ["NystroemSVMHead", "RBFSVMHead", "gather_rows", "hardest_regions"]
 
 _MAX_STEPS = 10_000_000
 
@@ -97,7 +97,7 @@ class _KernelHead(HeadBase):
         if miner is None:
             miner = LinearSVMHead(C=0.1, loss="squared_hinge", rule=self.rule, tol=1e-2).fit(blocks)
         keys = hardest_regions(source, miner.decision_function, max_rows)
-        return _gather(source, keys)
+        return gather_rows(source, keys)
 
     def _gamma(self, features: NDArray[np.float32], gamma: float | Literal["scale"]) -> float:
         if gamma != "scale":
@@ -115,7 +115,8 @@ class _KernelHead(HeadBase):
         require_positive(where, {"positive_weight": self.positive_weight})
 
 
-def _gather(source: BlocksSource, keys: Keys) -> tuple[NDArray[np.float32], NDArray[np.int8]]:
+def gather_rows(source: BlocksSource, keys: Keys) -> tuple[NDArray[np.float32], NDArray[np.int8]]:
+    """Return (n, D) features and (n, K) labels of chosen regions, reading each image once."""
     features = np.empty((len(keys), source.n_features), np.float32)
     labels = np.empty((len(keys), source.n_classes), np.int8)
     for i in np.unique(keys[:, 0]).tolist():
