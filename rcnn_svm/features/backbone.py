@@ -37,6 +37,8 @@ __all__ = ["BACKBONES", "Backbone", "LayerInfo", "load_backbone", "random_backbo
 
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 Stages = OrderedDict[str, nn.Module]
+_ABOUT = "rcnn_svm"
+"""Key of what a file of weights says about its network."""
 
 
 @dataclass(frozen=True)
@@ -312,11 +314,10 @@ class Backbone(nn.Module):
         from safetensors.torch import save_file
 
         state = {k: v.detach().cpu().contiguous() for k, v in self.net.state_dict().items()}
-        metadata = {"backbone": self.name}
-        if self.classes is not None:
-            metadata["classes"] = json.dumps(self.classes)
+        # One entry only: safetensors writes several in an order that differs from run to run.
+        about = json.dumps({"backbone": self.name, "classes": self.classes})
         with atomic_path(path) as temporary:
-            save_file(state, temporary, metadata=metadata)
+            save_file(state, temporary, metadata={_ABOUT: about})
 
 
 def _run(stages: Stages, x: Tensor, layers: Collection[str]) -> dict[str, Tensor]:
@@ -442,10 +443,10 @@ def _saved_classes(path: Path, name: str) -> tuple[str, ...] | None:
     from safetensors import safe_open
 
     with safe_open(path, framework="pt") as stream:
-        metadata = stream.metadata() or {}
-    if metadata.get("backbone", name) != name:
-        raise WeightsError(f"{path}: holds the weights of {metadata['backbone']}, not of {name}.")
-    return tuple(json.loads(metadata["classes"])) if "classes" in metadata else None
+        about = json.loads((stream.metadata() or {}).get(_ABOUT, "{}"))
+    if about.get("backbone", name) != name:
+        raise WeightsError(f"{path}: holds the weights of {about['backbone']}, not of {name}.")
+    return tuple(about["classes"]) if about.get("classes") else None
 
 
 def with_new_outputs(backbone: Backbone, classes: tuple[str, ...], *, seed: int = 0) -> Backbone:
