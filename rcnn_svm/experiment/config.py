@@ -79,8 +79,8 @@ class HeadsConfig:
     positive_weight: float = 2.0
     mining: Literal["fixed-point", "paper"] = "fixed-point"
     linear_costs: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0, 3.0)
-    rbf_costs: tuple[float, ...] = (1.0, 3.0, 10.0)
-    rbf_gammas: tuple[float, ...] = (0.5, 1.0, 2.0)
+    rbf_costs: tuple[float, ...] = (1.0, 10.0)
+    rbf_gammas: tuple[float, ...] = (1.0, 2.0)
     softmax_costs: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0, 3.0)
     softmax_positive_iou: float = 0.5
     ridge_strengths: tuple[float, ...] = (0.3, 3.0, 30.0)

@@ -7,7 +7,8 @@ on `trainval`, and looks at `test` once. All heads see the same regions and the 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ from rcnn_svm.features.fc_layers import FcLayers
 from rcnn_svm.features.scaling import FeatureScaler
 from rcnn_svm.features.store import FeatureStore, to_float32
 from rcnn_svm.heads.bbox_regressor import BoxRegressor
-from rcnn_svm.postprocess import PostprocessConfig
+from rcnn_svm.postprocess import PostprocessConfig, postprocess
 from rcnn_svm.progress import say, track
 from rcnn_svm.proposals import cached_proposals
 from rcnn_svm.structures import Dataset, Detections, RegionSet
@@ -43,7 +44,6 @@ from rcnn_svm.structures import Dataset, Detections, RegionSet
 __all__ = [
     "Experiment",
     "HeadResult",
-    "detect_stored",
     "estimate_experiment",
     "propose",
     "run_experiment",
@@ -346,9 +346,12 @@ def _train(
 
 def _results(
     trained: _Trained, config: ExperimentConfig, network: Network, layers: FcLayers | None, test: StoredBlocks
-) -> Iterator[HeadResult]:
+) -> list[HeadResult]:
     """Detect in the test split without and with box regression."""
-    for suffix, (choice, detect) in (("", trained.chosen.plain), ("+bbox", trained.chosen.with_boxes)):
+    chosen = (trained.chosen.plain, trained.chosen.with_boxes)
+    plain, boxed = _detect_both(trained, test, *(detect for _, detect in chosen))
+    results = []
+    for suffix, (choice, detect), run in zip(("", "+bbox"), chosen, (plain, boxed), strict=True):
         model = trained.model
         if not suffix:
             model = replace(model, regressor=None, regressor_scaler=None)
@@ -372,25 +375,44 @@ def _results(
             detect_config=detect,
             info={"data": config.data.path, "seed": config.seed, "details": details},
         )
-        with Meter() as meter:
-            detections = detect_stored(detector, test)
-        evaluation = evaluate_voc(detections, test.regions.truths, test.classes, rule=config.rule)
-        yield HeadResult(
-            detector,
-            detections,
-            evaluation,
-            trained.train_s,
-            meter.seconds / len(test),
-            trained.peak_rss_mb,
-            details,
+        evaluation = evaluate_voc(run.detections, test.regions.truths, test.classes, rule=config.rule)
+        results.append(
+            HeadResult(
+                detector,
+                run.detections,
+                evaluation,
+                trained.train_s,
+                run.seconds / len(test),
+                trained.peak_rss_mb,
+                details,
+            )
         )
+    return results
 
 
-def detect_stored(detector: Detector, blocks: StoredBlocks) -> list[Detections]:
-    """Detect in every image of a split whose rows are stored; ground-truth rows are left out."""
-    found = []
-    for i, sample in enumerate(track(blocks.regions.dataset, f"{detector.head} on test", total=len(blocks))):
-        n_gt = blocks.regions.n_gt[i]
-        boxes, rows = blocks.regions.boxes[i][n_gt:], to_float32(blocks.features(i)[n_gt:])
-        found.append(detector.detect_from_features(sample.image_id, sample.size, boxes, rows))
-    return found
+@dataclass(eq=False)
+class _Run:
+    """Detections of a split and the wall clock of scoring and post-processing them."""
+
+    detections: list[Detections]
+    seconds: float = 0.0
+
+
+def _detect_both(
+    trained: _Trained, test: StoredBlocks, plain: PostprocessConfig, with_boxes: PostprocessConfig
+) -> tuple[_Run, _Run]:
+    """Detect without and with box regression; regions are scored once for both."""
+    model, runs = trained.model, (_Run([]), _Run([]))
+    for i, sample in enumerate(track(test.regions.dataset, f"{trained.name} on test", total=len(test))):
+        n_gt = test.regions.n_gt[i]
+        boxes, rows = test.regions.boxes[i][n_gt:], to_float32(test.features(i)[n_gt:])
+        started = time.perf_counter()
+        scores = model.scores(rows)
+        scored = time.perf_counter() - started
+        for run, detect in zip(runs, (plain, with_boxes), strict=True):
+            started = time.perf_counter()
+            deltas = model.deltas(rows) if detect.regression != "off" else None
+            found = postprocess(sample.image_id, sample.size, boxes, scores, deltas, detect)
+            run.seconds += scored + time.perf_counter() - started
+            run.detections.append(found)
+    return runs
