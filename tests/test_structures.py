@@ -83,14 +83,19 @@ def test_sample_renders_and_checks_its_size():
 def test_sample_digest_follows_content(tmp_path):
     path = tmp_path / "a.bin"
     path.write_bytes(b"one")
-    sample = Sample("a", (4, 6), GroundTruth.empty(), path=path, reader=lambda _: grey())
+
+    def opened() -> Sample:
+        return Sample("a", (4, 6), GroundTruth.empty(), path=path, reader=lambda _: grey())
+
+    sample = opened()
     first = sample.digest()
     assert sample.read().shape == (4, 6, 3)
     path.write_bytes(b"two")
-    assert sample.digest() != first
+    assert opened().digest() != first
+    assert sample.digest() == first, "an image is taken not to change while it is worked on"
     path.unlink()
     with pytest.raises(DataError, match=r"a\.bin: cannot be read"):
-        sample.digest()
+        opened().digest()
     rendered = [Sample("a", (4, w), GroundTruth.empty(), render=lambda w=w: grey(4, w)) for w in (6, 6, 3)]
     digests = [each.digest() for each in rendered]
     assert digests[0] == digests[1] != digests[2]

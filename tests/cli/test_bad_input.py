@@ -204,7 +204,13 @@ def test_interrupted_work_goes_on_and_ends_the_same(voc: Path, tmp_path: Path) -
         return [sys.executable, "-m", "rcnn_svm", "train", str(voc), *out, *TINY]
 
     subprocess.run(command("whole"), check=True, capture_output=True)
-    child = subprocess.Popen(command("cut"), stderr=subprocess.PIPE, text=True)
+    child = subprocess.Popen(
+        command("cut"),
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell ignores SIGINT in what it runs in the background, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     while not list((tmp_path / "cache-cut").rglob("*.npy")):
         assert child.poll() is None
         time.sleep(0.005)
