@@ -63,7 +63,7 @@ def boxes_figure(
     regions: RegionSet,
     truth: Boxes | None = None,
     *,
-    budgets: Sequence[int] = (20, 100, 500, 2000),
+    budgets: Sequence[int] = (20, 100, 500),
 ) -> Figure:
     """Draw the first boxes, and for each labelled object the best of them.
 
@@ -76,11 +76,11 @@ def boxes_figure(
     from matplotlib import colormaps
     from matplotlib.patheffects import withStroke
 
-    figure, axes = _panels(1, len(budgets), image, width=3.4)
+    figure, axes = _panels(1, len(budgets), image, width=3.7)
     grey = (255 - (255 - image.mean(axis=2, keepdims=True)) * 0.65).astype(np.uint8).repeat(3, axis=2)
     for axis, budget in zip(axes[0], budgets, strict=True):
         best = regions.top(budget)
-        axis.imshow(grey if truth is None or not len(truth) else image, alpha=1.0 if truth is None else 0.75)
+        axis.imshow(grey)
         shade = colormaps["plasma"]
         for rank in range(len(best) - 1, -1, -1):
             colour = shade(0.9 * rank / max(len(best) - 1, 1))
@@ -97,7 +97,7 @@ def boxes_figure(
                     color="white", fontsize=8, weight="bold", va="top",
                 )  # fmt: skip
                 text.set_path_effects([withStroke(linewidth=2.2, foreground=_INK)])
-        axis.set_title(f"first {len(best)} of {len(regions)} boxes", fontsize=9, color=_INK)
+        axis.set_title(f"first {len(best)} of {len(regions)} boxes", fontsize=10, color=_INK)
     return figure
 
 
@@ -123,6 +123,8 @@ def recall_figure(curves: Mapping[str, ProposalRecall]) -> Figure:
                 linewidth=2.0 if ours else 1.3, linestyle="-" if ours else "--", marker="o", markersize=2.6,
             )  # fmt: skip
         axis.set_xscale("log")
+        axis.set_xticks([10, 100, 1000, 10000], ["10", "100", "1000", "10000"])
+        axis.minorticks_off()
         axis.set_ylim(0, 1)
         axis.set_title(title, fontsize=10, color=_INK, loc="left")
         axis.set_xlabel("boxes per image", fontsize=9, color=_INK)
@@ -150,7 +152,7 @@ def _panels(n_rows: int, n_columns: int, image: Image, width: float = 2.3) -> tu
 
     height = width * image.shape[0] / image.shape[1]
     figure = Figure(
-        figsize=(width * n_columns, (height + 0.3) * n_rows),
+        figsize=(width * n_columns, (height + 0.35) * n_rows),
         dpi=_DPI,
         layout="constrained",
         facecolor="white",

@@ -47,7 +47,7 @@ WEIGHTS = np.array([
 """Log-odds of an overlap above 0.6 with an object, per unit of each cue."""
 
 PENALTY = 4.0
-TOLERATED_IOU = 0.3
+TOLERATED_IOU = 0.4
 """A box loses `PENALTY * (IoU - TOLERATED_IOU) / (1 - TOLERATED_IOU)`, IoU being its largest with
 a box that was taken before it, where that is above the tolerated one."""
 

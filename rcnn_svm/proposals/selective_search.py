@@ -136,6 +136,28 @@ def selective_search(
             f"selective_search({image_id!r}): image must be uint8 (H, W, 3) with at least one pixel, "
             f"got {image.dtype} {image.shape}. Repeat a grey image three times, drop alpha."
         )
+    size = image.shape[:2]
+    boxes, order, priority, chosen = ranked_regions(image, config)
+    priority = priority[chosen]
+    if config.ranking == "diverse":
+        score = cues(boxes, order, chosen, size) @ WEIGHTS
+        chosen = chosen[diverse_order(boxes[chosen], score)]
+        priority = np.arange(len(chosen), dtype=np.float64)
+    chosen, priority = chosen[: config.max_regions], priority[: config.max_regions]
+    return RegionSet(image_id, size, boxes[chosen].astype(np.float32), priority.astype(np.float32))
+
+
+def ranked_regions(
+    image: Image, config: SelectiveSearchConfig
+) -> tuple[NDArray[np.int32], NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
+    """Return the boxes of all groupings that are large enough, and the paper's choice among them.
+
+    Returns:
+        boxes: (M, 4), copies included.
+        order: (M,) their position in their grouping, 1 = merged last.
+        priority: (M,) position times a uniform random number.
+        chosen: (R,) rows of the distinct boxes by rising priority.
+    """
     height, width = image.shape[:2]
     scale = 1.0
     if config.max_width is not None and width > config.max_width:
@@ -148,14 +170,7 @@ def selective_search(
     large = ((boxes[:, 2:] - boxes[:, :2]) >= config.min_size).all(axis=1)
     boxes, order, priority = boxes[large], order[large], priority[large]
     ranked = np.argsort(priority, kind="stable")
-    chosen = ranked[_first_of_each(boxes[ranked])]
-    priority = priority[chosen]
-    if config.ranking == "diverse":
-        score = cues(boxes, order, chosen, (height, width)) @ WEIGHTS
-        chosen = chosen[diverse_order(boxes[chosen], score)]
-        priority = np.arange(len(chosen), dtype=np.float64)
-    chosen, priority = chosen[: config.max_regions], priority[: config.max_regions]
-    return RegionSet(image_id, (height, width), boxes[chosen].astype(np.float32), priority.astype(np.float32))
+    return boxes, order, priority, ranked[_first_of_each(boxes[ranked])]
 
 
 @dataclass(frozen=True, eq=False)

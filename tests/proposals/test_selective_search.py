@@ -106,7 +106,15 @@ def test_same_bytes_in_any_thread_and_on_every_run(rng):
 def test_every_setting_changes_the_result(rng):
     image, _ = scene(rng)
     base = selective_search(image)
-    changes = {"mode": "quality", "sigma": 2.0, "min_size": 40, "seed": 1, "max_width": 100, "max_regions": 7}
+    changes = {
+        "ranking": "diverse",
+        "mode": "quality",
+        "sigma": 2.0,
+        "min_size": 40,
+        "seed": 1,
+        "max_width": 100,
+        "max_regions": 7,
+    }
     assert set(changes) == {f.name for f in dataclasses.fields(SelectiveSearchConfig)}
     for name, value in changes.items():
         config = SelectiveSearchConfig(**{name: value})
@@ -254,6 +262,7 @@ def test_lab_agrees_with_opencv(rng):
     ("changes", "message"),
     [
         ({"mode": "slow"}, "SelectiveSearchConfig: mode must be one of fast, quality, got 'slow'."),
+        ({"ranking": "x"}, "SelectiveSearchConfig: ranking must be one of paper, diverse, got 'x'."),
         ({"sigma": -1}, "SelectiveSearchConfig: sigma must be in 0 .. 10 pixels, got -1."),
         ({"min_size": 0}, "SelectiveSearchConfig: min_size must be at least 1, got 0."),
         ({"seed": -1}, "SelectiveSearchConfig: seed must be at least 0, got -1."),
