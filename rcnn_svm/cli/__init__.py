@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     options = build_parser().parse_args(given)
-    options.command = " ".join(["rcnn-svm", *given])
+    options.words = given
     try:
         options.run(options)
     except KeyboardInterrupt:

@@ -96,10 +96,17 @@ def _run_and_report(options: argparse.Namespace, config: ExperimentConfig) -> No
     started = time.perf_counter()
     experiment = _run(options, config)
     html = not options.no_pictures
-    metrics, bootstrap = write_experiment(options.out, experiment, command=options.command, html=html)
+    metrics, bootstrap = write_experiment(options.out, experiment, command=_command(options), html=html)
     print(markdown(metrics, bootstrap))
     page = options.out / ("report.html" if html else "README.md")
     say(f"Report: {page} ({time.perf_counter() - started:.0f} s in all)")
+
+
+def _command(options: argparse.Namespace) -> str:
+    """Return the command line as somebody else can type it."""
+    from rcnn_svm.report.provenance import typed
+
+    return " ".join(["rcnn-svm", *map(typed, options.words)])
 
 
 def _run(options: argparse.Namespace, config: ExperimentConfig, finished: Any = None) -> Experiment:
@@ -132,7 +139,7 @@ def _train(options: argparse.Namespace) -> None:
     from rcnn_svm.report.tables import markdown
 
     experiment = _run(options, config, save)
-    metrics, bootstrap = write_experiment(options.out / "evaluation", experiment, command=options.command)
+    metrics, bootstrap = write_experiment(options.out / "evaluation", experiment, command=_command(options))
     print(markdown(metrics, bootstrap))
     say(
         f"Detector: {options.out} ({wanted}; {time.perf_counter() - started:.0f} s in all). "

@@ -11,7 +11,7 @@ from rcnn_svm.evaluation.bootstrap import BootstrapResult, paired_bootstrap
 from rcnn_svm.experiment.recipe import Experiment
 from rcnn_svm.files import write_json, write_text
 from rcnn_svm.report.html import write_html_report
-from rcnn_svm.report.provenance import provenance
+from rcnn_svm.report.provenance import portable_path, provenance
 from rcnn_svm.report.tables import head_metrics, markdown, write_tables
 
 __all__ = ["experiment_metrics", "write_experiment"]
@@ -70,7 +70,9 @@ def write_experiment(
     evals = {head: result.evaluation for head, result in experiment.heads.items()}
     bootstrap = paired_bootstrap(evals, n_resamples=config.n_bootstrap, seed=config.seed, rule=config.rule)
     metrics = experiment_metrics(folder.name, experiment, bootstrap, command=command)
-    write_json(folder / "config.json", to_dict(config, finite=True))
+    values = to_dict(config, finite=True)
+    values["data"]["path"] = portable_path(config.data.path)
+    write_json(folder / "config.json", values)
     write_tables(folder, metrics, bootstrap)
     if html:
         write_html_report(
@@ -80,7 +82,7 @@ def write_experiment(
             {head: result.detections for head, result in experiment.heads.items()},
             experiment.splits.test,
             bootstrap,
-            config=to_dict(config, finite=True),
+            config=values,
         )
     write_text(folder / "README.md", _readme(metrics, bootstrap, experiment.splits.notes))
     # Last: where metrics.json lies, the rest is whole.

@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-__all__ = ["provenance"]
+__all__ = ["portable_path", "provenance", "typed"]
 
 _PACKAGES = (
     "joblib",
@@ -79,17 +79,23 @@ def _command_line(argv: list[str]) -> str:
         words = ["python", _relative(argv[0])]
     else:
         words = [program.name]
-    return " ".join([shlex.join(words), *(_typed(word) for word in argv[1:])])
+    return " ".join([shlex.join(words), *(typed(word) for word in argv[1:])])
 
 
-def _typed(word: str) -> str:
-    """Quote a word for the shell; write what lies in the data folder in terms of its variable."""
+def portable_path(word: str) -> str:
+    """Write a path into the data folder in terms of its variable, others relative where they are near."""
     data = os.environ.get("RCNN_SVM_DATA")
     if data and word and not word.startswith("-"):
         path, root = Path(word).absolute().resolve(), Path(data).resolve()
         if path.is_relative_to(root):
-            return f'"$RCNN_SVM_DATA/{path.relative_to(root).as_posix()}"'
-    return shlex.quote(_relative(word))
+            return f"$RCNN_SVM_DATA/{path.relative_to(root).as_posix()}"
+    return _relative(word)
+
+
+def typed(word: str) -> str:
+    """Return a word of a command line as somebody else can type it."""
+    portable = portable_path(word)
+    return f'"{portable}"' if portable.startswith("$RCNN_SVM_DATA/") else shlex.quote(portable)
 
 
 def _relative(word: str) -> str:
