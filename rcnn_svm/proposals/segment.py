@@ -16,6 +16,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rcnn_svm.proposals.compiled import kernel
 
@@ -27,8 +28,8 @@ WEIGHT_UNIT = 128
 _N_WEIGHTS = 56536  # more than sqrt(3) * 255 * 128 = 56534.8
 _CAP = 16 * WEIGHT_UNIT  # `contract` leaves edges of 16 grey levels and more to `segment`
 _BAND_PIXELS = 24576
+_BAND_ROWS = 32  # at least: every border between bands cuts components short
 _CHUNK = 256  # edges that are looked up before the first of them is acted on
-_REMEMBERED = 4096  # slots of the filter against parallel edges
 
 _HALF = np.float32(0.5)
 _UNIT = np.float32(WEIGHT_UNIT)
@@ -39,7 +40,7 @@ _LINK_64 = np.int64(0x7FFFFFFF)
 _LOW_64 = np.int64(0xFFFFFFFF)
 _U1, _U2, _U3, _U32 = np.uint64(1), np.uint64(2), np.uint64(3), np.uint64(32)
 _MIX_1, _MIX_2 = np.uint64(0x9E3779B1), np.uint64(0x85EBCA77)
-_SHIFT, _SLOTS = np.uint64(10), np.uint64(_REMEMBERED - 1)
+_SHIFT = np.uint64(10)
 
 
 @kernel("(f4[::1], f4[::1], f4[::1], f4[::1], f4[::1], f4[::1], u2[::1])")
@@ -50,15 +51,14 @@ def _distances(a0: Any, a1: Any, a2: Any, b0: Any, b1: Any, b2: Any, out: Any) -
         out[x] = np.uint16(np.int32(np.sqrt(d0 * d0 + d1 * d1 + d2 * d2) * _UNIT + _HALF))
 
 
-@kernel("Tuple((i4[:,::1], i4[::1], i4[::1], i4[::1], i4[::1], i4[::1]))(f4[:,:,::1], i8)")
-def contract(planes: Any, k: int) -> Any:
+def contract(planes: NDArray[np.float32], k: int) -> tuple[NDArray[np.int32], ...]:
     """Merge pixels into components that every threshold of `k` or more makes as well.
 
     Neighbours are the eight around a pixel. Edges of equal weight go by row, then direction
     (right, down, lower right, lower left), then column of their upper or left pixel.
 
     Args:
-        planes: (C, H, W) smoothed planes.
+        planes: (C, H, W) smoothed planes, C = 1 or 3.
         k: the smallest threshold.
 
     Returns:
@@ -68,197 +68,249 @@ def contract(planes: Any, k: int) -> Any:
         left, right: the edges between components in order, parallel ones thinned out.
         starts: edges of weight w are `starts[w] .. starts[w + 1] - 1`.
     """
-    channels, height, width = planes.shape
-    limit_of_one = k * WEIGHT_UNIT
-    share = np.zeros(limit_of_one + 2, np.int32)
-    for size in range(1, limit_of_one + 1):
-        share[size] = limit_of_one // size
-    n_rows = max(1, min(height, _BAND_PIXELS // width))
-    # local row r is image row top - 1 + r: one row of other bands above and below
-    weights = np.empty((n_rows + 2, 4, width), np.uint16)
-    parent = np.empty((n_rows + 2) * width, np.int32)  # links point to lower pixels
-    size_of = np.empty((n_rows + 2) * width, np.int32)
-    limit = np.empty((n_rows + 2) * width, np.int32)
-    edges = np.empty(4 * (n_rows + 2) * width, np.int32)  # 4 * pixel + direction
-    begin = np.empty(_CAP + 1, np.int32)
+    _, height, width = planes.shape
+    rows = min(height, max(_BAND_ROWS, _BAND_PIXELS // width))
+    # row r of a band is image row top - 1 + r: one row of other bands above and below
+    weights = np.empty((rows + 2, 4, width), np.uint16)
+    parent, size_of, limit = np.empty((3, (rows + 2) * width), np.int32)
+    edges = np.empty(4 * (rows + 2) * width, np.int32)
     ends = np.empty(_CAP + 1, np.int32)
+    share = np.concatenate([[0], k * WEIGHT_UNIT // np.arange(1, k * WEIGHT_UNIT + 2)]).astype(np.int32)
+
+    clusters = np.empty((height, width), np.int32)
+    sizes, inner = np.empty((2, height * width), np.int32)
+    ends_of_edges = np.empty((2, height * width), np.int32)
+    weight = np.empty(height * width, np.uint16)
+    slots = 1 << max(10, (8 * width - 1).bit_length())  # enough to remember the pairs of some rows
+    seen_pair = np.full(slots, -1, np.int64)
+    seen_weight = np.zeros(slots, np.uint16)
+    n = m = 0
+    for top in range(0, height, rows):
+        used = min(rows, height - top)
+        _weigh_band(planes, top, used, weights)
+        _sort_band(weights, used, edges, ends)
+        _merge_band(edges, ends, used, width, share, parent, size_of, limit)
+        n = _number_band(top, used, share, parent, size_of, limit, n, clusters, sizes, inner)
+        if m + 4 * width * (used + 1) > len(weight):
+            more = max(len(weight), 4 * width * (used + 1))
+            ends_of_edges = np.concatenate([ends_of_edges[:, :m], np.empty((2, more), np.int32)], axis=1)
+            weight = np.concatenate([weight[:m], np.empty(more, np.uint16)])
+        m = _list_edges(clusters, top, used, weights, seen_pair, seen_weight, m, ends_of_edges, weight)
+    left, right = np.empty((2, m), np.int32)
+    starts = np.zeros(_N_WEIGHTS + 1, np.int32)
+    _sort_edges(ends_of_edges, weight, m, left, right, starts)
+    return clusters, sizes[:n].copy(), inner[:n].copy(), left, right, starts
+
+
+@kernel("(f4[:,:,::1], i8, i8, u2[:,:,::1])")
+def _weigh_band(planes: Any, top: int, used: int, weights: Any) -> None:
+    """Fill `weights` (rows + 2, 4, W) with the weights of the edges that start in rows top - 1 and on."""
+    channels, height, width = planes.shape
+    zero = np.zeros(width, np.float32)
+    for r in range(used + 1):
+        y = top - 1 + r
+        row = weights[r]
+        if y < 0:
+            row.fill(_NONE)
+            continue
+        y1 = min(y + 1, height - 1)
+        a0, b0 = planes[0, y], planes[0, y1]
+        a1, b1, a2, b2 = zero, zero, zero, zero
+        if channels == 3:
+            a1, b1, a2, b2 = planes[1, y], planes[1, y1], planes[2, y], planes[2, y1]
+        _distances(a0[:-1], a1[:-1], a2[:-1], a0[1:], a1[1:], a2[1:], row[0])
+        _distances(a0, a1, a2, b0, b1, b2, row[1])
+        _distances(a0[:-1], a1[:-1], a2[:-1], b0[1:], b1[1:], b2[1:], row[2])
+        _distances(a0[1:], a1[1:], a2[1:], b0[:-1], b1[:-1], b2[:-1], row[3, 1:])
+        row[0, width - 1] = _NONE
+        row[2, width - 1] = _NONE
+        row[3, 0] = _NONE
+        if y == height - 1:
+            for x in range(width):
+                row[1, x] = _NONE
+                row[2, x] = _NONE
+                row[3, x] = _NONE
+
+
+@kernel("(u2[:,:,::1], i8, i4[::1], i4[::1])")
+def _sort_band(weights: Any, used: int, edges: Any, ends: Any) -> None:
+    """Fill `edges` with 4 * pixel + direction by rising weight; those of weight w stop at `ends[w]`."""
+    width = weights.shape[2]
+    ends.fill(0)
+    for r in range(used + 1):
+        for d in range(1 if r == 0 else 0, 4):
+            row = weights[r, d]
+            for x in range(width):
+                ends[min(row[x], _CAP)] += 1
+    total = 0
+    for w in range(_CAP + 1):
+        count = ends[w]
+        ends[w] = total
+        total += count
+    for r in range(used + 1):
+        for d in range(1 if r == 0 else 0, 4):
+            row = weights[r, d]
+            for x in range(width):
+                w = min(row[x], _CAP)
+                edges[ends[w]] = 4 * (r * width + x) + d
+                ends[w] += 1
+
+
+@kernel("(i4[::1], i4[::1], i8, i8, i4[::1], i4[::1], i4[::1], i4[::1])")
+def _merge_band(
+    edges: Any, ends: Any, used: int, width: int, share: Any, parent: Any, size_of: Any, limit: Any
+) -> None:
+    """Merge the pure components of a band: trees in `parent` (links point to lower pixels)."""
     offsets = np.empty(4, np.uint64)
     offsets[0], offsets[1], offsets[2], offsets[3] = 1, width, width + 1, width - 1
     pending = np.empty(_CHUNK, np.int64)
-    zero = np.zeros(width, np.float32)
+    for i in range((used + 2) * width):
+        parent[i] = i
+        size_of[i] = 1
+        limit[i] = share[1]
+    for x in range(width):  # other bands' pixels end whatever they touch
+        parent[x] |= _DONE
+        parent[(used + 1) * width + x] |= _DONE
+    at = 0
+    for w in range(_CAP):
+        while at < ends[w]:
+            stop = min(at + _CHUNK, ends[w])
+            n_pending = 0
+            for i in range(at, stop):  # without branches: most edges need no more than this
+                e = np.uint64(edges[i])
+                u = e >> _U2
+                v = u + offsets[e & _U3]
+                a = parent[np.uint64(parent[u] & _LINK)]
+                b = parent[np.uint64(parent[v] & _LINK)]
+                parent[u] = a
+                parent[v] = b
+                pending[np.uint64(n_pending)] = (np.int64(a) << 32) | (np.int64(b) & _LOW_64)
+                n_pending += (((a ^ b) & _LINK) != 0) & ((a & b) >= 0)
+            at = stop
+            for i in range(n_pending):
+                p = np.uint64((pending[i] >> 32) & _LINK_64)
+                q = np.uint64(pending[i] & _LINK_64)
+                link = np.uint64(parent[p] & _LINK)
+                while link != p:
+                    p = link
+                    link = np.uint64(parent[p] & _LINK)
+                link = np.uint64(parent[q] & _LINK)
+                while link != q:
+                    q = link
+                    link = np.uint64(parent[q] & _LINK)
+                if p == q:
+                    continue
+                if (parent[p] | parent[q]) < 0 or w > limit[p] or w > limit[q]:
+                    parent[p] |= _DONE
+                    parent[q] |= _DONE
+                else:
+                    low = min(p, q)
+                    size = size_of[p] + size_of[q]
+                    parent[p] = np.int32(low)
+                    parent[q] = np.int32(low)
+                    size_of[low] = size
+                    limit[low] = w + share[min(size, len(share) - 1)]
 
-    clusters = np.empty((height, width), np.int32)
-    sizes = np.empty(height * width, np.int32)
-    inner = np.empty(height * width, np.int32)
-    n = 0
-    capacity = height * width + 4 * width
-    left = np.empty(capacity, np.int32)
-    right = np.empty(capacity, np.int32)
-    weight = np.empty(capacity, np.uint16)
-    m = 0
-    seen_pair = np.full(_REMEMBERED, np.int64(-1))
-    seen_weight = np.zeros(_REMEMBERED, np.uint16)
 
-    for top in range(0, height, n_rows):
-        last = min(n_rows, height - top)
-        for r in range(last + 1):
-            y = top - 1 + r
-            to_right, to_below = weights[r, 0], weights[r, 1]
-            to_lower_right, to_lower_left = weights[r, 2], weights[r, 3]
-            if y < 0:
-                weights[r].fill(_NONE)
-                continue
-            if channels == 3:
-                a0, a1, a2 = planes[0, y], planes[1, y], planes[2, y]
+@kernel("i8(i8, i8, i4[::1], i4[::1], i4[::1], i4[::1], i8, i4[:,::1], i4[::1], i4[::1])")
+def _number_band(
+    top: int,
+    used: int,
+    share: Any,
+    parent: Any,
+    size_of: Any,
+    limit: Any,
+    n: int,
+    clusters: Any,
+    sizes: Any,
+    inner: Any,
+) -> int:
+    """Number a band's components from `n` on and note what they are; return the next number."""
+    width = clusters.shape[1]
+    for r in range(1, used + 1):
+        for x in range(width):
+            p = r * width + x
+            a = parent[p] & _LINK
+            if a == p:
+                sizes[n] = size_of[p]
+                inner[n] = limit[p] - share[min(size_of[p], len(share) - 1)]
+                limit[p] = n  # from here on the component's number
+                n += 1
             else:
-                a0, a1, a2 = planes[0, y], zero, zero
-            _distances(a0[:-1], a1[:-1], a2[:-1], a0[1:], a1[1:], a2[1:], to_right)
-            if y < height - 1:
-                if channels == 3:
-                    b0, b1, b2 = planes[0, y + 1], planes[1, y + 1], planes[2, y + 1]
-                else:
-                    b0, b1, b2 = planes[0, y + 1], zero, zero
-                _distances(a0, a1, a2, b0, b1, b2, to_below)
-                _distances(a0[:-1], a1[:-1], a2[:-1], b0[1:], b1[1:], b2[1:], to_lower_right)
-                _distances(a0[1:], a1[1:], a2[1:], b0[:-1], b1[:-1], b2[:-1], to_lower_left[1:])
-            to_right[width - 1] = _NONE
-            to_lower_right[width - 1] = _NONE
-            to_lower_left[0] = _NONE
-            if y == height - 1:
-                to_below.fill(_NONE)
-                to_lower_right.fill(_NONE)
-                to_lower_left.fill(_NONE)
+                a = parent[a] & _LINK  # links point down, so that `a` was resolved before
+                parent[p] = a
+            clusters[top - 1 + r, x] = limit[a]
+    return n
 
-        # sort the band's edges by counting
-        ends.fill(0)
-        for r in range(last + 1):
-            for d in range(1 if r == 0 else 0, 4):
-                row = weights[r, d]
-                for x in range(width):
-                    ends[min(row[x], _CAP)] += 1
-        total = 0
-        for w in range(_CAP + 1):
-            begin[w] = total
-            total += ends[w]
-            ends[w] = begin[w]
-        for r in range(last + 1):
-            for d in range(1 if r == 0 else 0, 4):
-                row = weights[r, d]
-                for x in range(width):
-                    w = min(row[x], _CAP)
-                    edges[ends[w]] = 4 * (r * width + x) + d
-                    ends[w] += 1
 
-        for p in range((last + 2) * width):
-            parent[p] = p
-            size_of[p] = 1
-            limit[p] = limit_of_one
-        for x in range(width):  # other bands' pixels end whatever they touch
-            parent[x] |= _DONE
-            parent[(last + 1) * width + x] |= _DONE
-        for w in range(_CAP):
-            at = begin[w]
-            while at < ends[w]:
-                stop = min(at + _CHUNK, ends[w])
-                n_pending = 0
-                for i in range(at, stop):  # without branches: most edges need no more than this
-                    e = np.uint64(edges[i])
-                    u = e >> _U2
-                    v = u + offsets[e & _U3]
-                    a = parent[np.uint64(parent[u] & _LINK)]
-                    b = parent[np.uint64(parent[v] & _LINK)]
-                    parent[u] = a
-                    parent[v] = b
-                    pending[np.uint64(n_pending)] = (np.int64(a) << 32) | (np.int64(b) & _LOW_64)
-                    n_pending += (((a ^ b) & _LINK) != 0) & ((a & b) >= 0)
-                at = stop
-                for i in range(n_pending):
-                    a = np.uint64((pending[i] >> 32) & _LINK_64)
-                    b = np.uint64(pending[i] & _LINK_64)
-                    while np.uint64(parent[a] & _LINK) != a:
-                        a = np.uint64(parent[a] & _LINK)
-                    while np.uint64(parent[b] & _LINK) != b:
-                        b = np.uint64(parent[b] & _LINK)
-                    if a == b:
-                        continue
-                    if (parent[a] | parent[b]) < 0 or w > limit[a] or w > limit[b]:
-                        parent[a] |= _DONE
-                        parent[b] |= _DONE
-                    else:
-                        if b < a:
-                            a, b = b, a
-                        parent[b] = np.int32(a)
-                        size_of[a] += size_of[b]
-                        limit[a] = w + share[min(size_of[a], limit_of_one + 1)]
+@kernel("i8(i4[:,::1], i8, i8, u2[:,:,::1], i8[::1], u2[::1], i8, i4[:,::1], u2[::1])")
+def _list_edges(
+    clusters: Any,
+    top: int,
+    used: int,
+    weights: Any,
+    seen_pair: Any,
+    seen_weight: Any,
+    m: int,
+    ends: Any,
+    weight: Any,
+) -> int:
+    """Append the edges between components from row `m` on; return the number of rows.
 
-        for r in range(1, last + 1):
-            for x in range(width):
-                p = r * width + x
-                a = parent[p] & _LINK
-                if a == p:
-                    sizes[n] = size_of[p]
-                    inner[n] = limit[p] - share[min(size_of[p], limit_of_one + 1)]
-                    limit[p] = n  # from here on the component's number
-                    n += 1
-                else:
-                    a = parent[a] & _LINK  # links point down, so that `a` was resolved before
-                    parent[p] = a
-                clusters[top - 1 + r, x] = limit[a]
+    Those from the band's last row are left to the next band, whose components they reach.
+    """
+    height, width = clusters.shape
+    left, right = ends[0], ends[1]
+    slots = np.uint64(len(seen_pair) - 1)
+    for r in range(used + 1):
+        y = top - 1 + r
+        if y < 0 or (r == used and y < height - 1):
+            continue
+        here = clusters[y]
+        for d in range(1 if y == height - 1 else 4):
+            row = weights[r, d]
+            there = here if d == 0 else clusters[y + 1]
+            shift = -1 if d == 3 else (0 if d == 1 else 1)
+            first = m
+            for x in range(max(0, -shift), width - max(0, shift)):
+                a, b = here[x], there[x + shift]
+                left[np.uint64(m)] = min(a, b)
+                right[np.uint64(m)] = max(a, b)
+                weight[np.uint64(m)] = row[x]
+                m += a != b
+            # of two parallel edges the later one never acts: drop it where it is cheap to see
+            listed = m
+            m = first
+            for i in range(first, listed):
+                a, b, w = left[i], right[i], weight[i]
+                pair = (np.int64(a) << 32) | np.int64(b)
+                slot = ((np.uint64(a) * _MIX_1 + np.uint64(b) * _MIX_2) >> _SHIFT) & slots
+                known = seen_pair[slot] == pair
+                left[np.uint64(m)] = a
+                right[np.uint64(m)] = b
+                weight[np.uint64(m)] = w
+                m += (not known) | (w < seen_weight[slot])
+                seen_weight[slot] = min(w, seen_weight[slot]) if known else w
+                seen_pair[slot] = pair
+    return m
 
-        # list the edges between components, those from the band's last row with the next band
-        for r in range(last + 1):
-            y = top - 1 + r
-            if y < 0 or (r == last and y < height - 1):
-                continue
-            if m + 4 * width > capacity:
-                capacity = 2 * capacity
-                more_left = np.empty(capacity, np.int32)
-                more_right = np.empty(capacity, np.int32)
-                more_weight = np.empty(capacity, np.uint16)
-                for i in range(m):
-                    more_left[i], more_right[i], more_weight[i] = left[i], right[i], weight[i]
-                left, right, weight = more_left, more_right, more_weight
-            here = clusters[y]
-            for d in range(1 if y == height - 1 else 4):
-                row = weights[r, d]
-                there = here if d == 0 else clusters[y + 1]
-                shift = -1 if d == 3 else (0 if d == 1 else 1)
-                first = m
-                for x in range(max(0, -shift), width - max(0, shift)):
-                    a, b = here[x], there[x + shift]
-                    left[np.uint64(m)] = min(a, b)
-                    right[np.uint64(m)] = max(a, b)
-                    weight[np.uint64(m)] = row[x]
-                    m += a != b
-                # of two parallel edges the later one never acts: drop it where it is cheap to see
-                listed = m
-                m = first
-                for i in range(first, listed):
-                    a, b, w16 = left[i], right[i], weight[i]
-                    pair = (np.int64(a) << 32) | np.int64(b)
-                    slot = ((np.uint64(a) * _MIX_1 + np.uint64(b) * _MIX_2) >> _SHIFT) & _SLOTS
-                    known = seen_pair[slot] == pair
-                    left[np.uint64(m)] = a
-                    right[np.uint64(m)] = b
-                    weight[np.uint64(m)] = w16
-                    m += (not known) | (w16 < seen_weight[slot])
-                    seen_weight[slot] = min(w16, seen_weight[slot]) if known else w16
-                    seen_pair[slot] = pair
 
-    starts = np.zeros(_N_WEIGHTS + 1, np.int32)
+@kernel("(i4[:,::1], u2[::1], i8, i4[::1], i4[::1], i4[::1])")
+def _sort_edges(ends: Any, weight: Any, m: int, left: Any, right: Any, starts: Any) -> None:
+    """Sort the first `m` listed edges by weight; `starts` comes in as zeros."""
     for i in range(m):
         starts[np.uint64(weight[i]) + _U1] += 1
     for w in range(_N_WEIGHTS):
         starts[w + 1] += starts[w]
-    cursor = starts.copy()
-    sorted_left = np.empty(m, np.int32)
-    sorted_right = np.empty(m, np.int32)
-    for i in range(m):
-        j = cursor[np.uint64(weight[i])]
-        cursor[np.uint64(weight[i])] = j + 1
-        sorted_left[np.uint64(j)] = left[i]
-        sorted_right[np.uint64(j)] = right[i]
-    return clusters, sizes[:n].copy(), inner[:n].copy(), sorted_left, sorted_right, starts
+    for i in range(m):  # starts[w] serves as the cursor of weight w and ends as starts[w + 1]
+        cursor = np.uint64(weight[i])
+        j = np.uint64(starts[cursor])
+        starts[cursor] += 1
+        left[j] = ends[0, i]
+        right[j] = ends[1, i]
+    for w in range(_N_WEIGHTS, 0, -1):
+        starts[w] = starts[w - 1]
+    starts[0] = 0
 
 
 @kernel("Tuple((i4[::1], i8[::1]))(i4[::1], i4[::1], i4[::1], i4[::1], i4[::1], i8, i8)")
