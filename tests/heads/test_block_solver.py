@@ -174,3 +174,23 @@ def test_weak_duality_and_convergence(seed: int, n: int, d: int, squared: bool, 
     ).solve(np.full(2, 10**log_cost))
     assert (solution.dual <= solution.primal + 1e-9).all()
     assert solution.converged
+
+
+@pytest.mark.parametrize("squared", [False, True])
+def test_a_bias_that_ties_all_rows_together(squared: bool) -> None:
+    """Rows of length 1 beside a constant feature of 10: what defeats plain coordinate ascent."""
+    x, labels = _problem(n=600, d=40, seed=7)
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    for source in (MatrixSource, _Parts):
+        solution = BlockSolver(
+            source(x.astype(np.float32), labels), squared=squared, positive_weight=2, bias_scale=10
+        ).solve(np.full(4, 1.0))
+        assert solution.converged
+        assert solution.epochs < 300
+        best = LinearSVC(
+            C=1.0, loss="squared_hinge" if squared else "hinge", dual=True, tol=1e-6, intercept_scaling=10,
+            class_weight={1: 2, -1: 1}, max_iter=10**6, random_state=0,
+        ).fit(x[labels[:, 0] != 0], labels[labels[:, 0] != 0, 0])  # fmt: skip
+        oracle = Solution(best.coef_, best.intercept_, np.zeros(1), np.zeros(1), 0, 0, 0, True)
+        least = _objective(x, labels[:, :1], oracle, np.ones(1), squared, 10)[0]
+        assert least * (1 - 1e-4) <= solution.primal[0] <= least * (1 + 1.1e-3)
