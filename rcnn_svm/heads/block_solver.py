@@ -52,11 +52,11 @@ _LAG = 0.2
 _TIED = 2.0
 # Relative gap to which the working set is optimised at first; then this share of the full gap where
 # a pass costs little; at last, and always where rows come from a store, this share of the tolerance.
+# A warm start has most of its working set already.
 _FIRST_GOAL = 0.1
+_WARM_GOAL = 2.0
 _GOAL_SHARE = 0.1
 _FINAL_GOAL = 0.5
-# A warm start has most of its working set already: multiple of the tolerance to begin with in memory.
-_WARM_GOAL = 2.0
 # The gap seen during an epoch belongs to weights in motion, mostly several times too large: from the
 # second multiple of the goal on the true one is computed. Where rows lie in memory the next pass will
 # tell, so that the first multiple is taken for the truth until a pass has shown it to be wrong.
@@ -439,9 +439,7 @@ class BlockSolver:
             self._set_costs(np.asarray(costs, np.float64))
             if len(self._part) == 0 and not self._kept:
                 self._seed_working_set()
-            goal = _FIRST_GOAL
-            if self._epochs:
-                goal = tol * (_FINAL_GOAL if self._source.matrix is None else _WARM_GOAL)
+            goal = _FIRST_GOAL if self._epochs == 0 else _WARM_GOAL * tol
             for n_passes in range(1, self._max_passes + 1):
                 self._optimise(goal)
                 size = len(self._part)
