@@ -152,8 +152,8 @@ def _estimate(options: argparse.Namespace, config: ExperimentConfig) -> None:
     from rcnn_svm.experiment.recipe import estimate_experiment
 
     splits = load_data(config.data, seed=config.seed)
-    for line in estimate_experiment(config, splits, options.cache):
-        print(line)
+    for estimate in estimate_experiment(config, splits, options.cache):
+        print(estimate)
 
 
 def _finetune(options: argparse.Namespace) -> None:

@@ -44,6 +44,7 @@ from rcnn_svm.structures import Dataset, Detections, RegionSet
 __all__ = [
     "Experiment",
     "HeadResult",
+    "SplitEstimate",
     "estimate_experiment",
     "propose",
     "run_experiment",
@@ -194,7 +195,38 @@ def train_detector(
         return run_experiment(config, splits, Path(folder), n_jobs=n_jobs).heads[f"{head}+bbox"]
 
 
-def estimate_experiment(config: ExperimentConfig, splits: Splits, cache: Path) -> list[str]:
+@dataclass(frozen=True)
+class SplitEstimate:
+    """What the proposals and features of a split will cost, where nothing of them is cached.
+
+    Attributes:
+        split: its name.
+        n_images: of the split.
+        n_probes: images of it that were measured.
+        proposals_s: seconds on one core.
+        features_s: seconds of wall clock.
+        n_bytes: of features on disk.
+        peak_bytes: of features in memory at once.
+    """
+
+    split: str
+    n_images: int
+    n_probes: int
+    proposals_s: float
+    features_s: float
+    n_bytes: int
+    peak_bytes: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.split}, from {self.n_probes} of {self.n_images} images: proposals "
+            f"{self.proposals_s:.0f} s on one core, features {self.features_s:.0f} s and "
+            f"{self.n_bytes / 1e6:.0f} MB on disk, at most {self.peak_bytes / 1e6:.0f} MB of "
+            f"them in memory; what is cached costs nothing"
+        )
+
+
+def estimate_experiment(config: ExperimentConfig, splits: Splits, cache: Path) -> list[SplitEstimate]:
     """Say what the proposals and features of an experiment will cost, measured on a few of its images.
 
     Raises:
@@ -204,7 +236,7 @@ def estimate_experiment(config: ExperimentConfig, splits: Splits, cache: Path) -
         raise ConfigError("--dry-run: a network that is yet to be fine-tuned cannot be timed. Set learn=fc.")
     featurizer = build_featurizer(config.features, seed=config.seed)
     store = FeatureStore(cache / "features", featurizer, precision=config.features.precision)
-    lines = []
+    estimates = []
     for dataset, with_truth in ((splits.trainval, True), (splits.test, False)):
         probes = Dataset(
             dataset.name, dataset.split, dataset.classes, dataset.samples[:: max(1, len(dataset) // 8)][:8]
@@ -214,13 +246,18 @@ def estimate_experiment(config: ExperimentConfig, splits: Splits, cache: Path) -
         regions = SplitRegions.of(probes, proposals, with_truth=with_truth)
         estimate = store.estimate(probes.samples, regions.boxes)
         share = len(dataset) / len(probes)
-        lines.append(
-            f"{dataset.split}, from {len(probes)} of {len(dataset)} images: proposals "
-            f"{meter.seconds * share:.0f} s on one core, features {estimate.seconds * share:.0f} s and "
-            f"{estimate.n_bytes * share / 1e6:.0f} MB on disk, at most {estimate.peak_bytes / 1e6:.0f} MB of "
-            f"them in memory; what is cached costs nothing"
+        estimates.append(
+            SplitEstimate(
+                dataset.split,
+                len(dataset),
+                len(probes),
+                meter.seconds * share,
+                estimate.seconds * share,
+                round(estimate.n_bytes * share),
+                estimate.peak_bytes,
+            )
         )
-    return lines
+    return estimates
 
 
 def _require_objects(splits: Splits) -> None:
