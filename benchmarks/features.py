@@ -4,14 +4,13 @@
 
 Every ratio is taken in one run, its two sides measured in turn. Times are CPU seconds of the whole process
 where one thread is used, so that other programs on the machine disturb less, and wall clock otherwise.
-Weights are random: speed does not depend on them.
+`rcnn-svm bench` is the short form for users.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -20,14 +19,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from rcnn_svm.boxes import Boxes
 from rcnn_svm.datasets.images import read_image
+from rcnn_svm.experiment.speed import (
+    IMAGE_SIZE,
+    PRODUCT_GFLOP,
+    Figure,
+    matrix_products,
+    measure_stages,
+    photograph,
+    random_regions,
+    time_in_turn,
+)
 from rcnn_svm.features.backbone import Backbone, load_backbone
 from rcnn_svm.features.featurizers import SharedFeatures, WarpedFeatures
 from rcnn_svm.features.layers import layer_table
-from rcnn_svm.features.products import FusedLinear
 from rcnn_svm.features.store import FeatureStore
 from rcnn_svm.files import read_json, write_json
 from rcnn_svm.opencv import cv2
@@ -52,22 +58,14 @@ class Bench:
         self.clock = time.process_time if threads == 1 else time.perf_counter
 
     def seconds(self, work: Mapping[str, Callable[[], object]]) -> dict[str, float]:
-        """Run every piece of work once to warm up, then in turn; return medians by name."""
-        times: dict[str, list[float]] = {name: [] for name in work}
-        for call in work.values():
-            call()
-        for _ in range(self.rounds):
-            for name, call in work.items():
-                gc.collect()
-                started = self.clock()
-                call()
-                times[name].append(self.clock() - started)
-        for name, values in times.items():
-            median = statistics.median(values)
-            row = {"name": name, "unit": "s", "median": median, "min": min(values), "max": max(values)}
-            self.rows.append({**row, "n": len(values), "threads": self.threads})
-            say(f"{name}: {median:.3f} s")
-        return {name: statistics.median(values) for name, values in times.items()}
+        """Time pieces of work in turn and return medians by name."""
+        gc.collect()
+        times = time_in_turn(work, rounds=self.rounds, clock=self.clock)
+        figures = [Figure(name, "s", tuple(values), self.threads) for name, values in times.items()]
+        for figure in figures:
+            self.rows.append(figure.row())
+            say(f"{figure.name}: {figure.median:.3f} s")
+        return {figure.name: figure.median for figure in figures}
 
     def target(
         self, name: str, value: float, unit: str, *, ours: float, peer: float, peer_name: str, how: str
@@ -78,45 +76,18 @@ class Bench:
         say(f"  {name} = {value:.3f} {unit}")
 
 
-def scene(seed: int, size: tuple[int, int] = (375, 500)) -> NDArray[np.uint8]:
-    """A smooth random picture: it decodes and scales like a photograph."""
-    rng = np.random.default_rng(seed)
-    coarse = rng.integers(0, 256, (size[0] // 16, size[1] // 16, 3), dtype=np.uint8)
-    return np.asarray(cv2.resize(coarse, (size[1], size[0]), interpolation=cv2.INTER_CUBIC), np.uint8)
-
-
-def regions(n: int, seed: int, size: tuple[int, int] = (375, 500)) -> Boxes:
-    """Boxes of 20 pixels to the whole image, small ones more often, as proposals are."""
-    rng = np.random.default_rng(seed)
-    limit = np.array([size[1], size[0]])
-    sides = 20 * (limit / 20) ** rng.uniform(0, 1, (n, 2))
-    low = rng.uniform(0, 1, (n, 2)) * (limit - sides)
-    return np.concatenate([low, low + sides], axis=1).astype(np.float32)
-
-
-def samples_on_disk(folder: Path, n: int) -> list[Sample]:
-    samples = []
-    for i in range(n):
-        path = folder / f"{i}.jpg"
-        cv2.imwrite(str(path), scene(i))
-        samples.append(Sample(str(i), (375, 500), GroundTruth.empty(), path=path, reader=read_image))
-    return samples
+def sample_on_disk(folder: Path) -> Sample:
+    path = folder / "image.jpg"
+    cv2.imwrite(str(path), photograph()[..., ::-1])
+    return Sample("image", IMAGE_SIZE, GroundTruth.empty(), path=path, reader=read_image)
 
 
 def gemm_gflops(bench: Bench) -> float:
     """The machine's best rate in float32 matrix products of about the size of fc6."""
-    n, gflop = 4, 2 * 2048 * 4096 * 2048 / 1e9
-    a, b = torch.randn(2048, 4096), torch.randn(2048, 4096)
-    layer = FusedLinear(torch.nn.Linear(4096, 2048), relu=False)
-    array, transposed = a.numpy(), b.numpy().T
-    seconds = bench.seconds(
-        {
-            "gemm, torch": lambda: [a @ b.T for _ in range(n)],
-            "gemm, numpy": lambda: [array @ transposed for _ in range(n)],
-            "gemm, ours (oneDNN where there is one)": lambda: [layer(a) for _ in range(n)],
-        }
-    )
-    return n * gflop / min(seconds.values())
+    a, b = (np.random.default_rng(0).standard_normal((2048, 4096), np.float32) for _ in range(2))
+    products = {**matrix_products(), "numpy": lambda: a @ b.T}
+    seconds = bench.seconds({f"gemm, {name}": product for name, product in products.items()})
+    return PRODUCT_GFLOP / min(seconds.values())
 
 
 def bare_network(backbone: Backbone, layer: str, n_crops: int, batch_size: int) -> Callable[[], object]:
@@ -142,7 +113,7 @@ def measure_warped(bench: Bench, name: str, gemm: float, quick: bool) -> None:
     bare = {f"{name} bare network, batch {b}": bare_network(fused, layer, n_crops, b) for b in sizes}
     features = WarpedFeatures(backbone, layer)
     with tempfile.TemporaryDirectory() as folder:
-        samples, boxes = samples_on_disk(Path(folder), 1), [regions(n_crops, 0)]
+        samples, boxes = [sample_on_disk(Path(folder))], [random_regions(n_crops)]
         counter = iter(range(1_000))
         end_to_end = f"{name} warped, files to store"
 
@@ -179,7 +150,7 @@ def measure_warped(bench: Bench, name: str, gemm: float, quick: bool) -> None:
 def measure_shared(bench: Bench, quick: bool) -> None:
     """AlexNet to fc7 for 2000 regions of one image: warped, shared, shared with low-rank layers."""
     backbone = load_backbone("alexnet", "random")
-    image, boxes = scene(0), regions(N_REGIONS, 0)
+    image, boxes = photograph(), random_regions(N_REGIONS)
     warped, shared = WarpedFeatures(backbone, "fc7"), SharedFeatures(backbone, "fc7")
     low_rank = SharedFeatures(backbone, "fc7", low_rank=LOW_RANK)
     part = N_REGIONS // (16 if quick else 8)
@@ -203,25 +174,17 @@ def measure_shared(bench: Bench, quick: bool) -> None:
         )
 
 
-def measure_stages(bench: Bench) -> None:
+def measure_default_features(bench: Bench) -> None:
     """Where the time of the default features goes: 2000 regions of one image."""
+    stages = measure_stages(N_REGIONS, bench.threads, rounds=bench.rounds, clock=bench.clock)
+    bench.rows += [stage.row() for stage in stages]
+    image, boxes = photograph(), random_regions(N_REGIONS)
     backbone = load_backbone("mobilenet_v2", "random")
-    image, boxes = scene(0), regions(N_REGIONS, 0)
-    taps = "block13@3x3,block17@1x1,block17@1x1*1.8"
-    features = SharedFeatures(backbone, taps)
-    fused = features.backbone
-    ready = torch.from_numpy(fused.normalise(np.asarray(cv2.resize(image, (480, 360)), np.uint8))[None])
-
-    @torch.inference_mode()
-    def convolutions() -> None:
-        fused.run_maps(ready.permute(0, 3, 1, 2), ("block17",))
-
+    features = SharedFeatures(backbone, "block13@3x3,block17@1x1,block17@1x1*1.8")
     crop = WarpedFeatures(backbone, "penultimate")
     bench.seconds(
         {
             "mobilenet_v2 shared, 2000 regions": lambda: features(image, boxes),
-            "mobilenet_v2 convolutions alone": convolutions,
-            "mobilenet_v2 normalise": lambda: fused.normalise(image),
             "mobilenet_v2 crops of 224 pixels, 64": lambda: [
                 None for _ in crop._batches(crop.backbone.normalise(image), boxes[:64])
             ],
@@ -262,7 +225,7 @@ def main() -> None:
     cv2.setNumThreads(options.threads)
     bench = Bench(options.threads, 2 if options.quick else options.rounds)
     gemm = gemm_gflops(bench)
-    measure_stages(bench)
+    measure_default_features(bench)
     for name in TAPS:
         measure_warped(bench, name, gemm, options.quick)
     measure_shared(bench, options.quick)
