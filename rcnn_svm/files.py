@@ -15,7 +15,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from rcnn_svm.errors import DataError, DiskSpaceError
 
@@ -26,6 +26,7 @@ __all__ = [
     "file_digest",
     "read_json",
     "require_free_space",
+    "scratch_file",
     "write_json",
     "write_text",
 ]
@@ -70,6 +71,23 @@ def atomic_path(path: Path, *, durable: bool = True) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def scratch_file(folder: Path) -> Iterator[IO[bytes]]:
+    """Yield an empty file without a name in `folder`, to be written and read inside the block.
+
+    Raises:
+        DiskSpaceError: the disk filled up.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            yield file
+    except OSError as error:
+        if error.errno in _OUT_OF_SPACE:
+            raise _write_error(folder, error) from error
+        raise
 
 
 def _write_error(path: Path, error: OSError) -> DataError:

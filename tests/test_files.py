@@ -7,7 +7,15 @@ from pathlib import Path
 import pytest
 
 from rcnn_svm.errors import DataError, DiskSpaceError
-from rcnn_svm.files import atomic_path, digest, file_digest, read_json, require_free_space, write_json
+from rcnn_svm.files import (
+    atomic_path,
+    digest,
+    file_digest,
+    read_json,
+    require_free_space,
+    scratch_file,
+    write_json,
+)
 
 
 def test_a_failed_write_leaves_nothing_and_keeps_the_old(tmp_path: Path) -> None:
@@ -63,3 +71,17 @@ def test_digests(tmp_path: Path) -> None:
     path = tmp_path / "x"
     path.write_bytes(b"abc")
     assert file_digest(path) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_a_scratch_file_leaves_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "new"
+    with scratch_file(folder) as file:
+        file.write(b"abc")
+        file.seek(1)
+        assert file.read() == b"bc"
+    assert list(folder.iterdir()) == []
+
+
+def test_a_scratch_file_on_a_full_disk(tmp_path: Path) -> None:
+    with pytest.raises(DiskSpaceError, match="the disk is full"), scratch_file(tmp_path):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

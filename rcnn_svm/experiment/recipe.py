@@ -27,9 +27,8 @@ from rcnn_svm.experiment.selection import (
     choose_head,
     choose_postprocess,
     choose_regressor,
-    score_images,
+    scored_once,
     train_candidates,
-    with_deltas,
 )
 from rcnn_svm.features.build import build_featurizer
 from rcnn_svm.features.fc_layers import FcLayers
@@ -133,12 +132,12 @@ def run_experiment(
         proposals = propose(splits.trainval, config, cache, n_jobs=n_jobs)
         test_proposals = propose(splits.test, config, cache, n_jobs=n_jobs)
     stages["proposals"] = meter.seconds
-    train = SplitRegions.of(splits.train, proposals, with_truth=True)
-    val = SplitRegions.of(splits.val, proposals, with_truth=True)
     trainval = SplitRegions.of(splits.trainval, proposals, with_truth=True)
+    train, val = trainval.part(splits.train), trainval.part(splits.val)
     test = SplitRegions.of(splits.test, test_proposals, with_truth=False)
 
     network = prepare_network(config, train, proposals, cache)
+    del proposals, test_proposals  # the splits keep the boxes, once: 16 bytes a region
     base = FeatureStore(cache / "features", network.featurizer, precision=config.features.precision)
     with Meter() as meter:
         base.fill(trainval.dataset.samples, trainval.boxes, "features of trainval")
@@ -313,14 +312,14 @@ def _choose(
             head = Choice({}, float("nan"), ())
         else:
             head, model = choose_head(name, config, train_rows, val_rows, scaler, n_jobs=n_jobs)
-        scored = score_images(val_rows, model)
-        plain = choose_postprocess(config, val_rows, scored)
-        if boxes is None or box_model is None:
-            # The first head decides for all: heads shall differ in their scores alone.
-            boxes, box_model = choose_regressor(
-                config, train_rows, val_rows, scaler, learned.regressor, model, scored
-            )
-        with_boxes = choose_postprocess(config, val_rows, with_deltas(val_rows, scored, box_model))
+        with scored_once(val_rows, model) as scored:
+            plain = choose_postprocess(config, val_rows, scored)
+            if boxes is None or box_model is None:
+                # The first head decides for all: heads shall differ in their scores alone.
+                boxes, box_model = choose_regressor(
+                    config, train_rows, val_rows, scaler, learned.regressor, model, scored
+                )
+            with_boxes = choose_postprocess(config, val_rows, replace(scored, boxes_by=box_model))
         chosen[name] = _Chosen(head, plain, boxes, with_boxes)
         say(
             f"{name}: {plain[0].val_map:.1f} mAP on {val.dataset.split}, {with_boxes[0].val_map:.1f} with "

@@ -49,6 +49,12 @@ class SplitRegions:
             n_gt.append(n)
         return cls(dataset, tuple(boxes), tuple(n_gt))
 
+    def part(self, dataset: Dataset) -> SplitRegions:
+        """Return the regions of some of the images, such as `val` of `trainval`; boxes are not copied."""
+        rows = {sample.image_id: i for i, sample in enumerate(self.dataset)}
+        kept = [rows[sample.image_id] for sample in dataset]
+        return SplitRegions(dataset, tuple(self.boxes[i] for i in kept), tuple(self.n_gt[i] for i in kept))
+
     @property
     def truths(self) -> tuple[GroundTruth, ...]:
         """Per image its labelled objects."""

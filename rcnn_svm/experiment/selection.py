@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,7 @@ from rcnn_svm.experiment.config import ExperimentConfig, HeadsConfig
 from rcnn_svm.experiment.regions import StoredBlocks
 from rcnn_svm.features.scaling import FeatureScaler
 from rcnn_svm.features.store import to_float32
+from rcnn_svm.files import scratch_file
 from rcnn_svm.heads.assign import LabelRule
 from rcnn_svm.heads.base import Scorer
 from rcnn_svm.heads.bbox_regressor import BoxRegressor
@@ -31,13 +33,14 @@ __all__ = [
     "Candidate",
     "Choice",
     "ScoredImage",
+    "ScoredSplit",
     "choose_head",
     "choose_postprocess",
     "choose_regressor",
     "mean_ap",
     "score_images",
+    "scored_once",
     "train_candidates",
-    "with_deltas",
 ]
 
 
@@ -71,27 +74,60 @@ class Choice:
     tried: tuple[tuple[dict[str, Any], float], ...]
 
 
-def score_images(blocks: StoredBlocks, model: Model) -> list[ScoredImage]:
-    """Score the proposals of every image of unscaled blocks; ground-truth rows are left out."""
-    scored = []
+def score_images(blocks: StoredBlocks, model: Model) -> Iterator[ScoredImage]:
+    """Score the proposals of each image of unscaled blocks; ground-truth rows are left out."""
     for i in range(len(blocks)):
         n_gt = blocks.regions.n_gt[i]
-        rows = to_float32(blocks.features(i)[n_gt:])
-        scored.append(ScoredImage(blocks.regions.boxes[i][n_gt:], model.scores(rows), model.deltas(rows)))
-    return scored
+        scores = model.scores(to_float32(blocks.features(i)[n_gt:]))
+        yield ScoredImage(blocks.regions.boxes[i][n_gt:], scores)
 
 
-def with_deltas(blocks: StoredBlocks, scored: Sequence[ScoredImage], model: Model) -> list[ScoredImage]:
-    """Return the same scores with the deltas of `model`: scoring need not be done again."""
-    result = []
-    for i, image in enumerate(scored):
-        rows = to_float32(blocks.features(i)[blocks.regions.n_gt[i] :])
-        result.append(replace(image, deltas=model.deltas(rows)))
-    return result
+@dataclass(frozen=True, eq=False)
+class ScoredSplit:
+    """The scored proposals of a split, to be gone through several times; iterate over it.
+
+    Scores lie in a file and deltas are computed anew each time: 20 classes are 80 and 320 bytes a region,
+    which no memory holds for a large split.
+
+    Attributes:
+        blocks: the unscaled rows.
+        file: (R, K) float32 scores of all images in a row.
+        boxes_by: the model whose deltas the images get; None for none.
+    """
+
+    blocks: StoredBlocks
+    file: IO[bytes]
+    boxes_by: Model | None = None
+
+    def __iter__(self) -> Iterator[ScoredImage]:
+        n_classes, at = len(self.blocks.classes), 0
+        for i, n_gt in enumerate(self.blocks.regions.n_gt):
+            boxes = self.blocks.regions.boxes[i][n_gt:]
+            self.file.seek(at)
+            stored = self.file.read(4 * n_classes * len(boxes))
+            at += len(stored)
+            scores = np.frombuffer(stored, np.float32).reshape(len(boxes), n_classes)
+            deltas = None
+            if self.boxes_by is not None:
+                deltas = self.boxes_by.deltas(to_float32(self.blocks.features(i)[n_gt:]))
+            yield ScoredImage(boxes, scores, deltas)
+
+
+@contextlib.contextmanager
+def scored_once(blocks: StoredBlocks, model: Model) -> Iterator[ScoredSplit]:
+    """Score a split and keep the scores on disk inside the block.
+
+    Raises:
+        DiskSpaceError: the disk is full.
+    """
+    with scratch_file(blocks.store.root) as file:
+        for image in score_images(blocks, model):
+            file.write(np.asarray(image.scores, np.float32).tobytes())
+        yield ScoredSplit(blocks, file)
 
 
 def mean_ap(
-    blocks: StoredBlocks, scored: Sequence[ScoredImage], detect: PostprocessConfig, config: ExperimentConfig
+    blocks: StoredBlocks, scored: Iterable[ScoredImage], detect: PostprocessConfig, config: ExperimentConfig
 ) -> float:
     """Return the mAP, in percent, of scored regions after `postprocess`."""
     dataset = blocks.regions.dataset
@@ -233,7 +269,7 @@ def choose_regressor(
     scaler: FeatureScaler,
     learned: BoxRegressor | None,
     model: Model,
-    scored: Sequence[ScoredImage],
+    scored: ScoredSplit,
 ) -> tuple[Choice, Model]:
     """Choose the box regression by the mAP that it gives a head on `val`.
 
@@ -263,7 +299,7 @@ def choose_regressor(
         models.append(replace(model, regressor=learned, regressor_scaler=None))
         settings.append({"learned": True})
     tried = [
-        (setting, mean_ap(val, with_deltas(val, scored, candidate), detect, config))
+        (setting, mean_ap(val, replace(scored, boxes_by=candidate), detect, config))
         for setting, candidate in zip(settings, models, strict=True)
     ]
     choice = _winner(tried)
@@ -271,10 +307,10 @@ def choose_regressor(
 
 
 def choose_postprocess(
-    config: ExperimentConfig, val: StoredBlocks, scored: Sequence[ScoredImage]
+    config: ExperimentConfig, val: StoredBlocks, scored: ScoredSplit
 ) -> tuple[Choice, PostprocessConfig]:
     """Choose the NMS threshold and, where boxes are regressed, box voting."""
-    with_boxes = scored[0].deltas is not None
+    with_boxes = scored.boxes_by is not None
     votes = config.heads.vote_ious if with_boxes else (0.0,)
     tried, configs = [], []
     for max_iou, vote in itertools.product(config.heads.max_ious, votes):

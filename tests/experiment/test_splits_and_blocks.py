@@ -1,17 +1,22 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from rcnn_svm.datasets.digits import digits_splits
+from rcnn_svm.detector import Model
 from rcnn_svm.experiment.config import DataConfig
 from rcnn_svm.experiment.data import absent_classes, load_data
 from rcnn_svm.experiment.measure import Meter
 from rcnn_svm.experiment.regions import SplitRegions, StoredBlocks
+from rcnn_svm.experiment.selection import score_images, scored_once
 from rcnn_svm.features.scaling import FeatureScaler
 from rcnn_svm.features.store import FeatureStore
+from rcnn_svm.heads.bbox_regressor import BoxRegressor
+from rcnn_svm.heads.scorers import LinearScorer
 from rcnn_svm.structures import RegionSet
 
 
@@ -79,3 +84,41 @@ def test_the_meter_forgets_earlier_peaks() -> None:
         pass
     assert first.seconds > second.seconds >= 0
     assert first.peak_rss_mb > second.peak_rss_mb + 100
+
+
+def test_a_part_of_a_split_shares_its_boxes() -> None:
+    whole = digits_splits(3, 2, 1).trainval
+    box = np.array([[0, 0, 20, 10]], np.float32)
+    proposals = {s.image_id: RegionSet(s.image_id, s.size, box, np.zeros(1, np.float32)) for s in whole}
+    regions = SplitRegions.of(whole, proposals, with_truth=True)
+    val = replace(whole, samples=whole.samples[3:])
+    part = regions.part(val)
+    assert part.dataset is val
+    assert part.n_gt == regions.n_gt[3:]
+    assert all(a is b for a, b in zip(part.boxes, regions.boxes[3:], strict=True))
+
+
+def test_scores_kept_on_disk_are_those_of_the_model(tmp_path: Path) -> None:
+    dataset = digits_splits(2, 1, 1).train
+    grid = np.array([[0, 0, 20, 10], [5, 5, 15, 45]], np.float32)
+    proposals = {
+        s.image_id: RegionSet(s.image_id, s.size, grid[: i + 1], np.zeros(i + 1, np.float32))
+        for i, s in enumerate(dataset)
+    }
+    store = FeatureStore(tmp_path, Sides(), precision="float32")
+    blocks = StoredBlocks(store, SplitRegions.of(dataset, proposals, with_truth=True))
+    k = len(dataset.classes)
+    scorer = LinearScorer(np.arange(2 * k, dtype=np.float32).reshape(k, 2), np.zeros(k, np.float32))
+    model = Model(scorer, None)
+    coef, intercept = np.ones((k, 4, 2), np.float32), np.zeros((k, 4), np.float32)
+    regressor = BoxRegressor.from_arrays({"coef": coef, "intercept": intercept})
+    with scored_once(blocks, model) as scored:
+        for _ in range(2):  # as often as one likes
+            for expected, found in zip(score_images(blocks, model), scored, strict=True):
+                np.testing.assert_array_equal(found.boxes, expected.boxes)
+                np.testing.assert_array_equal(found.scores, expected.scores)
+                assert found.deltas is None
+        with_boxes = replace(scored, boxes_by=replace(model, regressor=regressor))
+        assert [image.deltas.shape for image in with_boxes] == [(1, k, 4), (2, k, 4)]
+    assert scored.file.closed
+    assert {path.suffix for path in tmp_path.rglob("*") if path.is_file()} == {".npy"}
