@@ -44,6 +44,9 @@ _GROWTH_ROWS = 8000
 # distance is kept there.
 _EVICT_MARGIN_IN_MEMORY = 1.05
 _EVICT_MARGIN = 1.2
+# Idle rows stay until they are this share of the working set: whoever goes shifts the others, and the
+# blocks' Gram matrices, about an epoch's work, are lost.
+_IDLE_SHARE = 0.05
 _MAX_EPOCHS = 200
 # The bias takes proximal steps of lag this times the rows' mean |x|^2, where bias_scale^2 is more than
 # so many times the lag. On rows of length 1 with bias_scale 10 a lag of 1 takes twice the epochs of 0.2,
@@ -52,11 +55,12 @@ _LAG = 0.2
 _TIED = 2.0
 # Relative gap to which the working set is optimised at first; then this share of the full gap where
 # a pass costs little; at last, and always where rows come from a store, this share of the tolerance.
-# A warm start has most of its working set already.
 _FIRST_GOAL = 0.1
-_WARM_GOAL = 2.0
-_GOAL_SHARE = 0.1
+_GOAL_SHARE = 0.03
 _FINAL_GOAL = 0.5
+# A warm start has most of its working set already and aims at once at the final goal; for the squared
+# hinge in memory, whose epochs overstate the gap the most, at this multiple of the tolerance.
+_WARM_GOAL = 2.0
 # The gap seen during an epoch belongs to weights in motion, mostly several times too large: from the
 # second multiple of the goal on the true one is computed. Where rows lie in memory the next pass will
 # tell, so that the first multiple is taken for the truth until a pass has shown it to be wrong.
@@ -83,22 +87,23 @@ def _ascend(
     order: NDArray[np.int64],
     cost: Floats,
     squared: bool,
-    change: Floats,
+    rows: Floats,
+    weights: Floats,
+    balance: NDArray[np.float64],
     nearest: Floats,
     loss: NDArray[np.float64],
 ) -> bool:
-    """Ascend the dual of every class once over one block of m rows, each class on its own.
+    """Ascend the dual of every class once over one block of m rows (m, D), each class on its own.
 
-    Margins (K, m) come in at the current weights and leave at the new ones. `change` (K, m)
-    receives y * (new - old) alpha, `nearest` (m,) the smallest y * margin of a row as it came in;
-    `loss` (K,) grows by the primal loss as it came in. Returns whether any variable changed.
+    Margins (K, m) come in at the current weights and leave at the new ones, as do the weights
+    (K, D) and the balance (K,). `nearest` (m,) receives the smallest y * margin of a row as it came
+    in; `loss` (K,) grows by the primal loss as it came in. Returns whether any variable changed.
     """
     n_classes, m = margins.shape
     changed = False
     nearest[:] = np.inf
     for k in range(n_classes):
         for i in range(m):
-            change[k, i] = 0
             y = labels[k, i]
             if y != 0:
                 nearest[i] = min(nearest[i], y * margins[k, i])
@@ -124,10 +129,13 @@ def _ascend(
             step = y * (new - old)
             if step != 0:
                 alpha[k, i] = new
-                change[k, i] = step
+                balance[k] += step
                 changed = True
                 for j in range(m):
                     margins[k, j] += step * gram[i, j]
+                # At once, not by a matrix product per block: one variable in twenty to thirty moves.
+                for d in range(weights.shape[1]):
+                    weights[k, d] += step * rows[i, d]
     return changed
 
 
@@ -418,7 +426,7 @@ class BlockSolver:
         self._nearest = np.zeros(0, dtype)  # smallest y * margin over the classes when last seen
         self._buffer = np.empty((0 if source.matrix is None else self._m, n_features), dtype)
         self._index = np.zeros(0, np.int64)  # of the working set's rows in a source in memory
-        self._gram: list[Floats] | None = None  # of each block; None where rows came or went
+        self._gram: list[Floats] = []  # of the first blocks, as far as their rows have not changed
         # Dual variables of rows that were evicted with some of them above zero, by part.
         self._kept: dict[int, tuple[NDArray[np.int64], Floats]] = {}
         self._kept_linear = np.zeros(n_classes)
@@ -439,7 +447,10 @@ class BlockSolver:
             self._set_costs(np.asarray(costs, np.float64))
             if len(self._part) == 0 and not self._kept:
                 self._seed_working_set()
-            goal = _FIRST_GOAL if self._epochs == 0 else _WARM_GOAL * tol
+            goal = _FIRST_GOAL
+            if self._epochs:
+                in_memory = self._source.matrix is not None
+                goal = tol * (_WARM_GOAL if in_memory and self._squared else _FINAL_GOAL)
             for n_passes in range(1, self._max_passes + 1):
                 self._optimise(goal)
                 size = len(self._part)
@@ -545,16 +556,16 @@ class BlockSolver:
             self._labels = np.concatenate([self._labels, labels[rows_now]])
             self._alpha = np.concatenate([self._alpha, alpha])
             self._nearest = np.concatenate([self._nearest, np.zeros(len(rows_now), self._dtype)])
-            self._gram = None
+            del self._gram[n // self._m :]
 
     def _evict(self, limit: int) -> None:
-        """Drop idle rows, and then those of largest margin until at most `limit` are left."""
+        """Drop idle rows if they are many, and then those of largest margin until `limit` are left."""
         limit_margin = _EVICT_MARGIN if self._source.matrix is None else _EVICT_MARGIN_IN_MEMORY
         keep = (self._alpha != 0).any(axis=1) | (self._nearest <= limit_margin)
         if np.count_nonzero(keep) > limit:
             rows = np.flatnonzero(keep)
             keep[rows[np.argsort(self._nearest[rows], kind="stable")[limit:]]] = False
-        if keep.all():
+        if len(keep) <= limit and np.count_nonzero(~keep) <= _IDLE_SHARE * len(keep):
             return
         lost = np.flatnonzero(~keep & (self._alpha != 0).any(axis=1))
         self._kept_linear += self._linear(self._alpha[lost], self._labels[lost])
@@ -576,23 +587,20 @@ class BlockSolver:
                 self._x[start : start + len(moving)] = self._x[moving]
         self._part, self._row, self._nearest = self._part[rows], self._row[rows], self._nearest[rows]
         self._labels, self._alpha = self._labels[rows], self._alpha[rows]
-        self._gram = None
+        self._gram = []
 
     def _optimise(self, goal: float) -> None:
         """Ascend over the working set until its estimated relative gap is at most `goal`."""
         starts = range(0, len(self._part), self._m)
         ends = [min(start + self._m, len(self._part)) for start in starts]
-        if self._gram is None:
-            first = np.array([self._source.first_row(part) for part in range(len(self._source))])
-            self._index = first[self._part] + self._row
-            bias_gram, _ = self._hold_bias()
-            self._gram = []
-            for start, end in zip(starts, ends, strict=True):
-                x = self._block(start, end)
-                gram = x @ x.T
-                gram += bias_gram
-                self._gram.append(gram)
+        first = np.array([self._source.first_row(part) for part in range(len(self._source))])
+        self._index = first[self._part] + self._row
         bias_gram, lean = self._hold_bias()
+        for start, end in list(zip(starts, ends, strict=True))[len(self._gram) :]:
+            x = self._block(start, end)
+            gram = x @ x.T
+            gram += bias_gram
+            self._gram.append(gram)
         labels = [np.ascontiguousarray(self._labels[s:e].T) for s, e in zip(starts, ends, strict=True)]
         alpha = [np.ascontiguousarray(self._alpha[s:e].T) for s, e in zip(starts, ends, strict=True)]
         for epoch in range(_MAX_EPOCHS):
@@ -606,15 +614,10 @@ class BlockSolver:
                 margins = self._weights @ x.T  # (K, m)
                 self._bias = bias_gram * self._balance + held
                 margins += self._bias.astype(self._dtype)[:, None]
-                change = np.empty_like(margins)
-                changed = _ascend(
-                    margins, self._gram[b], labels[b], alpha[b], order[order < end - start],
-                    self._cost, self._squared, change, self._nearest[start:end], loss,
+                self._moved |= _ascend(
+                    margins, self._gram[b], labels[b], alpha[b], order[order < end - start], self._cost,
+                    self._squared, x, self._weights, self._balance, self._nearest[start:end], loss,
                 )  # fmt: skip
-                if changed:
-                    self._moved = True
-                    self._weights += change @ x
-                    self._balance += change.sum(axis=1, dtype=np.float64)
             self._bias = bias_gram * self._balance + held
             for start, end, block in zip(starts, ends, alpha, strict=True):
                 self._alpha[start:end] = block.T

@@ -48,7 +48,7 @@ def test_same_optimum_as_linear_svc(loss: str, source: type[MatrixSource]) -> No
     squared = loss == "squared_hinge"
     costs = np.array([0.01, 0.1, 1.0, 0.3])
     solver = BlockSolver(
-        source(x, labels), squared=squared, positive_weight=2, bias_scale=3, tol=1e-6, dtype=np.float64
+        source(x, labels), squared=squared, positive_weight=2, bias_scale=3, tol=1e-7, dtype=np.float64
     )
     solution = solver.solve(costs)
     assert solution.converged
