@@ -141,7 +141,7 @@ def train_fc_layers(blocks: RegionBlocks, config: FcConfig | None = None, *, see
     truths = (blocks.truth(i) for i in range(len(blocks)))
     index = _RegionIndex(truths, rule, len(blocks.classes), "train_fc_layers")
     batches = _stored_batches(blocks, index, config, np.random.default_rng(seed))
-    return train_on_batches(batches, config, len(blocks.classes), seed)
+    return train_on_batches(batches, config, len(blocks.classes), seed).to_layers()
 
 
 def _stored_batches(

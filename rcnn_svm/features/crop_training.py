@@ -1,33 +1,23 @@
-"""The training loop of a whole network on warped crops: steps, checkpoints, resume.
-
-Work is cut into chunks of steps. A chunk's random numbers depend on the seed and the chunk alone, and
-checkpoints lie between chunks, so that a resumed run ends with the same bytes as an undisturbed one. While
-the network trains on one chunk, a thread prepares the crops of the next.
-"""
+"""The training loop of a whole network on warped crops, as in R-CNN."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rcnn_svm.errors import CacheError, ConfigError, DataError
+from rcnn_svm.errors import ConfigError, DataError
 from rcnn_svm.features.backbone import Backbone
+from rcnn_svm.features.chunks import Checkpoints, Progress, train_in_chunks
 from rcnn_svm.features.crop_config import FinetuneConfig
-from rcnn_svm.files import atomic_path
-from rcnn_svm.progress import track
 
-__all__ = ["Chunk", "Progress", "n_steps_per_chunk", "train_on_crops"]
+__all__ = ["Chunk", "n_steps_per_chunk", "train_on_crops"]
 
 _CHUNK_BYTES = 1 << 28
 """Memory of a chunk's crops; there are two, the one trained on and the one being prepared."""
@@ -45,20 +35,6 @@ class Chunk(NamedTuple):
     crops: NDArray[np.uint8]
     labels: NDArray[np.int64]
     mirrored: NDArray[np.bool_]
-
-
-class Progress(NamedTuple):
-    """How training went over one chunk.
-
-    Attributes:
-        step: steps done at its end.
-        loss: mean cross entropy.
-        accuracy: share of regions of the right class.
-    """
-
-    step: int
-    loss: float
-    accuracy: float
 
 
 def n_steps_per_chunk(config: FinetuneConfig, crop_size: int) -> int:
@@ -98,31 +74,17 @@ def train_on_crops(
     backbone.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     _set_mode(backbone, config.first_layer)
     optimizer = _optimizer(backbone, config)
-    history: list[Progress] = []
-    if checkpoint is not None and checkpoint.exists():
-        history = _resume(checkpoint, backbone, optimizer, identity, device)
-    per_chunk = n_steps_per_chunk(config, backbone.crop_size)
-    starts = list(range(0, config.n_steps, per_chunk))
-    lengths = [min(per_chunk, config.n_steps - start) for start in starts]
-    last_saved = history[-1].step if history else 0
-    with ThreadPoolExecutor(1) as pool, torch.random.fork_rng():
-        bar = track(range(last_saved, config.n_steps), "fine-tuning", unit="step")
-        upcoming = (
-            pool.submit(prepare, len(history), lengths[len(history)]) if last_saved < config.n_steps else None
-        )
-        for c in range(len(history), len(starts)):
-            assert upcoming is not None
-            chunk = upcoming.result()
-            if c + 1 < len(starts):
-                upcoming = pool.submit(prepare, c + 1, lengths[c + 1])
-            torch.manual_seed(int(np.random.default_rng([seed, c]).integers(2**62)))
-            history.append(_train_chunk(backbone, optimizer, chunk, starts[c], config, device, bar))
-            done = history[-1].step
-            if checkpoint is not None and (
-                done - last_saved >= config.checkpoint_every or done == config.n_steps
-            ):
-                _save(checkpoint, backbone, optimizer, identity, history)
-                last_saved = done
+    history = train_in_chunks(
+        backbone.net,
+        optimizer,
+        prepare,
+        lambda chunk, start, bar: _train_chunk(backbone, optimizer, chunk, start, config, device, bar),
+        Checkpoints(checkpoint, identity, config.checkpoint_every),
+        n_steps=config.n_steps,
+        per_chunk=n_steps_per_chunk(config, backbone.crop_size),
+        seed=seed,
+        device=device,
+    )
     backbone.eval().requires_grad_(True)
     backbone.to("cpu")
     return history
@@ -208,43 +170,3 @@ def _set_rate(optimizer: torch.optim.Optimizer, config: FinetuneConfig, step: in
     factor = 0.1 ** sum(step >= fraction * config.n_steps for fraction in config.decay_at)
     for group in optimizer.param_groups:
         group["lr"] = group["base_lr"] * factor
-
-
-def _save(
-    path: Path,
-    backbone: Backbone,
-    optimizer: torch.optim.Optimizer,
-    identity: str,
-    history: list[Progress],
-) -> None:
-    tensors = {f"net.{k}": v.detach().cpu().contiguous() for k, v in backbone.net.state_dict().items()}
-    for i, state in optimizer.state_dict()["state"].items():
-        for name, value in state.items():
-            tensors[f"optimizer.{i}.{name}"] = torch.as_tensor(value).detach().cpu().contiguous()
-    metadata = {"identity": identity, "history": json.dumps(history)}
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata=metadata)
-
-
-def _resume(
-    path: Path, backbone: Backbone, optimizer: torch.optim.Optimizer, identity: str, device: str
-) -> list[Progress]:
-    try:
-        with safe_open(path, framework="pt", device=device) as stream:
-            metadata = stream.metadata() or {}
-            tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise CacheError(f"{path}: is no readable checkpoint ({error}). Delete it to start anew.") from error
-    if metadata.get("identity") != identity:
-        raise CacheError(
-            f"{path}: is the checkpoint of another training (other data, network or settings). "
-            f"Delete it to start anew, or name another file."
-        )
-    backbone.net.load_state_dict({k[4:]: v for k, v in tensors.items() if k.startswith("net.")})
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, value in tensors.items():
-        if name.startswith("optimizer."):
-            _, i, key = name.split(".")
-            state.setdefault(int(i), {})[key] = value
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-    return [Progress(*entry) for entry in json.loads(metadata["history"])]

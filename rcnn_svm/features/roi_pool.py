@@ -13,7 +13,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["roi_align"]
+__all__ = ["roi_align", "roi_align_matrix"]
 
 
 @numba.njit(cache=True, nogil=True, fastmath={"contract", "reassoc", "nsz"})
@@ -119,3 +119,46 @@ def roi_align(
     most = sampling or max(1, math.ceil(sides.max(initial=1.0)) + 1)  # one to spare for rounding
     _roi_align(features, places, rows, columns, sampling, most, cells_first, out)
     return out
+
+
+@numba.njit(cache=True, nogil=True)
+def _axis_weights(low, high, cells, sampling, most, out):  # type: ignore[no-untyped-def]
+    """Fill `out` (R, cells, length) with the weights of the map's rows, or columns, in each cell."""
+    length = out.shape[2]
+    index, weight = np.empty(2 * most, np.int64), np.empty(2 * most)
+    out[:] = 0.0
+    for r in range(len(low)):
+        size = (high[r] - low[r]) / cells
+        n = sampling if sampling else max(1, int(np.ceil(size)))
+        for i in range(cells):
+            count = _taps(low[r] - 0.5 + i * size, size, n, length, index, weight)
+            for k in range(count):
+                out[r, i, index[k]] = weight[k]
+
+
+def roi_align_matrix(
+    rois: NDArray[np.float32], size: tuple[int, int], grid: tuple[int, int], *, sampling: int = 0
+) -> NDArray[np.float32]:
+    """Return RoIAlign as the linear map that it is, for training: its gradient is the transposed product.
+
+    Args:
+        rois: (R, 4) as for `roi_align`.
+        size: height and width of the map.
+        grid: rows and columns of the result.
+        sampling: as for `roi_align`.
+
+    Returns:
+        (R * rows * columns, height * width) float32: times the map, one row a place and channels last, it
+        gives `roi_align(..., cells_first=True)`.
+    """
+    places = np.asarray(rois, np.float64)
+    axes = []
+    for axis in (0, 1):
+        cells, low, high = grid[axis], places[:, 1 - axis], places[:, 3 - axis]
+        most = sampling or max(1, math.ceil((high - low).max(initial=1.0) / cells) + 1)
+        weights = np.empty((len(places), cells, size[axis]), np.float32)
+        _axis_weights(low, high, cells, sampling, most, weights)
+        axes.append(weights)
+    y, x = axes
+    joint = y[:, :, None, :, None] * x[:, None, :, None, :]
+    return joint.reshape(-1, size[0] * size[1])

@@ -6,7 +6,7 @@ import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rcnn_svm.features.roi_pool import roi_align
+from rcnn_svm.features.roi_pool import roi_align, roi_align_matrix
 
 
 @given(
@@ -50,3 +50,20 @@ def test_orders_and_empty_input(rng):
     out = np.zeros((2, 6), np.float32)
     assert roi_align(features, rois, (2, 1), out=out) is out
     np.testing.assert_array_equal(out.reshape(2, 3, 2), channels_first)
+
+
+@given(
+    st.integers(0, 10_000),
+    st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    st.integers(0, 3),
+    st.tuples(st.integers(1, 9), st.integers(1, 9)),
+)
+@settings(deadline=None, max_examples=60)
+def test_the_matrix_does_the_same(seed, grid, sampling, size):
+    rng = np.random.default_rng(seed)
+    features = rng.normal(size=(*size, 3)).astype(np.float32)
+    rois = rng.uniform(-4, 12, (5, 4)).astype(np.float32)
+    rois[:, 2:] = rois[:, :2] + rng.uniform(0.05, 9, (5, 2))
+    matrix = roi_align_matrix(rois, size, grid, sampling=sampling)
+    expected = roi_align(features, rois, grid, sampling=sampling, cells_first=True)
+    np.testing.assert_allclose(matrix @ features.reshape(-1, 3), expected.reshape(-1, 3), atol=3e-5)
