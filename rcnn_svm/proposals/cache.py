@@ -92,7 +92,7 @@ def proposals_of(sample: Sample, proposer: Proposer, folder: Path | None) -> Reg
         except CacheError as error:
             say(f"{error} It is computed again.")
     regions = proposer.propose(sample.read(), image_id=sample.image_id)
-    with atomic_path(path) as temporary, open(temporary, "wb") as stream:
+    with atomic_path(path, durable=False) as temporary, open(temporary, "wb") as stream:
         np.savez(stream, size=np.array(regions.size), boxes=regions.boxes, priority=regions.priority)
     return regions
 
