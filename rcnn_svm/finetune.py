@@ -19,18 +19,30 @@ from rcnn_svm.boxes import Boxes, encode_deltas
 from rcnn_svm.errors import DataError, ShapeError
 from rcnn_svm.features.crop_config import FinetuneConfig
 from rcnn_svm.features.fc_layers import FcConfig, FcLayers
+from rcnn_svm.features.trunk_config import TrunkConfig
 from rcnn_svm.features.warp import warp_crops
 from rcnn_svm.files import bytes_digest, digest, write_json
 from rcnn_svm.heads.assign import LabelRule, RegionTruth, describe_regions
 from rcnn_svm.heads.base import RegionBlocks
-from rcnn_svm.structures import Dataset
+from rcnn_svm.structures import Dataset, Sample
 
 if TYPE_CHECKING:
     from rcnn_svm.features.backbone import Backbone
     from rcnn_svm.features.crop_training import Chunk
-    from rcnn_svm.features.fc_training import Batch
+    from rcnn_svm.features.fc_training import Batch, FcModule
+    from rcnn_svm.features.featurizers import SharedFeatures
+    from rcnn_svm.features.shared_training import View
 
-__all__ = ["BACKGROUND", "FcConfig", "FinetuneConfig", "FinetuneResult", "finetune", "train_fc_layers"]
+__all__ = [
+    "BACKGROUND",
+    "FcConfig",
+    "FinetuneConfig",
+    "FinetuneResult",
+    "TrunkConfig",
+    "finetune",
+    "train_fc_layers",
+    "tune_trunk",
+]
 
 BACKGROUND = "background"
 """Name of the last output of a fine-tuned network."""
@@ -115,6 +127,31 @@ class _RegionIndex:
             np.concatenate([self._delta[picked], np.zeros((n_background, 4), np.float32)]),
         )
 
+    def draw_from_one_image(self, rng: np.random.Generator, n_positive: int, n_background: int) -> _Draw:
+        """Draw an image with a class, all classes alike, then regions of it with replacement.
+
+        Half of the positives are of that class, the others of any class in the image, all alike. An image
+        without background gives positives only.
+        """
+        members = self._by_class[rng.integers(len(self._by_class))]
+        images = np.unique(self._image[members])
+        image = int(images[rng.integers(len(images))])
+        first, last = np.searchsorted(self._image, (image, image + 1))
+        own = np.arange(first, last)
+        labels = self._label[own]
+        wanted = np.full(n_positive, self._label[members[0]])
+        wanted[n_positive // 2 :] = rng.choice(np.unique(labels), n_positive - n_positive // 2)
+        picked = np.array([rng.choice(own[labels == k]) for k in wanted], np.int64)
+        background = self._background[image]
+        n_background = n_background if len(background) else 0
+        row = background[rng.integers(max(len(background), 1), size=n_background)].astype(np.int64)
+        return _Draw(
+            np.full(n_positive + n_background, image),
+            np.concatenate([self._row[picked], row]),
+            np.concatenate([self._label[picked], np.full(n_background, self.n_classes)]),
+            np.concatenate([self._delta[picked], np.zeros((n_background, 4), np.float32)]),
+        )
+
 
 def _split_batch(batch_size: int, positive_share: float) -> tuple[int, int]:
     n_positive = min(max(1, round(batch_size * positive_share)), batch_size - 1)
@@ -134,6 +171,10 @@ def train_fc_layers(blocks: RegionBlocks, config: FcConfig | None = None, *, see
     Raises:
         DataError: there is no positive or no background region.
     """
+    return _train_fc(blocks, config, seed).to_layers()
+
+
+def _train_fc(blocks: RegionBlocks, config: FcConfig | None, seed: int) -> FcModule:
     from rcnn_svm.features.fc_training import train_on_batches
 
     config = config or FcConfig()
@@ -141,7 +182,107 @@ def train_fc_layers(blocks: RegionBlocks, config: FcConfig | None = None, *, see
     truths = (blocks.truth(i) for i in range(len(blocks)))
     index = _RegionIndex(truths, rule, len(blocks.classes), "train_fc_layers")
     batches = _stored_batches(blocks, index, config, np.random.default_rng(seed))
-    return train_on_batches(batches, config, len(blocks.classes), seed).to_layers()
+    return train_on_batches(batches, config, len(blocks.classes), seed)
+
+
+def tune_trunk(
+    blocks: RegionBlocks,
+    samples: Sequence[Sample],
+    boxes: Sequence[Boxes],
+    features: SharedFeatures,
+    backbone: Backbone,
+    fc_config: FcConfig,
+    config: TrunkConfig,
+    *,
+    folder: Path,
+    seed: int = 0,
+) -> tuple[Backbone, FcLayers]:
+    """Train fc6 and fc7 of our own, then go on with them and the last blocks of the network together.
+
+    The first part reads the stored features of the network as it is, the second whole images: Fast R-CNN's
+    training, but for the blocks before `config.first_layer`, which stay as they are.
+
+    Args:
+        blocks: the regions of the training images, ground-truth rows included.
+        samples: the images.
+        boxes: for each image, the (R, 4) boxes of the rows of its block.
+        features: made of `backbone`; one scale, and map layers only.
+        backbone: where training starts; it is left alone.
+        fc_config: sizes, label rule and the schedule of the first part.
+        config: the schedule of the second part.
+        folder: of maps of the frozen blocks, and of checkpoints: where one of the same training lies, it
+            goes on from there and ends with the same bytes as if it had never stopped.
+        seed: of draws, initial weights and dropout.
+
+    Returns:
+        The tuned network, and the layers that read its taps.
+
+    Raises:
+        ConfigError: see `FrozenMaps`.
+        DataError: there is no positive or no background region, or the loss became infinite.
+        CacheError: a checkpoint or a stored map is damaged.
+
+    References:
+        Girshick, Fast R-CNN, arXiv 1504.08083, section 2.3.
+    """
+    from rcnn_svm.features.shared_training import FrozenMaps, train_on_maps
+
+    maps = FrozenMaps(features, config.first_layer, samples, folder / "maps")
+    fc = _train_fc(blocks, fc_config, seed)
+    rule = LabelRule(fc_config.positive_iou, fc_config.negative_iou, fc_config.negative_low)
+    truths = (blocks.truth(i) for i in range(len(blocks)))
+    index = _RegionIndex(truths, rule, len(blocks.classes), "tune_trunk")
+    identity = digest(
+        {
+            "features": features.key,
+            "start": fc.to_layers().key,
+            "config": asdict(config),
+            "fc": asdict(fc_config),
+            "seed": seed,
+            "images": [sample.digest() for sample in samples],
+            "regions": bytes_digest(*(np.ascontiguousarray(b).tobytes() for b in boxes)),
+        }
+    )
+    tuned, layers, _ = train_on_maps(
+        features,
+        backbone,
+        fc,
+        maps,
+        _Views(index, boxes, fc_config, config, seed).prepare,
+        config,
+        seed=seed,
+        identity=identity,
+        checkpoint=folder / f"{identity}.checkpoint",
+    )
+    return tuned, layers.to_layers()
+
+
+class _Views:
+    """Draws images, and regions from them, for the steps of a chunk."""
+
+    def __init__(
+        self,
+        index: _RegionIndex,
+        boxes: Sequence[Boxes],
+        fc_config: FcConfig,
+        config: TrunkConfig,
+        seed: int,
+    ) -> None:
+        self._index, self._boxes, self._config, self._seed = index, boxes, config, seed
+        self._counts = _split_batch(config.regions, fc_config.positive_share)
+
+    def prepare(self, number: int, n_steps: int) -> list[list[View]]:
+        """Return the views of a chunk's steps; they depend on the seed and the arguments alone."""
+        rng = np.random.default_rng([self._seed, number])
+        return [[self._view(rng) for _ in range(self._config.images)] for _ in range(n_steps)]
+
+    def _view(self, rng: np.random.Generator) -> View:
+        from rcnn_svm.features.shared_training import View
+
+        draw = self._index.draw_from_one_image(rng, *self._counts)
+        image = int(draw.image[0])
+        mirrored = bool(self._config.flip and rng.random() < 0.5)
+        return View(image, mirrored, self._boxes[image][draw.row], draw.label, draw.delta)
 
 
 def _stored_batches(

@@ -73,7 +73,7 @@ def add_experiment_options(parser: argparse.ArgumentParser) -> None:
         "--path", choices=("shared", "warped"), help="convolutions once per image, or per region"
     )
     group.add_argument(
-        "--learn", choices=("nothing", "fc", "network"), help="what is trained before the heads"
+        "--learn", choices=("nothing", "fc", "trunk", "network"), help="what is trained before the heads"
     )
     group = parser.add_argument_group("configuration")
     group.add_argument("--config", type=Path, metavar="FILE", help="a TOML file over the defaults")
@@ -83,6 +83,11 @@ def add_experiment_options(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="KEY=VALUE",
         help="one key, such as heads.loss=squared_hinge",
+    )
+    group.add_argument(
+        "--no-choice",
+        action="store_true",
+        help="train once, with settings that do well in general, instead of choosing them on val",
     )
     group.add_argument("--paper", action="store_true", help="every constant as in the paper")
     group.add_argument("--quick", action="store_true", help="a first look: few images, regions and settings")
@@ -118,6 +123,7 @@ def experiment_config(options: argparse.Namespace, base: ExperimentConfig) -> Ex
         if getattr(options, key) is not None
     }
     config = replace(config, seed=options.seed, features=replace(config.features, **features))
+    config = replace(config, choose=config.choose and not options.no_choice)
     return replace(config, learn=options.learn) if options.learn else config
 
 

@@ -39,6 +39,7 @@ def add_verbs(verbs: Verbs) -> None:
         taps=None,
         path=None,
         learn=None,
+        no_choice=False,
         no_pictures=False,
     )
     demo.add_argument("--quick", action="store_true", help="a first look: few scenes, short training")

@@ -9,6 +9,7 @@ from rcnn_svm import postprocess
 from rcnn_svm.errors import ConfigError
 from rcnn_svm.features.build import FeatureConfig
 from rcnn_svm.features.fc_layers import FcConfig
+from rcnn_svm.features.trunk_config import TrunkConfig
 from rcnn_svm.finetune import FinetuneConfig
 from rcnn_svm.postprocess import PostprocessConfig
 from rcnn_svm.proposals import SelectiveSearchConfig
@@ -115,11 +116,15 @@ class ExperimentConfig:
         proposals: the regions.
         features: the network and what is read out of it.
         learn: what is trained before the heads: `nothing` (ImageNet features as they are), `fc`
-            (fc6 and fc7 of our own on frozen features), `network` (R-CNN's fine-tuning of the
-            whole network on warped proposals).
-        fc: training of `fc`.
+            (fc6 and fc7 of our own on frozen features), `trunk` (the same, then together with the
+            last blocks of the network, on whole images), `network` (R-CNN's fine-tuning of the whole
+            network on warped proposals).
+        fc: training of `fc`, and of the first part of `trunk`.
+        trunk: training of the second part of `trunk`.
         finetune: training of `network`.
         heads: what is compared.
+        choose: try the grids of `heads` on val. Without, everything is trained once, on trainval, with the
+            middle of each grid, the learned box regression where there is one, and `detect` as it stands.
         detect: from scores to detections; `max_iou` and `vote_iou` are chosen on val.
         rule: AP of VOC2007 (11 points) or of VOC2010 and later (all points), in percent.
         n_bootstrap: resamples of the intervals.
@@ -131,10 +136,12 @@ class ExperimentConfig:
         default_factory=lambda: SelectiveSearchConfig(max_width=500, max_regions=2000)
     )
     features: FeatureConfig = field(default_factory=FeatureConfig)
-    learn: Literal["nothing", "fc", "network"] = "fc"
+    learn: Literal["nothing", "fc", "trunk", "network"] = "fc"
     fc: FcConfig = field(default_factory=FcConfig)
+    trunk: TrunkConfig = field(default_factory=TrunkConfig)
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
     heads: HeadsConfig = field(default_factory=HeadsConfig)
+    choose: bool = True
     detect: PostprocessConfig = field(default_factory=PostprocessConfig)
     rule: Literal["voc07", "voc10"] = "voc07"
     n_bootstrap: int = 1000
@@ -179,6 +186,7 @@ def quick_config(base: ExperimentConfig) -> ExperimentConfig:
         data=replace(base.data, max_images=min(base.data.max_images or 40, 40)),
         proposals=replace(base.proposals, max_regions=min(base.proposals.max_regions or 300, 300)),
         fc=replace(base.fc, n_steps=min(base.fc.n_steps, 200)),
+        trunk=replace(base.trunk, n_steps=min(base.trunk.n_steps, 50)),
         finetune=replace(base.finetune, n_steps=min(base.finetune.n_steps, 100)),
         heads=replace(
             base.heads,

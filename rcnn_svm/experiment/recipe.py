@@ -28,10 +28,10 @@ from rcnn_svm.experiment.selection import (
     choose_postprocess,
     choose_regressor,
     scored_once,
+    settled,
     train_candidates,
 )
 from rcnn_svm.features.build import build_featurizer
-from rcnn_svm.features.fc_layers import FcLayers
 from rcnn_svm.features.scaling import FeatureScaler
 from rcnn_svm.features.store import FeatureStore, to_float32
 from rcnn_svm.heads.bbox_regressor import BoxRegressor
@@ -141,15 +141,18 @@ def run_experiment(
     base = FeatureStore(cache / "features", network.featurizer, precision=config.features.precision)
     with Meter() as meter:
         base.fill(trainval.dataset.samples, trainval.boxes, "features of trainval")
-        base.fill(test.dataset.samples, test.boxes, "features of test")
+        if config.learn != "trunk":  # which reads test images by the tuned network only
+            base.fill(test.dataset.samples, test.boxes, "features of test")
     stages["features"] = meter.seconds
 
     with Meter() as meter:
-        chosen = _choose(config, network, base, train, val, n_jobs)
+        chosen = _choose(config, network, base, train, val, cache, n_jobs) if config.choose else None
     stages["choose"] = meter.seconds
     with Meter() as meter:
-        final = learn_layers(config, network, base, trainval)
-        final.fill(trainval)
+        final = learn_layers(config, network, base, trainval, cache)
+        chosen = chosen or _settled(config, final)
+        if set(chosen) != {FINETUNED} or _needs_ridge(chosen):
+            final.fill(trainval)
         trained = _train(config, final, trainval, chosen, n_jobs)
     stages["train"] = meter.seconds + network.finetune_s
 
@@ -157,7 +160,7 @@ def run_experiment(
         final.fill(test)
         results: dict[str, HeadResult] = {}
         for head in trained:
-            for result in _results(head, config, network, final.layers, final.blocks(test)):
+            for result in _results(head, config, final, final.blocks(test)):
                 results[result.detector.head] = result
                 if finished is not None:
                     finished(result)
@@ -295,9 +298,10 @@ def _choose(
     base: FeatureStore,
     train: SplitRegions,
     val: SplitRegions,
+    cache: Path,
     n_jobs: int,
 ) -> dict[str, _Chosen]:
-    learned = learn_layers(config, network, base, train)
+    learned = learn_layers(config, network, base, train, cache)
     learned.fill(train)
     learned.fill(val)
     train_rows, val_rows = learned.blocks(train), learned.blocks(val)
@@ -309,7 +313,7 @@ def _choose(
         if name == FINETUNED:
             assert learned.softmax is not None  # run_experiment refused it otherwise
             model = Model(learned.softmax, None)
-            head = Choice({}, float("nan"), ())
+            head = Choice({}, None, ())
         else:
             head, model = choose_head(name, config, train_rows, val_rows, scaler, n_jobs=n_jobs)
         with scored_once(val_rows, model) as scored:
@@ -326,6 +330,29 @@ def _choose(
             f"box regression ({_words({**head.settings, **with_boxes[0].settings})})"
         )
     return chosen
+
+
+def _settled(config: ExperimentConfig, learned: Representation) -> dict[str, _Chosen]:
+    """Settle everything without a look at val."""
+    boxes = {"learned": True} if learned.regressor is not None else settled("ridge", config.heads)
+    plain = replace(config.detect, regression="off", vote_iou=None)
+
+    def unseen(settings: dict[str, Any]) -> Choice:
+        return Choice(settings, None, ())
+
+    return {
+        name: _Chosen(
+            unseen({} if name == FINETUNED else settled(name, config.heads)),
+            (unseen({}), plain),
+            unseen(boxes),
+            (unseen({}), config.detect),
+        )
+        for name in config.heads.names
+    }
+
+
+def _needs_ridge(chosen: Mapping[str, _Chosen]) -> bool:
+    return "learned" not in next(iter(chosen.values())).boxes.settings
 
 
 def _words(settings: Mapping[str, Any]) -> str:
@@ -352,13 +379,13 @@ def _train(
     n_jobs: int,
 ) -> list[_Trained]:
     rows = learned.blocks(trainval)
-    scaler = FeatureScaler(config.heads.scaling).fit(rows)
-    boxes = next(iter(chosen.values())).boxes
-    if "learned" in boxes.settings:
-        regressor, regressor_scaler = learned.regressor, None
-    else:
-        regressor = BoxRegressor(strength=boxes.settings["strength"]).fit(rows.scaled(scaler))
-        regressor_scaler = scaler
+    scaler = FeatureScaler(config.heads.scaling)
+    regressor, regressor_scaler = learned.regressor, None
+    if set(chosen) != {FINETUNED} or _needs_ridge(chosen):
+        scaler = scaler.fit(rows)
+    if _needs_ridge(chosen):
+        strength = next(iter(chosen.values())).boxes.settings["strength"]
+        regressor, regressor_scaler = BoxRegressor(strength=strength).fit(rows.scaled(scaler)), scaler
     trained = []
     for name, choice in chosen.items():
         if name == FINETUNED:
@@ -381,7 +408,7 @@ def _train(
 
 
 def _results(
-    trained: _Trained, config: ExperimentConfig, network: Network, layers: FcLayers | None, test: StoredBlocks
+    trained: _Trained, config: ExperimentConfig, learned: Representation, test: StoredBlocks
 ) -> list[HeadResult]:
     """Detect in the test split without and with box regression."""
     chosen = (trained.chosen.plain, trained.chosen.with_boxes)
@@ -404,9 +431,9 @@ def _results(
             classes=test.classes,
             proposals=config.proposals,
             features=config.features,
-            backbone=network.backbone,
-            featurizer=network.featurizer,
-            layers=layers,
+            backbone=learned.network.backbone,
+            featurizer=learned.network.featurizer,
+            layers=learned.layers,
             model=model,
             detect_config=detect,
             info={"data": config.data.path, "seed": config.seed, "details": details},

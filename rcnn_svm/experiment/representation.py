@@ -19,7 +19,7 @@ from rcnn_svm.features.build import build_featurizer
 from rcnn_svm.features.fc_layers import FcLayers
 from rcnn_svm.features.store import DerivedStore, FeatureStore
 from rcnn_svm.files import digest
-from rcnn_svm.finetune import finetune, train_fc_layers
+from rcnn_svm.finetune import finetune, train_fc_layers, tune_trunk
 from rcnn_svm.heads.bbox_regressor import BoxRegressor
 from rcnn_svm.heads.scorers import SoftmaxScorer
 from rcnn_svm.structures import RegionSet
@@ -54,6 +54,7 @@ class Representation:
     """The rows that heads are trained on.
 
     Attributes:
+        network: whose features the rows are made of.
         store: of the rows.
         layers: learned on top of the network's features, or None.
         softmax: what learned the representation, as a head of its own; None where nothing was learned.
@@ -62,6 +63,7 @@ class Representation:
         peak_rss_mb: largest memory meanwhile.
     """
 
+    network: Network
     store: FeatureStore
     layers: FcLayers | None
     softmax: SoftmaxScorer | None
@@ -117,18 +119,51 @@ def prepare_network(
 
 
 def learn_layers(
-    config: ExperimentConfig, network: Network, base: FeatureStore, regions: SplitRegions
+    config: ExperimentConfig, network: Network, base: FeatureStore, regions: SplitRegions, cache: Path
 ) -> Representation:
-    """Learn what comes between the network and the heads, from the regions of a training split."""
-    if config.learn != "fc":
-        return Representation(base, None, network.softmax, None, network.finetune_s, network.peak_rss_mb)
+    """Learn what comes between the network and the heads, from the regions of a training split.
+
+    Raises:
+        ConfigError: `learn=trunk` with features that it cannot be trained on.
+    """
+    if config.learn in ("nothing", "network"):
+        seconds, peak = network.finetune_s, network.peak_rss_mb
+        return Representation(network, base, None, network.softmax, None, seconds, peak)
+    store = base
     with Meter() as meter:
-        layers = train_fc_layers(StoredBlocks(base, regions), config.fc, seed=config.seed)
+        blocks = StoredBlocks(base, regions)
+        if config.learn == "trunk":
+            network, layers = _tuned(config, network, blocks, cache)
+            store = FeatureStore(base.root, network.featurizer, precision=config.features.precision)
+        else:
+            layers = train_fc_layers(blocks, config.fc, seed=config.seed)
     softmax = SoftmaxScorer(layers.class_weight.T, layers.class_bias)
     regressor = _own_regressor(layers) if config.fc.box_weight > 0 else None
     return Representation(
-        DerivedStore(base, layers), layers, softmax, regressor, meter.seconds, meter.peak_rss_mb
+        network, DerivedStore(store, layers), layers, softmax, regressor, meter.seconds, meter.peak_rss_mb
     )
+
+
+def _tuned(
+    config: ExperimentConfig, network: Network, blocks: StoredBlocks, cache: Path
+) -> tuple[Network, FcLayers]:
+    from rcnn_svm.features.featurizers import SharedFeatures
+
+    if not isinstance(network.featurizer, SharedFeatures):
+        raise ConfigError("learn=trunk trains on shared maps. Set features.path=shared, or learn=network.")
+    backbone, layers = tune_trunk(
+        blocks,
+        blocks.regions.dataset.samples,
+        blocks.regions.boxes,
+        network.featurizer,
+        network.backbone,
+        config.fc,
+        config.trunk,
+        folder=cache / "tuned",
+        seed=config.seed,
+    )
+    featurizer = build_featurizer(config.features, backbone)
+    return Network(backbone, featurizer, None, network.finetune_s, network.peak_rss_mb), layers
 
 
 def _own_regressor(layers: FcLayers) -> BoxRegressor:

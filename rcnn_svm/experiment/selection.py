@@ -40,6 +40,7 @@ __all__ = [
     "mean_ap",
     "score_images",
     "scored_once",
+    "settled",
     "train_candidates",
 ]
 
@@ -65,12 +66,12 @@ class Choice:
 
     Attributes:
         settings: the winner.
-        val_map: its mAP there, in percent.
+        val_map: its mAP there, in percent; None where nothing was measured.
         tried: (settings, mAP) of everything that was tried.
     """
 
     settings: dict[str, Any]
-    val_map: float
+    val_map: float | None
     tried: tuple[tuple[dict[str, Any], float], ...]
 
 
@@ -162,6 +163,19 @@ def settings_of(name: str, config: HeadsConfig) -> list[dict[str, float]]:
         return [{"C": cost} for cost in sorted(config.softmax_costs)]
     grid = itertools.product(config.rbf_gammas, sorted(config.rbf_costs))
     return [{"C": cost, "gamma": gamma} for gamma, cost in grid]
+
+
+def settled(name: str, config: HeadsConfig) -> dict[str, float]:
+    """Return the setting of a head, or of `ridge`, that is taken unseen: the middle of each grid."""
+    if name == "ridge":
+        return {"strength": _middle(config.ridge_strengths)}
+    if name == "rbf-svm":
+        return {"C": _middle(config.rbf_costs), "gamma": _middle(config.rbf_gammas)}
+    return {"C": _middle(config.linear_costs if name == "linear-svm" else config.softmax_costs)}
+
+
+def _middle(grid: Sequence[float]) -> float:
+    return sorted(grid)[len(grid) // 2]
 
 
 def train_candidates(

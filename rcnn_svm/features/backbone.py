@@ -81,6 +81,14 @@ class LayerInfo:
     stride: int
     origin: float
 
+    def cells(self, regions: NDArray[np.floating]) -> NDArray[np.float32]:
+        """Return (R, 4) regions, given in pixels of the network's input, in cells of this layer's map.
+
+        A cell stands for the centre of its receptive field, which is half a cell up and left of where a
+        plain division by the stride would put it for networks that pad their strided convolutions.
+        """
+        return ((regions - self.origin) / self.stride + 0.5).astype(np.float32)
+
 
 def _split_alexnet(net: Any) -> tuple[Stages, Stages]:
     f, c = net.features, net.classifier

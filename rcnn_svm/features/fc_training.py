@@ -86,6 +86,11 @@ class FcModule(nn.Module):
             loss = loss + self._config.box_weight / len(target) * distance
         return loss
 
+    def n_right(self, outputs: Tensor, labels: NDArray[np.int64]) -> int:
+        """Return how many regions get their own class."""
+        best = outputs[:, : self._n_classes + 1].argmax(dim=1).numpy()
+        return int((best == labels).sum())
+
     def to_layers(self) -> FcLayers:
         """Fold the standardisation into the first layer and the targets' scale into the last."""
         weights = [layer.weight.detach().numpy().astype(np.float64) for layer in self._layers]

@@ -27,7 +27,7 @@ from rcnn_svm.features.warp import WarpMode, warp_crops, warp_geometry
 from rcnn_svm.opencv import cv2
 from rcnn_svm.structures import Image
 
-__all__ = ["SharedFeatures", "WarpedFeatures"]
+__all__ = ["SharedFeatures", "WarpedFeatures", "resize", "seen_part"]
 
 _VERSION = 3
 """To be raised whenever the same settings give other numbers, so that stored features are not mixed up."""
@@ -263,24 +263,18 @@ class SharedFeatures(_Features):
     def _at_scale(
         self, out: NDArray[np.float32], rows: NDArray[np.int64], image: Image, boxes: Boxes, scale: float
     ) -> None:
-        height, width = image.shape[:2]
-        size = max(round(width * scale), 1), max(round(height * scale), 1)
-        # Averaging when shrinking keeps fine texture from turning into noise.
-        method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-        resized = np.asarray(cv2.resize(image, size, interpolation=method), np.uint8)
-        # Each axis has a factor of its own: sizes are whole pixels.
-        factor = np.array([size[0] / width, size[1] / height] * 2)
+        resized, factor = resize(image, scale)
         maps = self.backbone.run_maps(self._upload(self.backbone.normalise(resized)[None]), self._layers)
         sources = {name: _Map(value, self.backbone.layers[name]) for name, value in maps.items()}
         for tap in self._map_taps:
             assert tap.grid is not None  # `resolve` filled it in
-            regions = _seen(boxes, tap.widen, image.shape[:2]) * factor
+            regions = seen_part(boxes, tap.widen, image.shape[:2]) * factor
             out[rows, self._columns[tap]] = (
                 sources[tap.layer].pool(regions, tap.grid, _SAMPLING).cpu().numpy()
             )
         for factor_of_regions in dict.fromkeys(tap.widen for tap in self._region_taps):
             taps = [tap for tap in self._region_taps if tap.widen == factor_of_regions]
-            seen = _seen(boxes, factor_of_regions, image.shape[:2])
+            seen = seen_part(boxes, factor_of_regions, image.shape[:2])
             regions = np.broadcast_to(seen, boxes.shape) * factor
             self._region_layers(out, rows, sources[self.backbone.entry], regions, taps)
 
@@ -314,7 +308,18 @@ class SharedFeatures(_Features):
                 self._store(out, rows[start : start + len(block)], tap, outputs[tap.layer])
 
 
-def _seen(boxes: Boxes, factor: float, size: tuple[int, int]) -> NDArray[np.float32]:
+def resize(image: Image, scale: float) -> tuple[Image, NDArray[np.float64]]:
+    """Return the resized image and the factors that bring (R, 4) boxes into it."""
+    height, width = image.shape[:2]
+    size = max(round(width * scale), 1), max(round(height * scale), 1)
+    # Averaging when shrinking keeps fine texture from turning into noise.
+    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    resized = np.asarray(cv2.resize(image, size, interpolation=method), np.uint8)
+    # Each axis has a factor of its own: sizes are whole pixels.
+    return resized, np.array([size[0] / width, size[1] / height] * 2)
+
+
+def seen_part(boxes: Boxes, factor: float, size: tuple[int, int]) -> NDArray[np.float32]:
     """Return the part of the image that each region is seen with: (R, 4), or (1, 4) the same for all."""
     if math.isinf(factor):
         return np.array([[0, 0, size[1], size[0]]], np.float32)
@@ -332,26 +337,19 @@ class _Map:
         )
 
     def pool(self, regions: NDArray[np.floating], grid: tuple[int, int], sampling: int) -> Tensor:
-        """Return (R, C * rows * columns) of regions in pixels of the resized image.
-
-        A cell stands for the centre of its receptive field, which is half a cell up and left of where a
-        plain division by the stride would put it for networks that pad their strided convolutions.
-        """
-        cells = self._cells(regions)
+        """Return (R, C * rows * columns) of regions in pixels of the resized image."""
+        cells = self._info.cells(regions)
         if self._array is not None:
             return torch.from_numpy(roi_align(self._array, cells, grid, sampling=sampling))
         return self._on_device(cells, grid, sampling).flatten(1)
 
     def grids(self, regions: NDArray[np.floating], side: int) -> Tensor:
         """Return (R, C, side, side), channels-last: one sample a cell, a plain resize of the region."""
-        cells = self._cells(regions)
+        cells = self._info.cells(regions)
         if self._array is None:
             return self._on_device(cells, (side, side), 1)
         rows = roi_align(self._array, cells, (side, side), sampling=1, cells_first=True)
         return torch.from_numpy(rows).view(len(rows), side, side, -1).permute(0, 3, 1, 2)
-
-    def _cells(self, regions: NDArray[np.floating]) -> NDArray[np.float32]:
-        return ((regions - self._info.origin) / self._info.stride + 0.5).astype(np.float32)
 
     def _on_device(self, cells: NDArray[np.float32], grid: tuple[int, int], sampling: int) -> Tensor:
         rois = torch.from_numpy(cells).to(self._value.device)

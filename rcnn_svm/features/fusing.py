@@ -18,7 +18,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from rcnn_svm.features.products import FusedLinear, has_onednn
 
-__all__ = ["fuse_for_inference"]
+__all__ = ["absorb_batch_norm", "fuse_for_inference"]
 
 
 def fuse_for_inference(net: nn.Module, device: str = "cpu") -> nn.Module:
@@ -42,6 +42,30 @@ def _fold_batch_norm(module: nn.Module) -> None:
             setattr(module, next_name, nn.Identity())
     for child in module.children():
         _fold_batch_norm(child)
+
+
+def absorb_batch_norm(module: nn.Module) -> None:
+    """Move every normalisation's scale into the convolution before it, in place, for training.
+
+    The function stays the same up to rounding and so do the names of all parameters; what is left of
+    the normalisation is a shift. Steps of one size then mean about the same change in every layer.
+    """
+    for first, follower in itertools.pairwise(module.children()):
+        if isinstance(first, nn.Conv2d) and isinstance(follower, nn.BatchNorm2d):
+            folded = fuse_conv_bn_eval(first, follower)
+            assert folded.bias is not None
+            assert follower.running_mean is not None
+            assert follower.running_var is not None
+            with torch.no_grad():
+                first.weight.copy_(folded.weight)
+                if first.bias is not None:
+                    first.bias.zero_()
+                follower.bias.copy_(folded.bias)
+                follower.weight.fill_(1)
+                follower.running_mean.fill_(0)
+                follower.running_var.fill_(1 - follower.eps)
+    for child in module.children():
+        absorb_batch_norm(child)
 
 
 def _activation(module: nn.Module) -> tuple[str, list[float]] | None:

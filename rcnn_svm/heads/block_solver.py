@@ -7,8 +7,8 @@ For each class k, over the rows with label y in {+1, -1} (0 is ignored) and cost
 whose dual has one variable per row and class. Rows come in small blocks. One matrix
 product per block gives the margins of all classes; then each class ascends its dual exactly,
 variable by variable, inside the block, where the block's Gram matrix replaces any further look at
-the features; a second product brings the changes back into the weights. The bias is one more
-feature of constant value `bias_scale`. `docs/heads.md` derives all of it.
+the features but to add a change to the weights. The bias is one more feature of constant value
+`bias_scale`. `docs/heads.md` derives all of it.
 
 Weights and dual variables certify each other: the duality gap bounds the distance from the optimum.
 BLAS runs on one thread in here, so that results do not depend on how many the machine has.

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from sklearn.metrics import average_precision_score
 from sklearn.svm import LinearSVC
 
 from rcnn_svm.errors import ConfigError, DataError, NotFittedError, ShapeError
@@ -51,6 +52,25 @@ def test_mining_ends_at_the_svm_over_all_negatives(blocks: ArrayBlocks, loss: st
         best = _objective(head, direct.coef_, direct.intercept_, x, labels[:, [k]])[0]
         assert best * (1 - 1e-4) <= reached[k] <= best * (1 + 1e-3)
         assert reached[k] - best <= head.gap_[k] * reached[k] + 1e-4 * best
+
+
+def test_average_precision_as_linear_svc(blocks: ArrayBlocks) -> None:
+    """At the default tolerance: within 0.1 points of AP, class by class."""
+    head = LinearSVMHead(C=0.1).fit(blocks)
+    x, labels = _all_rows(blocks)
+    scores = head.decision_function(x)
+    for k in range(3):
+        rows = labels[:, k] != 0
+        direct = LinearSVC(
+            C=0.1, loss="hinge", dual=True, tol=1e-8, intercept_scaling=10, class_weight={1: 2},
+            max_iter=10**6, random_state=0,
+        ).fit(x[rows], labels[rows, k])  # fmt: skip
+        truth = labels[rows, k] > 0
+        ours, theirs = (
+            average_precision_score(truth, each)
+            for each in (scores[rows, k], direct.decision_function(x[rows]))
+        )
+        assert abs(ours - theirs) <= 1e-3
 
 
 def test_float16_and_float32_blocks_give_nearly_the_same(blocks: ArrayBlocks) -> None:
