@@ -678,7 +678,12 @@ def main() -> None:
             bench_all_regions(bench, train, test, scaler, name, "paper" in options.only)
     if options.quick:
         return
+    made = provenance(seed=0)
     old = read_json(options.out) if options.out.exists() and tuple(options.only) != SECTIONS else {}
+    if old and old["provenance"]["commit"] != made["commit"]:
+        old = {}  # one file states figures of one commit
+    if old:
+        made["command"] = f"{old['provenance']['command']} && {made['command']}"
     write_json(
         options.out,
         {
@@ -689,7 +694,7 @@ def main() -> None:
                 *(r for r in old.get("rows", []) if r["name"] not in {b["name"] for b in bench.rows}),
                 *bench.rows,
             ],
-            "provenance": provenance(seed=0),
+            "provenance": made,
         },
     )
     say(f"{options.out} written")
