@@ -229,7 +229,7 @@ def _linear(
         n_jobs=n_jobs,
         random_state=seed,
     )
-    if config.mining == "fixed-point":
+    if config.mining == "fixed-point" and len(settings) > 1:  # a path is coarser: good enough to rank
         for setting, scorer in zip(settings, head.fit_path(blocks, costs), strict=True):
             yield Candidate(setting, scorer, {"mining_passes": head.mining_.passes})
     else:
