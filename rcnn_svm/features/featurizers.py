@@ -8,6 +8,7 @@ layers such as fc6 and fc7 follow on all regions at once. Both offer the same ta
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -40,7 +41,7 @@ _PREFERRED_SIDE = 224.0
 """With several scales a region is read where its side comes nearest to this (SPP-net, section 4.1)."""
 
 
-class _Features:
+class _Features(ABC):
     """What both ways of computing features share: taps, their columns, device, identity."""
 
     def __init__(
@@ -60,9 +61,9 @@ class _Features:
         self._columns = dict(zip(self.taps, map(slice, ends[:-1], ends[1:]), strict=True))
         self.n_features: int = ends[-1]
 
+    @abstractmethod
     def __call__(self, image: Image, boxes: Boxes) -> NDArray[np.float32]:
         """Return (R, D) float32: the taps of every region side by side, in the order given."""
-        raise NotImplementedError
 
     def compute(self, image: Image, boxes: Boxes) -> dict[str, NDArray[np.float32]]:
         """Return the taps of every region apart, by name, from one pass: name -> (R, D_tap) float32."""

@@ -33,34 +33,28 @@ def _vector(value: Any, n: int, where: str) -> NDArray[np.float32]:
 
 
 @dataclass(frozen=True, eq=False)
-class LinearScorer:
-    """Scores `X @ coef.T + intercept`.
+class _AffineScorer:
+    """What is a matrix product: `X @ coef.T + intercept`, with n rows of `coef`."""
 
-    Attributes:
-        coef: (K, D) float32.
-        intercept: (K,) float32.
-    """
-
-    kind: ClassVar[str] = "linear"
     coef: NDArray[np.float32]
     intercept: NDArray[np.float32]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "coef", _matrix(self.coef, "LinearScorer: coef"))
-        n = len(self.coef)
-        object.__setattr__(self, "intercept", _vector(self.intercept, n, "LinearScorer: intercept"))
+        where = type(self).__name__
+        object.__setattr__(self, "coef", _matrix(self.coef, f"{where}: coef"))
+        intercept = _vector(self.intercept, len(self.coef), f"{where}: intercept")
+        object.__setattr__(self, "intercept", intercept)
 
     @property
     def n_features(self) -> int:
         """D."""
         return int(self.coef.shape[1])
 
-    def decision_function(self, features: NDArray[np.floating]) -> NDArray[np.float32]:
-        """Return (R, K) float32 scores of (R, D) features."""
-        check_features("LinearScorer", features, self.n_features)
-        scores = np.asarray(features, np.float32) @ self.coef.T
-        scores += self.intercept
-        return scores
+    def _product(self, features: NDArray[np.floating]) -> NDArray[np.float32]:
+        check_features(type(self).__name__, features, self.n_features)
+        product = np.asarray(features, np.float32) @ self.coef.T
+        product += self.intercept
+        return product
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """Return the arrays by name."""
@@ -72,8 +66,22 @@ class LinearScorer:
         return cls(arrays["coef"], arrays["intercept"])
 
 
-@dataclass(frozen=True, eq=False)
-class SoftmaxScorer:
+class LinearScorer(_AffineScorer):
+    """Scores `X @ coef.T + intercept`.
+
+    Attributes:
+        coef: (K, D) float32.
+        intercept: (K,) float32.
+    """
+
+    kind: ClassVar[str] = "linear"
+
+    def decision_function(self, features: NDArray[np.floating]) -> NDArray[np.float32]:
+        """Return (R, K) float32 scores of (R, D) features."""
+        return self._product(features)
+
+
+class SoftmaxScorer(_AffineScorer):
     """Softmax over K classes and background; the last row of `coef` is the background's.
 
     Attributes:
@@ -82,25 +90,10 @@ class SoftmaxScorer:
     """
 
     kind: ClassVar[str] = "softmax"
-    coef: NDArray[np.float32]
-    intercept: NDArray[np.float32]
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "coef", _matrix(self.coef, "SoftmaxScorer: coef"))
-        n = len(self.coef)
-        object.__setattr__(self, "intercept", _vector(self.intercept, n, "SoftmaxScorer: intercept"))
-
-    @property
-    def n_features(self) -> int:
-        """D."""
-        return int(self.coef.shape[1])
 
     def logits(self, features: NDArray[np.floating]) -> NDArray[np.float32]:
         """Return (R, K + 1) float32 inputs of the softmax, background last."""
-        check_features("SoftmaxScorer", features, self.n_features)
-        logits = np.asarray(features, np.float32) @ self.coef.T
-        logits += self.intercept
-        return logits
+        return self._product(features)
 
     def probabilities(self, features: NDArray[np.floating]) -> NDArray[np.float32]:
         """Return (R, K) float32 probabilities, the background's column dropped."""
@@ -124,15 +117,6 @@ class SoftmaxScorer:
             top = others.max(axis=1)
             odds[:, k] = logits[:, k] - top - np.log(np.exp(others - top[:, None]).sum(axis=1))
         return odds
-
-    def to_arrays(self) -> dict[str, NDArray[Any]]:
-        """Return the arrays by name."""
-        return {"coef": self.coef, "intercept": self.intercept}
-
-    @classmethod
-    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Self:
-        """Rebuild a scorer from `to_arrays`."""
-        return cls(arrays["coef"], arrays["intercept"])
 
 
 @dataclass(frozen=True, eq=False)
