@@ -17,6 +17,8 @@ from rcnn_svm.experiment.regions import SplitRegions, StoredBlocks
 from rcnn_svm.features.backbone import Backbone, load_backbone
 from rcnn_svm.features.build import build_featurizer
 from rcnn_svm.features.fc_layers import FcLayers
+from rcnn_svm.features.featurizers import SharedFeatures
+from rcnn_svm.features.shared_training import frozen_layer
 from rcnn_svm.features.store import DerivedStore, FeatureStore
 from rcnn_svm.files import digest
 from rcnn_svm.finetune import finetune, train_fc_layers, tune_trunk
@@ -89,12 +91,16 @@ def prepare_network(
     the choice of everything after it [arXiv 1311.2524v5, section 2.4].
 
     Raises:
-        ConfigError: the taps of a fine-tuned network do not end before its softmax.
+        ConfigError: the taps of a fine-tuned network do not end before its softmax, or `learn=trunk` cannot
+            be trained on these features.
         WeightsError: the weights are missing, damaged or of another network.
     """
     start = load_backbone(config.features.backbone, config.features.weights, seed=config.seed)
     if config.learn != "network":
-        return Network(start, build_featurizer(config.features, start), None, 0.0, 0.0)
+        featurizer = build_featurizer(config.features, start)
+        if config.learn == "trunk":  # refused now, before anything is computed
+            frozen_layer(_shared(featurizer), config.trunk.first_layer)
+        return Network(start, featurizer, None, 0.0, 0.0)
     boxes = [proposals[sample.image_id].boxes for sample in train.dataset]
     identity = {
         "start": start.digest,
@@ -147,15 +153,11 @@ def learn_layers(
 def _tuned(
     config: ExperimentConfig, network: Network, blocks: StoredBlocks, cache: Path
 ) -> tuple[Network, FcLayers]:
-    from rcnn_svm.features.featurizers import SharedFeatures
-
-    if not isinstance(network.featurizer, SharedFeatures):
-        raise ConfigError("learn=trunk trains on shared maps. Set features.path=shared, or learn=network.")
     backbone, layers = tune_trunk(
         blocks,
         blocks.regions.dataset.samples,
         blocks.regions.boxes,
-        network.featurizer,
+        _shared(network.featurizer),
         network.backbone,
         config.fc,
         config.trunk,
@@ -164,6 +166,12 @@ def _tuned(
     )
     featurizer = build_featurizer(config.features, backbone)
     return Network(backbone, featurizer, None, network.finetune_s, network.peak_rss_mb), layers
+
+
+def _shared(featurizer: ImageFeaturizer) -> SharedFeatures:
+    if not isinstance(featurizer, SharedFeatures):
+        raise ConfigError("learn=trunk trains on shared maps. Set features.path=shared, or learn=network.")
+    return featurizer
 
 
 def _own_regressor(layers: FcLayers) -> BoxRegressor:

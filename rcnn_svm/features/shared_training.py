@@ -32,7 +32,7 @@ from rcnn_svm.features.trunk_config import TrunkConfig
 from rcnn_svm.files import atomic_path, digest
 from rcnn_svm.structures import Sample
 
-__all__ = ["FrozenMaps", "View", "train_on_maps"]
+__all__ = ["FrozenMaps", "View", "frozen_layer", "train_on_maps"]
 
 
 class View(NamedTuple):
@@ -53,6 +53,33 @@ class View(NamedTuple):
     deltas: NDArray[np.float32]
 
 
+def frozen_layer(features: SharedFeatures, first_layer: str) -> str:
+    """Return the last layer that stays as it is when training starts at `first_layer`.
+
+    Raises:
+        ConfigError: `first_layer` is no map layer, a tap is read before it, or there are several scales.
+    """
+    network = features.backbone
+    names = list(network.maps)
+    if first_layer not in names[1:]:
+        raise ConfigError(
+            f"trunk.first_layer must be a map layer of {network.name} after its first, got "
+            f"{first_layer!r}. Choose one of {', '.join(names[1:])}."
+        )
+    layer = names[names.index(first_layer) - 1]
+    early = [tap for tap in features.taps if tap.layer not in names[names.index(layer) :]]
+    if early:
+        raise ConfigError(
+            f"learn=trunk reads map layers from {layer} on, got the tap {early[0]}. "
+            f"Choose other features.taps, or another trunk.first_layer."
+        )
+    if len(features.longer_sides) > 1:
+        raise ConfigError(
+            f"learn=trunk reads images at one scale, got features.longer_sides={features.longer_sides}."
+        )
+    return layer
+
+
 class FrozenMaps:
     """What the frozen blocks make of images and their mirror images, computed on demand, kept on disk.
 
@@ -63,30 +90,14 @@ class FrozenMaps:
         folder: of one file an image and side; a file appears by atomic rename.
 
     Raises:
-        ConfigError: `first_layer` is no map layer, a tap is read before it, or there are several scales.
+        ConfigError: see `frozen_layer`.
     """
 
     def __init__(
         self, features: SharedFeatures, first_layer: str, samples: Sequence[Sample], folder: Path
     ) -> None:
         self._network, self._samples = features.backbone, samples
-        names = list(self._network.maps)
-        if first_layer not in names[1:]:
-            raise ConfigError(
-                f"trunk.first_layer must be a map layer of {self._network.name} after its first, got "
-                f"{first_layer!r}. Choose one of {', '.join(names[1:])}."
-            )
-        self.layer = names[names.index(first_layer) - 1]
-        early = [tap for tap in features.taps if tap.layer not in names[names.index(self.layer) :]]
-        if early:
-            raise ConfigError(
-                f"learn=trunk reads map layers from {self.layer} on, got the tap {early[0]}. "
-                f"Choose other features.taps, or another trunk.first_layer."
-            )
-        if len(features.longer_sides) > 1:
-            raise ConfigError(
-                f"learn=trunk reads images at one scale, got features.longer_sides={features.longer_sides}."
-            )
+        self.layer = frozen_layer(features, first_layer)
         self._side = features.longer_sides[0]
         identity = {
             "backbone": self._network.name,

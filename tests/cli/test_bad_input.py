@@ -221,3 +221,27 @@ def test_interrupted_work_goes_on_and_ends_the_same(voc: Path, tmp_path: Path) -
     subprocess.run(command("cut"), check=True, capture_output=True)
     for name in ("head.safetensors", "backbone.safetensors"):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--path", "warped"], "features.path=shared"),
+        (["--set", "trunk.first_layer=conv0"], "after its first"),
+        (["--taps", "block6@2x2"], "block6"),
+    ],
+)
+def test_features_that_a_trunk_cannot_be_tuned_on(
+    run: Run,
+    voc: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    words: str,
+) -> None:
+    network = ["--backbone", "mobilenet_v2", "--weights", "random", "--path", "shared", "--learn", "trunk"]
+    taps = ["--taps", "block17@1x1", *network, *options]
+    arguments = ["train", voc, "--out", tmp_path / "out", "--cache", tmp_path / "cache", *TINY, *taps]
+    assert run(*arguments) == 2
+    assert words in sentence(capsys)
+    assert not (tmp_path / "cache" / "features").exists()
