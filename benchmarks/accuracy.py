@@ -76,7 +76,9 @@ def trunk_config(data: Path, seed: int) -> ExperimentConfig:
     base = ExperimentConfig(data=DataConfig(str(data)), learn="trunk", choose=False, seed=seed)
     return replace(
         base,
+        features=replace(base.features, mirror=True),
         fc=replace(base.fc, n_steps=600),
+        trunk=replace(base.trunk, n_steps=440),
         heads=replace(base.heads, names=("softmax-finetuned",)),
     )
 
@@ -123,18 +125,18 @@ def bench_voc(data: Path, rows: list[dict[str, Any]]) -> Targets:
         )
         say(str(rows[-1]))
     n = len(SEEDS)
-    recipe = "blocks 11 to 17 and fc layers tuned on trainval, softmax with box regression and voting"
+    recipe = "blocks 11 to 17 and fc layers tuned on trainval, softmax, box regression, mirror images, voting"
     return {
         **target(
             "voc2007_mini_test_map", statistics.mean(maps), "mAP", n, statistics.mean(maps), None,
             f"VOC 11-point mAP on test, mean of {n} seeds ({', '.join(f'{m:.1f}' for m in maps)}); {recipe}",
         ),
         **target(
-            "voc2007_mini_train_cpu_s", statistics.median(seconds), "CPU s", n, statistics.median(seconds),
+            "voc2007_mini_train_cpu_s", statistics.median(seconds), "s", n, statistics.median(seconds),
             None, "a training run with nothing cached, one thread: data, proposals, features, tuning",
         ),
         **target(
-            "detect_s_per_image_voc2007_mini", statistics.median(per_image), "CPU s", n,
+            "detect_s_per_image_voc2007_mini", statistics.median(per_image), "s", n,
             statistics.median(per_image), None,
             f"one thread, from file to detections, proposals included, mean of {N_TIMED} test images",
         ),
@@ -177,7 +179,7 @@ def bench_fruit(data: Path, rows: list[dict[str, Any]]) -> Targets:
             f"evaluated detector; mAP on test {', '.join(f'{v:.1f}' for v in values)}",
         ),
         **target(
-            "detect_s_per_image", statistics.median(per_image), "CPU s", n, statistics.median(per_image),
+            "detect_s_per_image", statistics.median(per_image), "s", n, statistics.median(per_image),
             None,
             f"fruit, one thread, from file to detections, proposals included, mean of {N_TIMED} test images",
         ),

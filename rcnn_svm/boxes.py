@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from rcnn_svm.errors import ShapeError
 
 __all__ = [
+    "MIRRORED_DELTAS",
     "Boxes",
     "area",
     "as_boxes",
@@ -103,6 +104,10 @@ def widen(boxes: NDArray[np.floating], factor: float) -> Boxes:
     centre = (boxes[:, :2] + boxes[:, 2:]) / 2
     half = (boxes[:, 2:] - boxes[:, :2]) * (factor / 2)
     return np.concatenate([centre - half, centre + half], axis=1).astype(np.float32)
+
+
+MIRRORED_DELTAS = np.array([-1, 1, 1, 1], np.float32)
+"""What (dx, dy, dw, dh) are multiplied by when the image is mirrored."""
 
 
 def round_half_away(values: ArrayLike) -> NDArray[np.int64]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rcnn_svm.boxes import Boxes
+from rcnn_svm.boxes import MIRRORED_DELTAS, Boxes, flip_horizontally
 from rcnn_svm.config import from_dict, to_dict
 from rcnn_svm.errors import DataError
 from rcnn_svm.features.backbone import Backbone, load_backbone
@@ -29,7 +29,7 @@ from rcnn_svm.heads.bbox_regressor import BoxRegressor
 from rcnn_svm.heads.scorers import scorer_from_arrays
 from rcnn_svm.postprocess import PostprocessConfig, postprocess
 from rcnn_svm.proposals import SelectiveSearchConfig, selective_search
-from rcnn_svm.structures import Detections, Image, Sample
+from rcnn_svm.structures import Detections, Image, Sample, mirror_image
 
 if TYPE_CHECKING:
     from rcnn_svm.features.build import ImageFeaturizer
@@ -65,6 +65,23 @@ class Model:
             return None
         return self.regressor.predict(rows if self.regressor_scaler is None else self.regressor_scaler(rows))
 
+    def read(
+        self, rows: NDArray[np.float32], mirrored: NDArray[np.float32] | None
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+        """Return (R, K) scores and (R, K, 4) deltas or None, averaged over an image and its mirror image.
+
+        Args:
+            rows: (R, D) unscaled rows of the regions.
+            mirrored: their rows in the mirror image, or None to read the image alone.
+        """
+        scores, deltas = self.scores(rows), self.deltas(rows)
+        if mirrored is not None:
+            scores = np.asarray((scores + self.scores(mirrored)) / 2, np.float32)
+            other = self.deltas(mirrored)
+            if deltas is not None and other is not None:
+                deltas = np.asarray((deltas + other * MIRRORED_DELTAS) / 2, np.float32)
+        return scores, deltas
+
 
 @dataclass(frozen=True, eq=False)
 class Detector:
@@ -99,7 +116,12 @@ class Detector:
         return self._finish(image_id, image, selective_search(image, self.proposals, image_id=image_id).boxes)
 
     def detect_from_features(
-        self, image_id: str, size: tuple[int, int], boxes: Boxes, features: NDArray[Any]
+        self,
+        image_id: str,
+        size: tuple[int, int],
+        boxes: Boxes,
+        features: NDArray[Any],
+        mirrored: NDArray[Any] | None = None,
     ) -> Detections:
         """Score, regress and suppress regions whose features are at hand.
 
@@ -108,9 +130,10 @@ class Detector:
             size: (height, width) of the image.
             boxes: (R, 4) proposals.
             features: (R, D), after `layers` and before any scaling.
+            mirrored: those of the same regions in the mirror image, or None.
         """
-        rows = np.asarray(features, np.float32)
-        scores, deltas = self.model.scores(rows), self.model.deltas(rows)
+        other = None if mirrored is None else np.asarray(mirrored, np.float32)
+        scores, deltas = self.model.read(np.asarray(features, np.float32), other)
         return postprocess(image_id, size, boxes, scores, deltas, self.detect_config)
 
     def detect_all(self, samples: Iterable[Sample]) -> Iterator[Detections]:
@@ -135,10 +158,15 @@ class Detector:
                 yield self._finish(*waiting.result())
 
     def _finish(self, image_id: str, image: Image, boxes: Boxes) -> Detections:
+        mirrored = None
+        if self.features.mirror:
+            mirrored = self._rows(mirror_image(image), flip_horizontally(boxes, image.shape[1]))
+        rows = self._rows(image, boxes)
+        return self.detect_from_features(image_id, image.shape[:2], boxes, rows, mirrored)
+
+    def _rows(self, image: Image, boxes: Boxes) -> NDArray[np.float32]:
         features = self.featurizer(image, boxes)
-        if self.layers is not None:
-            features = self.layers(features)
-        return self.detect_from_features(image_id, image.shape[:2], boxes, features)
+        return features if self.layers is None else self.layers(features)
 
     def save(self, folder: Path) -> None:
         """Write the detector to `folder`; `detector.json` comes last, so that it marks a whole one.

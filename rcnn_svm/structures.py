@@ -136,6 +136,11 @@ class Sample:
         return bytes_digest(repr(image.shape).encode(), image.tobytes())
 
 
+def mirror_image(image: Image) -> Image:
+    """Return the (H, W, 3) mirror image, contiguous."""
+    return np.ascontiguousarray(image[:, ::-1])
+
+
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """One split of a labelled data set.

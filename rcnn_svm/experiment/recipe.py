@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -157,10 +157,12 @@ def run_experiment(
     stages["train"] = meter.seconds + network.finetune_s
 
     with Meter() as meter:
-        final.fill(test)
+        views = [test, test.mirrored()] if config.features.mirror else [test]
+        for view in views:
+            final.fill(view)
         results: dict[str, HeadResult] = {}
         for head in trained:
-            for result in _results(head, config, final, final.blocks(test)):
+            for result in _results(head, config, final, [final.blocks(view) for view in views]):
                 results[result.detector.head] = result
                 if finished is not None:
                     finished(result)
@@ -408,11 +410,12 @@ def _train(
 
 
 def _results(
-    trained: _Trained, config: ExperimentConfig, learned: Representation, test: StoredBlocks
+    trained: _Trained, config: ExperimentConfig, learned: Representation, views: Sequence[StoredBlocks]
 ) -> list[HeadResult]:
-    """Detect in the test split without and with box regression."""
+    """Detect in the test split, and its mirror images if given, without and with box regression."""
+    test = views[0]
     chosen = (trained.chosen.plain, trained.chosen.with_boxes)
-    plain, boxed = _detect_both(trained, test, *(detect for _, detect in chosen))
+    plain, boxed = _detect_both(trained, views, *(detect for _, detect in chosen))
     results = []
     for suffix, (choice, detect), run in zip(("", "+bbox"), chosen, (plain, boxed), strict=True):
         model = trained.model
@@ -462,19 +465,22 @@ class _Run:
 
 
 def _detect_both(
-    trained: _Trained, test: StoredBlocks, plain: PostprocessConfig, with_boxes: PostprocessConfig
+    trained: _Trained,
+    views: Sequence[StoredBlocks],
+    plain: PostprocessConfig,
+    with_boxes: PostprocessConfig,
 ) -> tuple[_Run, _Run]:
-    """Detect without and with box regression; regions are scored once for both."""
-    model, runs = trained.model, (_Run([]), _Run([]))
+    """Detect without and with box regression; regions are read once for both."""
+    test, model, runs = views[0], trained.model, (_Run([]), _Run([]))
     for i, sample in enumerate(track(test.regions.dataset, f"{trained.name} on test", total=len(test))):
         n_gt = test.regions.n_gt[i]
         boxes, rows = test.regions.boxes[i][n_gt:], to_float32(test.features(i)[n_gt:])
+        mirrored = to_float32(views[1].features(i)) if len(views) > 1 else None
         started = time.perf_counter()
-        scores = model.scores(rows)
+        scores, deltas = model.read(rows, mirrored)
         scored = time.perf_counter() - started
         for run, detect in zip(runs, (plain, with_boxes), strict=True):
             started = time.perf_counter()
-            deltas = model.deltas(rows) if detect.regression != "off" else None
             found = postprocess(sample.image_id, sample.size, boxes, scores, deltas, detect)
             run.seconds += scored + time.perf_counter() - started
             run.detections.append(found)

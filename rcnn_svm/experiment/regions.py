@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rcnn_svm.boxes import Boxes
+from rcnn_svm.boxes import Boxes, flip_horizontally
 from rcnn_svm.features.store import FeatureStore, to_float32
 from rcnn_svm.heads.assign import RegionTruth, describe_regions
-from rcnn_svm.structures import Dataset, GroundTruth, RegionSet
+from rcnn_svm.structures import Dataset, GroundTruth, Image, RegionSet, Sample, mirror_image
 
 __all__ = ["SplitRegions", "StoredBlocks"]
 
@@ -55,6 +56,18 @@ class SplitRegions:
         kept = [rows[sample.image_id] for sample in dataset]
         return SplitRegions(dataset, tuple(self.boxes[i] for i in kept), tuple(self.n_gt[i] for i in kept))
 
+    def mirrored(self) -> SplitRegions:
+        """Return the mirror images with the regions as they lie there; they have no labels."""
+        samples = tuple(
+            Sample(s.image_id, s.size, GroundTruth.empty(), render=partial(_mirrored_pixels, s))
+            for s in self.dataset
+        )
+        boxes = tuple(
+            flip_horizontally(b[n:], s.size[1])
+            for b, n, s in zip(self.boxes, self.n_gt, self.dataset, strict=True)
+        )
+        return SplitRegions(replace(self.dataset, samples=samples), boxes, (0,) * len(boxes))
+
     @property
     def truths(self) -> tuple[GroundTruth, ...]:
         """Per image its labelled objects."""
@@ -62,6 +75,10 @@ class SplitRegions:
 
     def __len__(self) -> int:
         return len(self.dataset)
+
+
+def _mirrored_pixels(sample: Sample) -> Image:
+    return mirror_image(sample.read())
 
 
 class Scaler(Protocol):

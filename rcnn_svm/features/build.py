@@ -32,6 +32,7 @@ class FeatureConfig:
         padding: warped path: context in pixels of the crop; None is the network's own.
         crop_mode: warped path: `warp` stretches a region, `square` takes the square around it.
         precision: of the features on disk.
+        mirror: at test, read the mirror image too; scores and box deltas of the two are averaged.
     """
 
     backbone: str = "mobilenet_v2"
@@ -43,6 +44,7 @@ class FeatureConfig:
     padding: int | None = None
     crop_mode: Literal["warp", "square"] = "warp"
     precision: Precision = "float16"
+    mirror: bool = False
 
     def __post_init__(self) -> None:
         if self.path == "shared" and self.backbone.startswith("small_cnn"):

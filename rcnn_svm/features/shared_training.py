@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from rcnn_svm.boxes import Boxes
+from rcnn_svm.boxes import MIRRORED_DELTAS, Boxes, flip_horizontally
 from rcnn_svm.errors import CacheError, ConfigError, DataError
 from rcnn_svm.features.backbone import Backbone
 from rcnn_svm.features.chunks import Checkpoints, Progress, train_in_chunks
@@ -30,7 +30,7 @@ from rcnn_svm.features.roi_pool import roi_align_matrix
 from rcnn_svm.features.taps import TapSpec
 from rcnn_svm.features.trunk_config import TrunkConfig
 from rcnn_svm.files import atomic_path, digest
-from rcnn_svm.structures import Sample
+from rcnn_svm.structures import Sample, mirror_image
 
 __all__ = ["FrozenMaps", "View", "frozen_layer", "train_on_maps"]
 
@@ -113,13 +113,11 @@ class FrozenMaps:
         scale = self._side / max(height, width)
         return max(round(height * scale), 1), max(round(width * scale), 1)
 
-    def regions(self, view: View) -> NDArray[np.float64]:
+    def regions(self, view: View) -> Boxes:
         """Return (R, 4) a view's boxes in the resized, possibly mirrored, image."""
         (height, width), size = self._samples[view.image].size, self.size(view.image)
-        boxes: NDArray[np.float64] = view.boxes * np.array([size[1] / width, size[0] / height] * 2)
-        if view.mirrored:
-            boxes[:, [0, 2]] = size[1] - boxes[:, [2, 0]]
-        return boxes
+        boxes = view.boxes * np.array([size[1] / width, size[0] / height] * 2)
+        return flip_horizontally(boxes, size[1]) if view.mirrored else boxes.astype(np.float32)
 
     def get(self, image: int, mirrored: bool) -> NDArray[np.float16]:
         """Return the (h, w, C) map of an image or its mirror image.
@@ -131,7 +129,7 @@ class FrozenMaps:
         path = self._folder / f"{sample.digest()}{'-mirrored' if mirrored else ''}.npy"
         if not path.exists():
             resized, _ = resize(sample.read(), self._side / max(sample.size))
-            source = np.ascontiguousarray(resized[:, ::-1]) if mirrored else resized
+            source = mirror_image(resized) if mirrored else resized
             x = torch.from_numpy(self._network.normalise(source)[None]).permute(0, 3, 1, 2)
             with torch.inference_mode():
                 value = self._network.run_maps(x, (self.layer,))[self.layer][0]
@@ -184,7 +182,7 @@ class _TrunkModule(nn.Module):
         assert tap.grid is not None  # resolved
         channels, height, width = value.shape
         regions = self._maps.regions(view)
-        seen = seen_part(regions.astype(np.float32), tap.widen, self._maps.size(view.image))
+        seen = seen_part(regions, tap.widen, self._maps.size(view.image))
         cells = self._layers[tap.layer].cells(seen)
         matrix = torch.from_numpy(roi_align_matrix(cells, (height, width), tap.grid))
         pooled = matrix @ value.permute(1, 2, 0).reshape(height * width, channels)
@@ -267,7 +265,7 @@ def _train_chunk(
             by_size.setdefault(module._maps.size(view.image), []).append(view)
         ordered = [view for group in by_size.values() for view in group]
         labels = np.concatenate([view.labels for view in ordered])
-        deltas = np.concatenate([view.deltas * _mirror(view.mirrored) for view in ordered])
+        deltas = np.concatenate([view.deltas * (MIRRORED_DELTAS if view.mirrored else 1) for view in ordered])
         outputs = torch.cat([module(group) for group in by_size.values()])
         loss = module.fc.loss(outputs, labels, deltas)
         optimizer.zero_grad(set_to_none=True)
@@ -283,11 +281,6 @@ def _train_chunk(
         n_regions += len(labels)
         next(bar, None)
     return Progress(start + len(losses), float(np.mean(losses)), hits / n_regions)
-
-
-def _mirror(mirrored: bool) -> NDArray[np.float32]:
-    """(4,) what (dx, dy, dw, dh) are multiplied by in the mirror image."""
-    return np.array([-1 if mirrored else 1, 1, 1, 1], np.float32)
 
 
 def _optimizer(module: _TrunkModule, config: TrunkConfig) -> torch.optim.Optimizer:

@@ -233,13 +233,14 @@ def test_ten_lines_of_python(digits_folder: Path, tmp_path: Path) -> None:
     assert (np.diff(found.scores) <= 0).all()
 
 
-def test_tuning_the_trunk_without_choosing_leaves_a_detector(
+def test_tuning_the_trunk_without_choosing_leaves_a_detector_that_reads_mirror_images(
     run: Run, digits_folder: Path, tmp_path: Path
 ) -> None:
     small = ["--backbone", "mobilenet_v2", "--weights", "random", "--path", "shared", "--learn", "trunk"]
     small += ["--taps", "block16@1x1,block17@1x1", "--set", "features.longer_sides=[64]"]
     small += ["--set", "fc.n_steps=3", "--set", "fc.hidden=[8]", "--set", "trunk.first_layer=block17"]
     small += ["--set", "trunk.n_steps=2", "--set", "trunk.images=2", "--no-choice"]
+    small += ["--set", "features.mirror=true", "--set", "features.precision=float32"]
     out = tmp_path / "out"
     arguments = ["train", digits_folder, "--out", out, "--cache", tmp_path / "cache", *TINY, *small]
     assert run(*arguments) == 0

@@ -54,6 +54,36 @@ def test_ground_truth_comes_first_in_training_only(tmp_path: Path) -> None:
         np.testing.assert_allclose(np.linalg.norm(scaled, axis=1), 1, rtol=1e-6)
 
 
+def test_mirror_images_are_read_as_well_as_images() -> None:
+    dataset = digits_splits(2, 1, 1).train
+    grid = np.array([[0, 0, 20, 10], [5, 5, 15, 45]], np.float32)
+    proposals = {
+        s.image_id: RegionSet(s.image_id, s.size, grid, np.arange(2, dtype=np.float32)) for s in dataset
+    }
+    regions = SplitRegions.of(dataset, proposals, with_truth=True)
+    mirrored = regions.mirrored()
+    assert mirrored.n_gt == (0, 0)
+    for sample, other, boxes in zip(dataset, mirrored.dataset, mirrored.boxes, strict=True):
+        np.testing.assert_array_equal(other.read(), sample.read()[:, ::-1])
+        width = sample.size[1]
+        np.testing.assert_array_equal(boxes, [[width - 20, 0, width, 10], [width - 15, 5, width - 5, 45]])
+        assert other.digest() != sample.digest()
+
+    rng = np.random.default_rng(0)
+    boxes = BoxRegressor.from_arrays(
+        {"coef": rng.normal(size=(3, 4, 5)).astype(np.float32), "intercept": np.zeros((3, 4), np.float32)}
+    )
+    scorer = LinearScorer(rng.normal(size=(3, 5)).astype(np.float32), np.zeros(3, np.float32))
+    model = Model(scorer, None, boxes)
+    rows, others = rng.normal(size=(2, 4, 5)).astype(np.float32)
+    scores, deltas = model.read(rows, others)
+    np.testing.assert_allclose(scores, model.scores((rows + others) / 2), rtol=1e-4, atol=1e-5)
+    own, seen = model.deltas(rows), model.deltas(others)
+    np.testing.assert_allclose(deltas[..., 0], (own[..., 0] - seen[..., 0]) / 2, atol=1e-6)
+    np.testing.assert_allclose(deltas[..., 1:], (own[..., 1:] + seen[..., 1:]) / 2, atol=1e-6)
+    np.testing.assert_array_equal(model.read(rows, None)[0], model.scores(rows))
+
+
 def test_absent_classes_are_left_out_where_wanted(
     digits_in_voc: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
