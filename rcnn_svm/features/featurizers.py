@@ -34,7 +34,7 @@ _VERSION = 3
 """To be raised whenever the same settings give other numbers, so that stored features are not mixed up."""
 _SAMPLING = 0
 """Samples per cell and axis of RoIAlign: as many as the cell is long, so that nothing is skipped."""
-_POOLED_AT_ONCE, _MULTIPLIED_AT_ONCE = 32, 512
+_POOLED_AT_ONCE, _MULTIPLIED_AT_ONCE = 16, 512
 """Regions at a time through the last pooling, whose input (AlexNet: 170 kB a region) should stay in the
 cache, and through the matrix products after it, which want many rows."""
 _PREFERRED_SIDE = 224.0
