@@ -196,7 +196,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     """Draw milliseconds a region of every path, on one thread."""
     import matplotlib.pyplot as plt
 
-    seconds = {row["name"]: row["median"] for row in rows if row["threads"] == 1}
+    seconds = {row["name"]: row["median"] for row in rows if row.get("threads") == 1}
     bars = {f"{name}, warped": seconds[f"{name} warped, files to store"] / n for name, n in N_CROPS.items()}
     bars["alexnet, shared"] = seconds["alexnet fc7 shared, 2000 regions"] / N_REGIONS
     bars["alexnet, shared, low rank"] = seconds["the same, low rank"] / N_REGIONS
