@@ -147,6 +147,13 @@ class ExperimentConfig:
     n_bootstrap: int = 1000
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        if self.learn == "trunk" and self.fc.scaling != "none":
+            raise ConfigError(
+                f"fc.scaling must be none with learn=trunk, which trains through unscaled rows, "
+                f"got {self.fc.scaling!r}."
+            )
+
 
 def paper_config(base: ExperimentConfig) -> ExperimentConfig:
     """Return `base` with every constant of the paper: warped AlexNet, fc7, its SVMs, its detector.

@@ -64,3 +64,11 @@ def test_quick_is_never_slower() -> None:
 def test_what_cannot_work_is_refused(arguments: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         HeadsConfig(**arguments)
+
+
+def test_a_trunk_is_not_tuned_through_scaled_rows() -> None:
+    from rcnn_svm.errors import ConfigError
+    from rcnn_svm.features.fc_layers import FcConfig
+
+    with pytest.raises(ConfigError, match=r"fc\.scaling"):
+        ExperimentConfig(learn="trunk", fc=FcConfig(scaling="l2"))
