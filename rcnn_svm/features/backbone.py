@@ -262,6 +262,27 @@ class Backbone(nn.Module):
         pooled: Tensor = first(entry)
         return pooled
 
+    def max_pooling(self) -> tuple[int, int] | None:
+        """Return kernel and stride where the first region layer is plain max pooling of a crop's map.
+
+        Its adaptive average pooling, which torchvision puts behind it, does nothing on a crop of the
+        network's own size.
+        """
+        first = list(next(iter(self.regions.values())).children())
+        if len(first) != 2 or not isinstance(first[0], nn.MaxPool2d):
+            return None
+        kernel, stride = first[0].kernel_size, first[0].stride
+        if (
+            not isinstance(kernel, int)
+            or not isinstance(stride, int)
+            or first[0].padding
+            or first[0].ceil_mode
+        ):
+            return None
+        side = (self.entry_grid - kernel) // stride + 1
+        name = next(iter(self.regions))
+        return (kernel, stride) if self.natural_grid(name) == (side, side) else None
+
     def run_pooled(self, pooled: Tensor, layers: Collection[str]) -> dict[str, Tensor]:
         """Run the other region layers over the output of the first."""
         first, *others = self.regions

@@ -22,7 +22,7 @@ from torch.nn import functional
 from rcnn_svm.boxes import Boxes, as_boxes, widen
 from rcnn_svm.errors import ConfigError, ShapeError
 from rcnn_svm.features.backbone import Backbone, LayerInfo
-from rcnn_svm.features.roi_pool import roi_align
+from rcnn_svm.features.roi_pool import roi_align, roi_max_pool
 from rcnn_svm.features.taps import TapSpec, format_taps, parse_taps
 from rcnn_svm.features.warp import WarpMode, warp_crops, warp_geometry
 from rcnn_svm.opencv import cv2
@@ -298,15 +298,21 @@ class SharedFeatures(_Features):
         regions = np.concatenate([low + first * side, low + last * side], axis=1)
         for start in range(0, len(regions), _MULTIPLIED_AT_ONCE):
             block = regions[start : start + _MULTIPLIED_AT_ONCE]
-            pooled = torch.cat(
-                [
-                    self.backbone.pool_regions(source.grids(block[i : i + _POOLED_AT_ONCE], grid))
-                    for i in range(0, len(block), _POOLED_AT_ONCE)
-                ]
-            )
-            outputs = self.backbone.run_pooled(pooled, layers)
+            outputs = self.backbone.run_pooled(self._pooled(source, block), layers)
             for tap in taps:
                 self._store(out, rows[start : start + len(block)], tap, outputs[tap.layer])
+
+    def _pooled(self, source: _Map, regions: NDArray[np.floating]) -> Tensor:
+        """Return (R, C, n, n): what the first region layer makes of each region."""
+        grid, pooling = self.backbone.entry_grid, self.backbone.max_pooling()
+        if pooling is not None and source.on_cpu:
+            return source.max_pool(regions, grid, *pooling)
+        return torch.cat(
+            [
+                self.backbone.pool_regions(source.grids(regions[i : i + _POOLED_AT_ONCE], grid))
+                for i in range(0, len(regions), _POOLED_AT_ONCE)
+            ]
+        )
 
 
 def resize(image: Image, scale: float) -> tuple[Image, NDArray[np.float64]]:
@@ -343,6 +349,17 @@ class _Map:
         if self._array is not None:
             return torch.from_numpy(roi_align(self._array, cells, grid, sampling=sampling))
         return self._on_device(cells, grid, sampling).flatten(1)
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether the map lies where numpy reads it."""
+        return self._array is not None
+
+    def max_pool(self, regions: NDArray[np.floating], side: int, kernel: int, stride: int) -> Tensor:
+        """Return (R, C, n, n): `grids` after max pooling; the map must be on the CPU."""
+        assert self._array is not None
+        cells = self._info.cells(regions)
+        return torch.from_numpy(roi_max_pool(self._array, cells, side, kernel, stride))
 
     def grids(self, regions: NDArray[np.floating], side: int) -> Tensor:
         """Return (R, C, side, side), channels-last: one sample a cell, a plain resize of the region."""

@@ -23,7 +23,9 @@ def has_onednn(operator: str) -> bool:
     return bool(torch.backends.mkldnn.is_available()) and hasattr(torch.ops.mkldnn, operator)  # type: ignore[no-untyped-call]
 
 
-_FAST = has_onednn("_linear_pointwise")
+_FAST = has_onednn("_linear_pointwise") and has_onednn("_reorder_linear_weight")
+_TYPICAL_ROWS = 512
+"""Rows of a product that a matrix is packed for; others take it as well."""
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str = "none") -> Tensor:
@@ -69,17 +71,27 @@ def linear_relu(
 
 
 class FusedLinear(nn.Module):
-    """A fully connected layer and its ReLU, for evaluation."""
+    """A fully connected layer and its ReLU, for evaluation on CPUs.
 
-    weight: Tensor
+    The matrix is kept in the blocks that oneDNN's product reads. Otherwise every call brings it into them
+    anew: for AlexNet's fc6, 150 MB, that takes a fifth of the product with a batch of 32 crops.
+    """
+
     bias: Tensor | None
 
     def __init__(self, layer: nn.Linear, *, relu: bool) -> None:
         super().__init__()
-        self.register_buffer("weight", layer.weight.detach())
+        weight = layer.weight.detach()
         self.register_buffer("bias", None if layer.bias is None else layer.bias.detach())
         self._activation = "relu" if relu else "none"
+        self._n_outputs = weight.shape[0]
+        # No buffer: the blocks are oneDNN's own and cannot be moved or cast.
+        self._weight: Tensor = (
+            torch.ops.mkldnn._reorder_linear_weight(weight, _TYPICAL_ROWS) if _FAST else weight
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (B, outputs) of (B, inputs)."""
-        return _product(x, self.weight, self.bias, self._activation)
+        if not len(x):  # oneDNN takes no empty product
+            return x.new_empty(0, self._n_outputs)
+        return _product(x, self._weight, self.bias, self._activation)

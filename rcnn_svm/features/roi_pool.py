@@ -13,7 +13,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["roi_align", "roi_align_matrix"]
+__all__ = ["roi_align", "roi_align_matrix", "roi_max_pool"]
 
 
 @numba.njit(cache=True, nogil=True, fastmath={"contract", "reassoc", "nsz"})
@@ -118,6 +118,89 @@ def roi_align(
     sides = (places[:, 2:] - places[:, :2]) / (columns, rows)
     most = sampling or max(1, math.ceil(sides.max(initial=1.0)) + 1)  # one to spare for rounding
     _roi_align(features, places, rows, columns, sampling, most, cells_first, out)
+    return out
+
+
+@numba.njit(cache=True, nogil=True)
+def _sample(start, size, length):  # type: ignore[no-untyped-def]
+    """Return both neighbours of one bilinear sample in the middle of a cell, and their weights."""
+    at = start + 0.5 * size
+    if at < -1.0 or at > length:
+        return 0, 0, np.float32(0.0), np.float32(0.0)  # a sample outside counts as zero
+    at = max(at, 0.0)
+    low = min(int(at), length - 1)
+    high = min(low + 1, length - 1)
+    fraction = np.float32(at - low) if high > low else np.float32(0.0)
+    return low, high, np.float32(1.0) - fraction, fraction
+
+
+@numba.njit(cache=True, nogil=True, fastmath={"contract", "reassoc", "nsz"})
+def _roi_max_pool(features, rois, side, kernel, stride, out):  # type: ignore[no-untyped-def]
+    height, width, channels = features.shape
+    n = (side - kernel) // stride + 1
+    line = np.empty((width, channels), np.float32)  # the map between two of its rows
+    samples = np.empty((side, channels), np.float32)  # one row of the region's samples
+    cells = np.empty((n, n, channels), np.float32)
+    for r in range(len(rois)):
+        x1, y1 = rois[r, 0] - 0.5, rois[r, 1] - 0.5
+        size_x, size_y = (rois[r, 2] - 0.5 - x1) / side, (rois[r, 3] - 0.5 - y1) / side
+        first, last = width, -1
+        for j in range(side):
+            left, right, a, b = _sample(x1 + j * size_x, size_x, width)
+            if a + b > 0:
+                first, last = min(first, left), max(last, right)
+        for i in range(side):
+            top, bottom, a, b = _sample(y1 + i * size_y, size_y, height)
+            for x in range(first, last + 1):
+                for c in range(channels):
+                    line[x, c] = a * features[top, x, c] + b * features[bottom, x, c]
+            for j in range(side):
+                left, right, a, b = _sample(x1 + j * size_x, size_x, width)
+                for c in range(channels):
+                    samples[j, c] = a * line[left, c] + b * line[right, c] if a + b > 0 else 0.0
+            for row in range(n):
+                if not row * stride <= i < row * stride + kernel:
+                    continue
+                starts = i == row * stride
+                for column in range(n):
+                    cell = cells[row, column]
+                    at = column * stride
+                    if starts:
+                        cell[:] = samples[at]
+                    for k in range(1 if starts else 0, kernel):
+                        for c in range(channels):
+                            cell[c] = max(cell[c], samples[at + k, c])
+        target = out[r].reshape(channels, n * n)
+        flat = cells.reshape(n * n, channels)
+        for c in range(channels):
+            for k in range(n * n):
+                target[c, k] = flat[k, c]
+
+
+def roi_max_pool(
+    features: NDArray[np.float32], rois: NDArray[np.float32], side: int, kernel: int, stride: int
+) -> NDArray[np.float32]:
+    """Resample regions of one map onto a square of cells, then pool these by their maximum.
+
+    The same as `roi_align(..., (side, side), sampling=1)` and max pooling without padding, but the samples
+    of a region never leave the cache.
+
+    Args:
+        features: (h, w, C) float32, C-contiguous.
+        rois: (R, 4) in units of cells of the map, half-open, as for `roi_align`.
+        side: cells of the square and axis.
+        kernel: side of the pooling window, at most `side`.
+        stride: of the pooling.
+
+    Returns:
+        (R, C, n, n) float32 with n = (side - kernel) // stride + 1.
+
+    References:
+        Girshick, Fast R-CNN, arXiv 1504.08083, section 2.1 (RoI pooling).
+    """
+    n = (side - kernel) // stride + 1
+    out = np.empty((len(rois), features.shape[2], n, n), np.float32)
+    _roi_max_pool(features, np.asarray(rois, np.float64), side, kernel, stride, out)
     return out
 
 

@@ -6,7 +6,7 @@ import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rcnn_svm.features.roi_pool import roi_align, roi_align_matrix
+from rcnn_svm.features.roi_pool import roi_align, roi_align_matrix, roi_max_pool
 
 
 @given(
@@ -67,3 +67,28 @@ def test_the_matrix_does_the_same(seed, grid, sampling, size):
     matrix = roi_align_matrix(rois, size, grid, sampling=sampling)
     expected = roi_align(features, rois, grid, sampling=sampling, cells_first=True)
     np.testing.assert_allclose(matrix @ features.reshape(-1, 3), expected.reshape(-1, 3), atol=3e-5)
+
+
+@given(
+    st.integers(0, 10_000),
+    st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(1, 20)),
+    st.sampled_from([(13, 3, 2), (14, 2, 2), (5, 3, 1), (4, 4, 4), (1, 1, 1)]),
+)
+@settings(deadline=None, max_examples=60)
+def test_max_pooling_is_that_of_torch_on_the_same_samples(seed, shape, pooling):
+    side, kernel, stride = pooling
+    rng = np.random.default_rng(seed)
+    features = rng.normal(size=shape).astype(np.float32)
+    rois = rng.uniform(-4, 12, (7, 4)).astype(np.float32)
+    rois[:, 2:] = rois[:, :2] + rng.uniform(0.05, 9, (7, 2))
+    got = roi_max_pool(features, rois, side, kernel, stride)
+    samples = torchvision.ops.roi_align(
+        torch.from_numpy(features).permute(2, 0, 1)[None],
+        [torch.from_numpy(rois)],
+        (side, side),
+        sampling_ratio=1,
+        aligned=True,
+    )
+    expected = torch.nn.functional.max_pool2d(samples, kernel, stride).numpy()
+    np.testing.assert_allclose(got, expected, atol=3e-5)
+    assert roi_max_pool(features, rois[:0], side, kernel, stride).shape == (0, *got.shape[1:])
