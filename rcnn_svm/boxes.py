@@ -29,6 +29,7 @@ __all__ = [
     "iou",
     "nms",
     "round_half_away",
+    "soft_nms",
     "vote_boxes",
     "widen",
 ]
@@ -184,6 +185,37 @@ def nms(boxes: NDArray[np.floating], scores: NDArray[np.floating], max_iou: floa
     return kept
 
 
+def soft_nms(
+    boxes: NDArray[np.floating], scores: NDArray[np.floating], sigma: float
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Gaussian soft-NMS: every box is kept, and decayed by exp(-IoU^2 / sigma) of each better one.
+
+    Args:
+        boxes: (N, 4).
+        scores: (N,) non-negative, such as probabilities; no NaN.
+        sigma: > 0; the smaller, the harder rivals are hit.
+
+    Returns:
+        (N,) indices into `boxes` in the order in which they were the best left, ties in input order, and
+        their decayed scores, which fall.
+
+    Raises:
+        ShapeError: boxes and scores differ in length, or a score is NaN or negative.
+
+    References:
+        Bodla et al., arXiv 1704.04503.
+    """
+    if len(boxes) != len(scores):
+        raise ShapeError(
+            f"soft_nms: boxes and scores must be alike in length, got {len(boxes)} and {len(scores)}."
+        )
+    if not (np.asarray(scores) >= 0).all():
+        raise ShapeError("soft_nms: scores must not be NaN or negative.")
+    decayed = np.array(scores, np.float64)
+    order: NDArray[np.int64] = _compiled(_decay)(np.asarray(boxes, np.float64), decayed, float(sigma))
+    return order, decayed[order]
+
+
 def vote_boxes(
     kept: NDArray[np.floating],
     boxes: NDArray[np.floating],
@@ -227,7 +259,7 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     return compiled
 
 
-# The two loops below are on the path of every detection: some 20 classes times 100 to 2000 boxes an image.
+# The loops below are on the path of every detection: some 20 classes times 100 to 2000 boxes an image.
 # In numpy they cost ten calls per kept box, or temporaries of M x N.
 
 
@@ -252,6 +284,32 @@ def _suppress(boxes: NDArray[np.float64], max_iou: float) -> NDArray[np.bool_]:
             if common / (own + other - common) > max_iou:
                 survives[j] = False
     return survives
+
+
+def _decay(boxes: NDArray[np.float64], scores: NDArray[np.float64], sigma: float) -> NDArray[np.int64]:
+    """Decay `scores` (N,) in place by every better box; return the order in which boxes were the best."""
+    n = len(boxes)
+    order = np.arange(n)
+    for i in range(n):
+        best = i
+        for j in range(i + 1, n):
+            better = scores[order[j]] > scores[order[best]]
+            if better or (scores[order[j]] == scores[order[best]] and order[j] < order[best]):
+                best = j
+        order[i], order[best] = order[best], order[i]
+        b = order[i]
+        x1, y1, x2, y2 = boxes[b, 0], boxes[b, 1], boxes[b, 2], boxes[b, 3]
+        own = max(x2 - x1, 0.0) * max(y2 - y1, 0.0)
+        for j in range(i + 1, n):
+            r = order[j]
+            width = min(x2, boxes[r, 2]) - max(x1, boxes[r, 0])
+            height = min(y2, boxes[r, 3]) - max(y1, boxes[r, 1])
+            if width > 0.0 and height > 0.0:
+                common = width * height
+                other = (boxes[r, 2] - boxes[r, 0]) * (boxes[r, 3] - boxes[r, 1])
+                overlap = common / (own + other - common)
+                scores[r] *= np.exp(-overlap * overlap / sigma)
+    return order
 
 
 def _vote(

@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from rcnn_svm.boxes import Boxes, area, clip, decode_deltas, iou, nms, vote_boxes
+from rcnn_svm.boxes import Boxes, area, clip, decode_deltas, nms, soft_nms, vote_boxes
 from rcnn_svm.errors import ConfigError
 from rcnn_svm.structures import Detections
 
@@ -39,7 +39,7 @@ class PostprocessConfig:
     regression: Literal["before-nms", "after-nms", "off"] = "before-nms"
     vote_iou: float | None = 0.5
     soft_nms_sigma: float | None = None
-    max_candidates: int = 100
+    max_candidates: int = 400
     max_detections: int = 300
     min_score: float = float("-inf")
 
@@ -55,7 +55,7 @@ class PostprocessConfig:
                 raise ConfigError(f"detect.{name} must be at least 1, got {getattr(self, name)}.")
 
 
-PAPER = PostprocessConfig(vote_iou=None)
+PAPER = PostprocessConfig(vote_iou=None, max_candidates=100)
 """R-CNN's own: 100 candidates a class, regression, NMS at 0.3 [rcnn_test_bbox_regressor.m]."""
 
 
@@ -103,7 +103,8 @@ def postprocess(
             kept = nms(moved, class_scores, config.max_iou)
             kept_scores = class_scores[kept]
         else:
-            kept, kept_scores = _soft_nms(moved, _sigmoid(class_scores), config.soft_nms_sigma)
+            kept, decayed = soft_nms(moved, _sigmoid(class_scores), config.soft_nms_sigma)
+            kept_scores = decayed.astype(np.float32)
         result = refined[kept]
         if config.vote_iou is not None and len(kept):
             result = vote_boxes(result, refined, _sigmoid(class_scores), config.vote_iou)
@@ -132,20 +133,3 @@ def _best(column: NDArray[np.float32], rows: NDArray[np.int64] | None, n: int) -
 
 def _sigmoid(scores: NDArray[np.float32]) -> NDArray[np.float64]:
     return 1 / (1 + np.exp(-np.clip(scores.astype(np.float64), -60, 60)))
-
-
-def _soft_nms(
-    boxes: Boxes, probabilities: NDArray[np.float64], sigma: float
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Gaussian soft-NMS [Bodla et al., arXiv 1704.04503]: decay rivals instead of dropping them."""
-    scores = probabilities.copy()
-    decay = np.exp(-(iou(boxes, boxes) ** 2) / sigma)  # (N, N)
-    order, final = [], []
-    waiting = np.ones(len(boxes), bool)
-    for _ in range(len(boxes)):
-        best = int(np.argmax(np.where(waiting, scores, -1.0)))
-        waiting[best] = False
-        order.append(best)
-        final.append(scores[best])
-        scores[waiting] *= decay[best, waiting]
-    return np.array(order, np.int64), np.array(final, np.float32)

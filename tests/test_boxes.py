@@ -23,6 +23,7 @@ from rcnn_svm.boxes import (
     iou,
     nms,
     round_half_away,
+    soft_nms,
     vote_boxes,
     widen,
 )
@@ -208,6 +209,31 @@ def test_compiled_loops_equal_their_python_text(rng, function):
     arguments = {"_suppress": (boxes, 0.3), "_vote": (boxes[:9], boxes, rng.random(60), 0.5)}[function]
     plain = getattr(geometry, function)
     np.testing.assert_allclose(geometry._compiled(plain)(*arguments), plain(*arguments), rtol=1e-12)
+
+
+@given(whole_boxes(max_size=8), st.integers(0, 1000), st.sampled_from([0.1, 0.5, 2.0]))
+@settings(deadline=None)  # compiles at first
+def test_soft_nms_equals_its_definition(boxes, seed, sigma):
+    scores = np.random.default_rng(seed).integers(0, 4, len(boxes)) / 4  # with ties
+    order, decayed = soft_nms(boxes, scores, sigma)
+    left, rest = dict(enumerate(scores)), iou(boxes, boxes)
+    for found, score in zip(order.tolist(), decayed, strict=True):
+        best = max(left, key=lambda i: (left[i], -i))
+        assert found == best
+        assert score == pytest.approx(left.pop(best))
+        left = {i: s * np.exp(-(rest[best, i] ** 2) / sigma) for i, s in left.items()}
+    assert not left
+
+
+def test_soft_nms_refuses_what_it_cannot_decay():
+    box = np.zeros((1, 4), np.float32)
+    with pytest.raises(
+        ShapeError, match=r"^soft_nms: boxes and scores must be alike in length, got 1 and 2\.$"
+    ):
+        soft_nms(box, np.zeros(2), 0.5)
+    for score in (np.nan, -0.1):
+        with pytest.raises(ShapeError, match=r"^soft_nms: scores must not be NaN or negative\.$"):
+            soft_nms(box, np.array([score]), 0.5)
 
 
 def test_voting_equals_its_definition(rng):
