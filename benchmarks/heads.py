@@ -275,7 +275,8 @@ def as_blocks(x: Floats, y: NDArray[np.int64], per_image: int) -> ArrayBlocks:
         boxes = np.tile(np.array([0, 0, 1, 1], np.float32), (n, 1))
         label = np.where(is_gt, own, -1)
         best = is_gt.astype(np.float32)
-        truths.append(RegionTruth(boxes, overlap, np.zeros_like(overlap), is_gt, label, boxes, best))
+        easy = np.zeros(n, bool)
+        truths.append(RegionTruth(boxes, overlap, np.zeros_like(overlap), is_gt, label, boxes, best, easy))
         blocks.append(x[start : start + per_image])
     return ArrayBlocks.from_arrays(blocks, truths, [f"class{k}" for k in range(N_CLASSES)])
 

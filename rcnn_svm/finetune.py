@@ -174,11 +174,15 @@ def train_fc_layers(blocks: RegionBlocks, config: FcConfig | None = None, *, see
     return _train_fc(blocks, config, seed).to_layers()
 
 
+def _rule(config: FcConfig) -> LabelRule:
+    return LabelRule(config.positive_iou, config.negative_iou, config.negative_low, config.skip_difficult)
+
+
 def _train_fc(blocks: RegionBlocks, config: FcConfig | None, seed: int) -> FcModule:
     from rcnn_svm.features.fc_training import train_on_batches
 
     config = config or FcConfig()
-    rule = LabelRule(config.positive_iou, config.negative_iou, config.negative_low)
+    rule = _rule(config)
     truths = (blocks.truth(i) for i in range(len(blocks)))
     index = _RegionIndex(truths, rule, len(blocks.classes), "train_fc_layers")
     batches = _stored_batches(blocks, index, config, np.random.default_rng(seed))
@@ -229,7 +233,7 @@ def tune_trunk(
 
     maps = FrozenMaps(features, config.first_layer, samples, folder / "maps")
     fc = _train_fc(blocks, fc_config, seed)
-    rule = LabelRule(fc_config.positive_iou, fc_config.negative_iou, fc_config.negative_low)
+    rule = _rule(fc_config)
     truths = (blocks.truth(i) for i in range(len(blocks)))
     index = _RegionIndex(truths, rule, len(blocks.classes), "tune_trunk")
     identity = digest(

@@ -15,6 +15,7 @@ from rcnn_svm.heads.assign import FINETUNE_RULE, LabelRule, describe_regions
 from rcnn_svm.structures import Dataset, GroundTruth, Sample
 
 OBJECTS = GroundTruth(np.array([[10, 10, 50, 50], [60, 60, 90, 90]], np.float32), np.array([0, 1]))
+SEVERAL = GroundTruth(np.concatenate([OBJECTS.boxes, [[5, 60, 40, 95]]]), np.array([0, 1, 0]))
 FC = FcConfig(hidden=(48,), n_steps=150, batch_size=64, dropout=0.0, learning_rate=3e-3)
 NET = FinetuneConfig(n_steps=24, batch_size=16, optimizer="adam", checkpoint_every=6, head_rate=1.0)
 
@@ -70,7 +71,8 @@ def test_fc_layers_learn_classes_and_boxes():
 
 
 def test_fc_layers_repeat_and_every_setting_matters():
-    blocks = Blocks()
+    one_difficult = dataclasses.replace(SEVERAL, difficult=np.array([False, False, True]))
+    blocks = Blocks(truth=one_difficult)
     short = dataclasses.replace(FC, n_steps=12)
     reference = train_fc_layers(blocks, short).key
     assert train_fc_layers(blocks, short).key == reference
@@ -84,6 +86,7 @@ def test_fc_layers_repeat_and_every_setting_matters():
         "batch_size": 40,
         "positive_share": 0.5,
         "balanced": False,
+        "skip_difficult": False,
         "n_steps": 13,
         "optimizer": "sgd",
         "learning_rate": 1e-3,

@@ -37,6 +37,7 @@ class FcConfig:
         positive_iou: a region is a positive of its best object's class when its IoU is >= this.
         negative_iou: a region is background when its best IoU is < this and >= `negative_low`.
         negative_low: see there; 0 takes all of the background, as R-CNN does.
+        skip_difficult: do not learn from objects that are marked as difficult.
         batch_size: regions a step.
         positive_share: share of positives in a batch (R-CNN: 32 of 128).
         balanced: draw positives evenly over classes instead of evenly over regions.
@@ -53,6 +54,7 @@ class FcConfig:
     positive_iou: float = 0.5
     negative_iou: float = 0.5
     negative_low: float = 0.0
+    skip_difficult: bool = True
     batch_size: int = 512
     positive_share: float = 0.25
     balanced: bool = True

@@ -34,6 +34,7 @@ class RegionTruth:
             for a ground-truth row), -1 where no object overlaps.
         target: (R, 4) that object's box, zeros where `label` is -1.
         best_iou: (R,) float32, the IoU with it.
+        difficult: (R,) bool, whether that object is marked as difficult.
     """
 
     boxes: Boxes
@@ -43,6 +44,7 @@ class RegionTruth:
     label: NDArray[np.int64]
     target: Boxes
     best_iou: NDArray[np.float32]
+    difficult: NDArray[np.bool_]
 
     def __len__(self) -> int:
         return len(self.boxes)
@@ -55,7 +57,7 @@ def describe_regions(
 
     Args:
         boxes: (R, 4) regions; the first `n_gt` rows are `truth.boxes`.
-        truth: the objects of the image. Difficult ones count like any other, as in R-CNN.
+        truth: the objects of the image. Difficult ones overlap like any other, as in R-CNN.
         n_classes: K; every label is below it.
         n_gt: 0 (proposals alone) or `len(truth)` (ground-truth rows prepended).
 
@@ -80,7 +82,7 @@ def describe_regions(
     objects, crowds = truth[~truth.crowd], truth[truth.crowd]
     overlap, crowd = np.zeros((n, n_classes), np.float32), np.zeros((n, n_classes), np.float32)
     label, target = np.full(n, -1, np.int64), np.zeros((n, 4), np.float32)
-    best_iou, is_gt = np.zeros(n, np.float32), np.zeros(n, bool)
+    best_iou, is_gt, difficult = np.zeros(n, np.float32), np.zeros(n, bool), np.zeros(n, bool)
     if len(objects):
         pairs = iou(boxes, objects.boxes)  # (R, G)
         for k in np.unique(objects.labels):
@@ -89,14 +91,15 @@ def describe_regions(
         best_iou = pairs[np.arange(n), match].astype(np.float32)
         hit = best_iou > 0
         label[hit], target[hit] = objects.labels[match[hit]], objects.boxes[match[hit]]
+        difficult[hit] = objects.difficult[match[hit]]
     for k in np.unique(crowds.labels):
         crowd[:, k] = _inside(boxes, crowds.boxes[crowds.labels == k]).max(axis=1)
     if n_gt:
         # Two objects may share one box: each row stands for its own, whichever comes first.
         is_gt[:n_gt] = ~truth.crowd
         own = np.flatnonzero(is_gt)
-        label[own], target[own] = truth.labels[own], truth.boxes[own]
-    return RegionTruth(boxes, overlap, crowd, is_gt, label, target, best_iou)
+        label[own], target[own], difficult[own] = truth.labels[own], truth.boxes[own], truth.difficult[own]
+    return RegionTruth(boxes, overlap, crowd, is_gt, label, target, best_iou, difficult)
 
 
 def _inside(boxes: Boxes, regions: Boxes) -> NDArray[np.float64]:
@@ -120,6 +123,11 @@ class LabelRule:
         negative_iou: a region is a negative when its IoU is < this (strictly), and no crowd
             region of the class holds this share of it.
         negative_low: and its IoU is >= this.
+        skip_difficult: a positive whose best object is difficult is ignored. R-CNN learns from difficult
+            objects; without them Fast R-CNN gained a point of mAP.
+
+    References:
+        Girshick, Fast R-CNN, arXiv 1504.08083, section 4.3 (difficult objects).
 
     Raises:
         ConfigError: not 0 <= negative_low <= negative_iou <= positive_iou <= 1.
@@ -128,6 +136,7 @@ class LabelRule:
     positive_iou: float | None
     negative_iou: float
     negative_low: float = 0.0
+    skip_difficult: bool = False
 
     def __post_init__(self) -> None:
         top = 1.0 if self.positive_iou is None else self.positive_iou
@@ -148,6 +157,10 @@ class LabelRule:
             labels[rows, regions.label[rows]] = 1
         else:
             labels[overlap >= self.positive_iou] = 1
+        if self.skip_difficult:
+            rows = np.flatnonzero(regions.difficult)
+            own = labels[rows, regions.label[rows]]
+            labels[rows, regions.label[rows]] = np.minimum(own, 0)
         return labels
 
     def multiclass(self, regions: RegionTruth) -> NDArray[np.int64]:
@@ -160,6 +173,8 @@ class LabelRule:
         positive = regions.is_gt if self.positive_iou is None else best >= self.positive_iou
         positive = positive & (regions.label >= 0)
         labels[positive] = regions.label[positive]
+        if self.skip_difficult:
+            labels[positive & regions.difficult] = -1
         return labels
 
 

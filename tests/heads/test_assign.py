@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -72,6 +74,29 @@ def test_two_objects_in_one_box_are_both_positives() -> None:
     truth = GroundTruth(np.concatenate([OBJECT, OBJECT]), np.array([0, 1]))
     labels = SVM_RULE.per_class(describe_regions(truth.boxes, truth, 2, 2))
     assert labels.tolist() == [[1, 0], [0, 1]]
+
+
+def test_difficult_objects_can_be_skipped() -> None:
+    truth = GroundTruth(
+        np.array([[0, 0, 100, 100], [200, 0, 300, 100]], np.float32),
+        np.array([0, 1]),
+        difficult=np.array([True, False]),
+    )
+    near = np.array([[0, 0, 100, 80], [200, 0, 300, 80], [0, 0, 100, 25], [400, 0, 500, 9]], np.float32)
+    regions = describe_regions(np.concatenate([truth.boxes, near]), truth, 2, 2)
+    assert regions.difficult.tolist() == [True, False, True, False, True, False]
+    for rule, first in ((SVM_RULE, 0), (FINETUNE_RULE, 0)):
+        skipping = replace(rule, skip_difficult=True)
+        with_all, without = rule.multiclass(regions), skipping.multiclass(regions)
+        assert with_all[0] == first
+        np.testing.assert_array_equal(
+            without, np.where(regions.difficult & (with_all == first), -1, with_all)
+        )
+        with_all, without = rule.per_class(regions), skipping.per_class(regions)
+        assert with_all[0].tolist() == [1, -1]
+        assert without[0].tolist() == [0, -1]
+        assert (without[with_all < 1] == with_all[with_all < 1]).all()
+        assert without[1].tolist() == [-1, 1]
 
 
 def test_empty_shapes() -> None:
