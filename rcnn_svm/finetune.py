@@ -40,6 +40,7 @@ __all__ = [
     "FinetuneResult",
     "TrunkConfig",
     "finetune",
+    "label_rule",
     "train_fc_layers",
     "tune_trunk",
 ]
@@ -174,7 +175,8 @@ def train_fc_layers(blocks: RegionBlocks, config: FcConfig | None = None, *, see
     return _train_fc(blocks, config, seed).to_layers()
 
 
-def _rule(config: FcConfig) -> LabelRule:
+def label_rule(config: FcConfig) -> LabelRule:
+    """Return which regions are positives and which background while fc layers are trained."""
     return LabelRule(config.positive_iou, config.negative_iou, config.negative_low, config.skip_difficult)
 
 
@@ -182,7 +184,7 @@ def _train_fc(blocks: RegionBlocks, config: FcConfig | None, seed: int) -> FcMod
     from rcnn_svm.features.fc_training import train_on_batches
 
     config = config or FcConfig()
-    rule = _rule(config)
+    rule = label_rule(config)
     truths = (blocks.truth(i) for i in range(len(blocks)))
     index = _RegionIndex(truths, rule, len(blocks.classes), "train_fc_layers")
     batches = _stored_batches(blocks, index, config, np.random.default_rng(seed))
@@ -233,7 +235,7 @@ def tune_trunk(
 
     maps = FrozenMaps(features, config.first_layer, samples, folder / "maps")
     fc = _train_fc(blocks, fc_config, seed)
-    rule = _rule(fc_config)
+    rule = label_rule(fc_config)
     truths = (blocks.truth(i) for i in range(len(blocks)))
     index = _RegionIndex(truths, rule, len(blocks.classes), "tune_trunk")
     identity = digest(

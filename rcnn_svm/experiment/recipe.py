@@ -140,8 +140,8 @@ def run_experiment(
     del proposals, test_proposals  # the splits keep the boxes, once: 16 bytes a region
     base = FeatureStore(cache / "features", network.featurizer, precision=config.features.precision)
     with Meter() as meter:
-        base.fill(trainval.dataset.samples, trainval.boxes, "features of trainval")
-        if config.learn != "trunk":  # which reads test images by the tuned network only
+        if config.learn != "trunk":  # which reads few regions before the network is tuned
+            base.fill(trainval.dataset.samples, trainval.boxes, "features of trainval")
             base.fill(test.dataset.samples, test.boxes, "features of test")
     stages["features"] = meter.seconds
 

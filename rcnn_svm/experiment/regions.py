@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from rcnn_svm.boxes import Boxes, flip_horizontally
 from rcnn_svm.features.store import FeatureStore, to_float32
-from rcnn_svm.heads.assign import RegionTruth, describe_regions
+from rcnn_svm.heads.assign import LabelRule, RegionTruth, describe_regions
 from rcnn_svm.structures import Dataset, GroundTruth, Image, RegionSet, Sample, mirror_image
 
 __all__ = ["SplitRegions", "StoredBlocks"]
@@ -55,6 +55,26 @@ class SplitRegions:
         rows = {sample.image_id: i for i, sample in enumerate(self.dataset)}
         kept = [rows[sample.image_id] for sample in dataset]
         return SplitRegions(dataset, tuple(self.boxes[i] for i in kept), tuple(self.n_gt[i] for i in kept))
+
+    def thinned(self, rule: LabelRule, n_background: int, *, seed: int) -> SplitRegions:
+        """Return the objects, all positives, and some of the background of each image, for training.
+
+        Args:
+            rule: which regions are positives and which background.
+            n_background: background regions of an image that stay, drawn without replacement.
+            seed: of the draw.
+        """
+        rng = np.random.default_rng(seed)
+        n_classes = len(self.dataset.classes)
+        boxes = []
+        for sample, own, n in zip(self.dataset, self.boxes, self.n_gt, strict=True):
+            labels = rule.multiclass(describe_regions(own, sample.truth, n_classes, n))
+            keep = (labels >= 0) & (labels < n_classes)
+            keep[:n] = True
+            others = np.flatnonzero((labels == n_classes) & ~keep)
+            keep[rng.permutation(others)[:n_background]] = True
+            boxes.append(own[keep])
+        return SplitRegions(self.dataset, tuple(boxes), self.n_gt)
 
     def mirrored(self) -> SplitRegions:
         """Return the mirror images with the regions as they lie there; they have no labels."""

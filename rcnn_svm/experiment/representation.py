@@ -21,7 +21,7 @@ from rcnn_svm.features.featurizers import SharedFeatures
 from rcnn_svm.features.shared_training import frozen_layer
 from rcnn_svm.features.store import DerivedStore, FeatureStore
 from rcnn_svm.files import digest
-from rcnn_svm.finetune import finetune, train_fc_layers, tune_trunk
+from rcnn_svm.finetune import finetune, label_rule, train_fc_layers, tune_trunk
 from rcnn_svm.heads.bbox_regressor import BoxRegressor
 from rcnn_svm.heads.scorers import SoftmaxScorer
 from rcnn_svm.structures import RegionSet
@@ -137,12 +137,11 @@ def learn_layers(
         return Representation(network, base, None, network.softmax, None, seconds, peak)
     store = base
     with Meter() as meter:
-        blocks = StoredBlocks(base, regions)
         if config.learn == "trunk":
-            network, layers = _tuned(config, network, blocks, cache)
+            network, layers = _tuned(config, network, base, regions, cache)
             store = FeatureStore(base.root, network.featurizer, precision=config.features.precision)
         else:
-            layers = train_fc_layers(blocks, config.fc, seed=config.seed)
+            layers = train_fc_layers(StoredBlocks(base, regions), config.fc, seed=config.seed)
     softmax = SoftmaxScorer(layers.class_weight.T, layers.class_bias)
     regressor = _own_regressor(layers) if config.fc.box_weight > 0 else None
     return Representation(
@@ -151,12 +150,15 @@ def learn_layers(
 
 
 def _tuned(
-    config: ExperimentConfig, network: Network, blocks: StoredBlocks, cache: Path
+    config: ExperimentConfig, network: Network, base: FeatureStore, regions: SplitRegions, cache: Path
 ) -> tuple[Network, FcLayers]:
+    # All of the background would be pooled and stored, and most of it never drawn.
+    few = regions.thinned(label_rule(config.fc), config.trunk.background, seed=config.seed)
+    base.fill(few.dataset.samples, few.boxes, f"features of {few.dataset.split}")
     backbone, layers = tune_trunk(
-        blocks,
-        blocks.regions.dataset.samples,
-        blocks.regions.boxes,
+        StoredBlocks(base, few),
+        few.dataset.samples,
+        few.boxes,
         _shared(network.featurizer),
         network.backbone,
         config.fc,

@@ -15,6 +15,7 @@ from rcnn_svm.experiment.regions import SplitRegions, StoredBlocks
 from rcnn_svm.experiment.selection import score_images, scored_once
 from rcnn_svm.features.scaling import FeatureScaler
 from rcnn_svm.features.store import FeatureStore
+from rcnn_svm.heads.assign import FINETUNE_RULE, describe_regions
 from rcnn_svm.heads.bbox_regressor import BoxRegressor
 from rcnn_svm.heads.scorers import LinearScorer
 from rcnn_svm.structures import RegionSet
@@ -52,6 +53,35 @@ def test_ground_truth_comes_first_in_training_only(tmp_path: Path) -> None:
         np.testing.assert_array_equal(truth.label[:n], sample.truth.labels)
         scaled = blocks.scaled(FeatureScaler("l2")).features(i)
         np.testing.assert_allclose(np.linalg.norm(scaled, axis=1), 1, rtol=1e-6)
+
+
+def test_thinning_leaves_objects_and_positives_and_draws_background() -> None:
+    dataset = digits_splits(3, 1, 1).train
+    rng = np.random.default_rng(0)
+    proposals = {}
+    for s in dataset:
+        near = s.truth.boxes + rng.uniform(-1, 1, s.truth.boxes.shape).astype(np.float32)
+        far = rng.uniform(0, 50, (40, 2)).astype(np.float32)
+        boxes = np.concatenate([near, np.concatenate([far, far + 3], axis=1)])
+        proposals[s.image_id] = RegionSet(s.image_id, s.size, boxes, np.arange(len(boxes), dtype=np.float32))
+    regions = SplitRegions.of(dataset, proposals, with_truth=True)
+    few = regions.thinned(FINETUNE_RULE, 7, seed=0)
+    assert few.n_gt == regions.n_gt
+    for i, sample in enumerate(dataset):
+        n, n_classes = len(sample.truth), len(dataset.classes)
+        np.testing.assert_array_equal(few.boxes[i][:n], sample.truth.boxes)
+        before, after = (
+            FINETUNE_RULE.multiclass(describe_regions(r.boxes[i], sample.truth, n_classes, n))
+            for r in (regions, few)
+        )
+        assert ((after >= 0) & (after < n_classes)).sum() == ((before >= 0) & (before < n_classes)).sum()
+        assert (after == n_classes).sum() == 7
+        assert set(map(tuple, few.boxes[i])) <= set(map(tuple, regions.boxes[i]))
+    again, other = (regions.thinned(FINETUNE_RULE, 7, seed=seed) for seed in (0, 1))
+    assert all(map(np.array_equal, few.boxes, again.boxes))
+    assert not all(map(np.array_equal, few.boxes, other.boxes))
+    everything = regions.thinned(FINETUNE_RULE, 10_000, seed=0)
+    assert all(len(a) == len(b) for a, b in zip(everything.boxes, regions.boxes, strict=True))
 
 
 def test_mirror_images_are_read_as_well_as_images() -> None:
