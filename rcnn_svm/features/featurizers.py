@@ -37,6 +37,8 @@ _SAMPLING = 0
 _POOLED_AT_ONCE, _MULTIPLIED_AT_ONCE = 16, 512
 """Regions at a time through the last pooling, whose input (AlexNet: 170 kB a region) should stay in the
 cache, and through the matrix products after it, which want many rows."""
+_CROPS_A_THREAD = 4
+"""Crops of a batch that every thread of the CPU gets, at least."""
 _PREFERRED_SIDE = 224.0
 """With several scales a region is read where its side comes nearest to this (SPP-net, section 4.1)."""
 
@@ -100,7 +102,8 @@ class WarpedFeatures(_Features):
         crop_size: side of the crops in pixels; None takes the backbone's own.
         padding: context around a region, in pixels of the crop; None takes the backbone's own.
         mode: `warp` stretches a region to a square, `square` takes the tightest square around it.
-        batch_size: crops at a time; None takes what was fastest for this backbone on CPUs (256 elsewhere).
+        batch_size: crops at a time; None takes what was fastest for this backbone on one thread of a CPU, at
+            least 4 a thread (256 elsewhere).
         device: where torch runs. Off the CPU the crops are cut on the device from one uploaded image.
 
     Raises:
@@ -126,8 +129,17 @@ class WarpedFeatures(_Features):
         self.padding = backbone.padding if padding is None else padding
         self.mode: WarpMode = mode
         self._on_cpu = torch.device(device).type == "cpu"
-        self.batch_size = batch_size or (backbone.batch_size if self._on_cpu else 256)
+        self._batch_size = batch_size
         warp_geometry(np.zeros((0, 4)), (1, 1), self.crop_size, padding=self.padding, mode=mode)
+
+    @property
+    def batch_size(self) -> int:
+        """Crops at a time, with as many threads as torch has now."""
+        if self._batch_size is not None:
+            return self._batch_size
+        if not self._on_cpu:
+            return 256
+        return max(self.backbone.batch_size, _CROPS_A_THREAD * torch.get_num_threads())
 
     @property
     def key(self) -> dict[str, Any]:
@@ -153,15 +165,15 @@ class WarpedFeatures(_Features):
 
     def _batches(self, image: NDArray[np.float32], boxes: Boxes) -> Iterator[tuple[slice, Tensor]]:
         """Yield rows and their (B, 3, S, S) crops."""
-        size, settings = self.crop_size, {"padding": self.padding, "mode": self.mode}
+        size, settings, n = self.crop_size, {"padding": self.padding, "mode": self.mode}, self.batch_size
         if not self._on_cpu:
             source = self._upload(image[None])
             expanded = warp_geometry(boxes, image.shape[:2], size, **settings).expanded  # type: ignore[arg-type]
             windows = torch.from_numpy(expanded).float().to(self.device)
         else:  # one buffer for all batches: fresh memory costs as much as the warping
-            buffer = np.empty((min(self.batch_size, len(boxes)), size, size, 3), np.float32)
-        for start in range(0, len(boxes), self.batch_size):
-            rows = slice(start, min(start + self.batch_size, len(boxes)))
+            buffer = np.empty((min(n, len(boxes)), size, size, 3), np.float32)
+        for start in range(0, len(boxes), n):
+            rows = slice(start, min(start + n, len(boxes)))
             if self._on_cpu:
                 crops = buffer[: rows.stop - start]
                 yield rows, self._upload(warp_crops(image, boxes[rows], size, out=crops, **settings))  # type: ignore[arg-type]
