@@ -89,8 +89,9 @@ def test_absorbing_a_normalisation_leaves_the_function_and_the_names_alone():
     assert torch.equal(net[1].weight, torch.ones(5))
 
 
-def test_rows_of_the_training_are_those_of_the_featurizer(setting, tmp_path):
-    maps = FrozenMaps(setting.features, "block17", setting.samples, tmp_path)
+@pytest.mark.parametrize("first_layer", ["block16", "block17"])  # the second freezes what a tap reads
+def test_rows_of_the_training_are_those_of_the_featurizer(setting, tmp_path, first_layer):
+    maps = FrozenMaps(setting.features, first_layer, setting.samples, tmp_path)
     boxes = setting.blocks.boxes[1]
     seen = {}
 

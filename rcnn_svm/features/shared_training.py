@@ -26,7 +26,7 @@ from rcnn_svm.features.chunks import Checkpoints, Progress, train_in_chunks
 from rcnn_svm.features.fc_training import FcModule
 from rcnn_svm.features.featurizers import SharedFeatures, resize, seen_part
 from rcnn_svm.features.fusing import absorb_batch_norm
-from rcnn_svm.features.roi_pool import roi_align_matrix
+from rcnn_svm.features.roi_pool import roi_align, roi_align_matrix
 from rcnn_svm.features.taps import TapSpec
 from rcnn_svm.features.trunk_config import TrunkConfig
 from rcnn_svm.files import atomic_path, digest
@@ -184,6 +184,9 @@ class _TrunkModule(nn.Module):
         regions = self._maps.regions(view)
         seen = seen_part(regions, tap.widen, self._maps.size(view.image))
         cells = self._layers[tap.layer].cells(seen)
+        if tap.layer == self._maps.layer:  # frozen: nothing wants a gradient, and this is quicker
+            rows = roi_align(np.ascontiguousarray(value.permute(1, 2, 0).numpy()), cells, tap.grid)
+            return torch.from_numpy(rows).expand(len(regions), -1)
         matrix = torch.from_numpy(roi_align_matrix(cells, (height, width), tap.grid))
         pooled = matrix @ value.permute(1, 2, 0).reshape(height * width, channels)
         pooled = pooled.view(len(cells), -1, channels).transpose(1, 2).reshape(len(cells), -1)
