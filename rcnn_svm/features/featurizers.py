@@ -30,7 +30,7 @@ from rcnn_svm.structures import Image
 
 __all__ = ["SharedFeatures", "WarpedFeatures", "resize", "seen_part"]
 
-_VERSION = 3
+_VERSION = 4
 """To be raised whenever the same settings give other numbers, so that stored features are not mixed up."""
 _SAMPLING = 0
 """Samples per cell and axis of RoIAlign: as many as the cell is long, so that nothing is skipped."""

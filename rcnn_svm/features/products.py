@@ -90,6 +90,15 @@ class FusedLinear(nn.Module):
             torch.ops.mkldnn._reorder_linear_weight(weight, _TYPICAL_ROWS) if _FAST else weight
         )
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Blocks cannot be copied or pickled; the matrix can.
+        return {**self.__dict__, "_weight": self._weight.to_dense() if _FAST else self._weight}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        if _FAST:
+            self._weight = torch.ops.mkldnn._reorder_linear_weight(self._weight, _TYPICAL_ROWS)
+
     def forward(self, x: Tensor) -> Tensor:
         """Return (B, outputs) of (B, inputs)."""
         if not len(x):  # oneDNN takes no empty product

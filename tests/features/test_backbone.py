@@ -6,6 +6,7 @@ import torch
 
 from rcnn_svm.errors import ConfigError, ShapeError
 from rcnn_svm.features import backbone as module
+from rcnn_svm.features import fusing
 from rcnn_svm.features.backbone import (
     BACKBONES,
     Backbone,
@@ -173,3 +174,19 @@ def test_errors():
     )
     with pytest.raises(ConfigError, match="fc7 is a vector, it takes no grid, got fc7@2x2"):
         backbone.resolve(TapSpec("fc7", (2, 2)))
+
+
+@pytest.mark.parametrize("size", [(96, 128), (97, 131), (34, 34)])
+def test_strips_give_the_same_maps(monkeypatch, size):
+    backbone = random_backbone("mobilenet_v2", seed=0).eval()
+    images = torch.randn(1, *size, 3).permute(0, 3, 1, 2)
+    names = tuple(backbone.maps)
+    with torch.inference_mode():
+        expected = backbone.run_maps(images, names)
+        fused = backbone.for_inference()
+        for bytes_of_a_strip in (1, 50_000):
+            monkeypatch.setattr(fusing, "_LARGE_BYTES", 0)
+            monkeypatch.setattr(fusing, "_STRIP_BYTES", bytes_of_a_strip)
+            for name, got in fused.run_maps(images, names).items():
+                torch.testing.assert_close(got, expected[name], rtol=1e-4, atol=1e-4)
+                assert got.is_contiguous(memory_format=torch.channels_last)

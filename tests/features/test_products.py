@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -41,7 +43,10 @@ def test_layers_and_arrays(rng, relu):
     layer = nn.Linear(6, 5)
     layer.weight.data, layer.bias.data = torch.from_numpy(w), torch.from_numpy(b)
     expected = x @ w.T + b
-    got = products.FusedLinear(layer, relu=relu)(torch.from_numpy(x)).numpy()
+    fused = products.FusedLinear(layer, relu=relu)
+    assert fused(torch.zeros(0, 6)).shape == (0, 5)
+    got = copy.deepcopy(fused)(torch.from_numpy(x)).numpy()
+    np.testing.assert_array_equal(got, fused(torch.from_numpy(x)).numpy())
     np.testing.assert_allclose(got, np.maximum(expected, 0) if relu else expected, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(products.linear_relu(x, w, b), np.maximum(expected, 0), rtol=1e-4, atol=1e-5)
     x.setflags(write=False)
