@@ -153,6 +153,16 @@ class ExperimentConfig:
                 f"fc.scaling must be none with learn=trunk, which trains through unscaled rows, "
                 f"got {self.fc.scaling!r}."
             )
+        if self.learn == "trunk" and self.fc.mirror:
+            raise ConfigError(
+                "fc.mirror must be false with learn=trunk, which sees mirror images later. "
+                "Set trunk.flip instead."
+            )
+
+    @property
+    def reads_all_rows(self) -> bool:
+        """Whether some head is trained on, or chosen by, the features of every region of trainval."""
+        return self.choose or self.heads.names != ("softmax-finetuned",) or self.fc.box_weight == 0
 
 
 def paper_config(base: ExperimentConfig) -> ExperimentConfig:

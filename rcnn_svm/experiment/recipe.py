@@ -141,7 +141,8 @@ def run_experiment(
     base = FeatureStore(cache / "features", network.featurizer, precision=config.features.precision)
     with Meter() as meter:
         if config.learn != "trunk":  # which reads few regions before the network is tuned
-            base.fill(trainval.dataset.samples, trainval.boxes, "features of trainval")
+            if config.learn != "fc" or config.reads_all_rows:
+                base.fill(trainval.dataset.samples, trainval.boxes, "features of trainval")
             base.fill(test.dataset.samples, test.boxes, "features of test")
     stages["features"] = meter.seconds
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
@@ -15,7 +15,7 @@ from rcnn_svm.features.store import FeatureStore, to_float32
 from rcnn_svm.heads.assign import LabelRule, RegionTruth, describe_regions
 from rcnn_svm.structures import Dataset, GroundTruth, Image, RegionSet, Sample, mirror_image
 
-__all__ = ["SplitRegions", "StoredBlocks"]
+__all__ = ["JoinedBlocks", "SplitRegions", "StoredBlocks"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,17 +76,21 @@ class SplitRegions:
             boxes.append(own[keep])
         return SplitRegions(self.dataset, tuple(boxes), self.n_gt)
 
-    def mirrored(self) -> SplitRegions:
-        """Return the mirror images with the regions as they lie there; they have no labels."""
-        samples = tuple(
-            Sample(s.image_id, s.size, GroundTruth.empty(), render=partial(_mirrored_pixels, s))
-            for s in self.dataset
-        )
-        boxes = tuple(
-            flip_horizontally(b[n:], s.size[1])
-            for b, n, s in zip(self.boxes, self.n_gt, self.dataset, strict=True)
-        )
-        return SplitRegions(replace(self.dataset, samples=samples), boxes, (0,) * len(boxes))
+    def mirrored(self, *, with_truth: bool = False) -> SplitRegions:
+        """Return the mirror images with the regions as they lie there.
+
+        Args:
+            with_truth: keep labels and ground-truth rows, for training; else there are none.
+        """
+        samples, boxes = [], []
+        for s, own, n in zip(self.dataset, self.boxes, self.n_gt, strict=True):
+            truth = GroundTruth.empty()
+            if with_truth:
+                truth = replace(s.truth, boxes=flip_horizontally(s.truth.boxes, s.size[1]))
+            samples.append(Sample(s.image_id, s.size, truth, render=partial(_mirrored_pixels, s)))
+            boxes.append(flip_horizontally(own if with_truth else own[n:], s.size[1]))
+        n_gt = self.n_gt if with_truth else (0,) * len(boxes)
+        return SplitRegions(replace(self.dataset, samples=tuple(samples)), tuple(boxes), n_gt)
 
     @property
     def truths(self) -> tuple[GroundTruth, ...]:
@@ -148,3 +152,28 @@ class StoredBlocks:
         """Return how the regions of image `i` lie to its objects."""
         sample = self.regions.dataset.samples[i]
         return describe_regions(self.regions.boxes[i], sample.truth, len(self.classes), self.regions.n_gt[i])
+
+
+class JoinedBlocks:
+    """The blocks of several `StoredBlocks` one after the other, as of images and their mirror images.
+
+    Args:
+        parts: of the same classes and features.
+    """
+
+    def __init__(self, parts: Sequence[StoredBlocks]) -> None:
+        self._places = [(part, i) for part in parts for i in range(len(part))]
+        self.classes, self.n_features = parts[0].classes, parts[0].n_features
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def features(self, i: int) -> NDArray[Any]:
+        """Return (R_i, D) features of block `i`."""
+        part, own = self._places[i]
+        return part.features(own)
+
+    def truth(self, i: int) -> RegionTruth:
+        """Return how the regions of block `i` lie to the objects of their image."""
+        part, own = self._places[i]
+        return part.truth(own)

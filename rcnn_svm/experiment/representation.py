@@ -13,7 +13,7 @@ from rcnn_svm.config import to_dict
 from rcnn_svm.errors import ConfigError
 from rcnn_svm.experiment.config import ExperimentConfig
 from rcnn_svm.experiment.measure import Meter
-from rcnn_svm.experiment.regions import SplitRegions, StoredBlocks
+from rcnn_svm.experiment.regions import JoinedBlocks, SplitRegions, StoredBlocks
 from rcnn_svm.features.backbone import Backbone, load_backbone
 from rcnn_svm.features.build import build_featurizer
 from rcnn_svm.features.fc_layers import FcLayers
@@ -141,7 +141,7 @@ def learn_layers(
             network, layers = _tuned(config, network, base, regions, cache)
             store = FeatureStore(base.root, network.featurizer, precision=config.features.precision)
         else:
-            layers = train_fc_layers(StoredBlocks(base, regions), config.fc, seed=config.seed)
+            layers = train_fc_layers(_rows_to_learn_from(config, base, regions), config.fc, seed=config.seed)
     softmax = SoftmaxScorer(layers.class_weight.T, layers.class_bias)
     regressor = _own_regressor(layers) if config.fc.box_weight > 0 else None
     return Representation(
@@ -149,11 +149,25 @@ def learn_layers(
     )
 
 
+def _few(config: ExperimentConfig, regions: SplitRegions) -> SplitRegions:
+    """Leave out background that will not be drawn, and would be pooled and stored for nothing."""
+    return regions.thinned(label_rule(config.fc), config.fc.background, seed=config.seed)
+
+
+def _rows_to_learn_from(config: ExperimentConfig, base: FeatureStore, regions: SplitRegions) -> JoinedBlocks:
+    few = _few(config, regions)
+    parts = [regions if config.reads_all_rows else few]
+    if config.fc.mirror:
+        parts.append(few.mirrored(with_truth=True))
+    for part in parts:
+        base.fill(part.dataset.samples, part.boxes, f"features of {part.dataset.split}")
+    return JoinedBlocks([StoredBlocks(base, part) for part in parts])
+
+
 def _tuned(
     config: ExperimentConfig, network: Network, base: FeatureStore, regions: SplitRegions, cache: Path
 ) -> tuple[Network, FcLayers]:
-    # All of the background would be pooled and stored, and most of it never drawn.
-    few = regions.thinned(label_rule(config.fc), config.trunk.background, seed=config.seed)
+    few = _few(config, regions)
     base.fill(few.dataset.samples, few.boxes, f"features of {few.dataset.split}")
     backbone, layers = tune_trunk(
         StoredBlocks(base, few),

@@ -38,6 +38,10 @@ class FcConfig:
         negative_iou: a region is background when its best IoU is < this and >= `negative_low`.
         negative_low: see there; 0 takes all of the background, as R-CNN does.
         skip_difficult: do not learn from objects that are marked as difficult.
+        mirror: learn from mirror images as well, which doubles the work of features; not where the
+            network is trained too.
+        background: so many background regions of an image can be drawn at all, themselves drawn once;
+            all of them where the heads need every region's features anyway.
         batch_size: regions a step.
         positive_share: share of positives in a batch (R-CNN: 32 of 128).
         balanced: draw positives evenly over classes instead of evenly over regions.
@@ -55,6 +59,8 @@ class FcConfig:
     negative_iou: float = 0.5
     negative_low: float = 0.0
     skip_difficult: bool = True
+    mirror: bool = False
+    background: int = 256
     batch_size: int = 512
     positive_share: float = 0.25
     balanced: bool = True
@@ -75,10 +81,10 @@ class FcConfig:
             raise ConfigError(f"FcConfig: dropout must be in [0, 1), got {self.dropout}.")
         if not 0 < self.positive_share < 1:
             raise ConfigError(f"FcConfig: positive_share must be in (0, 1), got {self.positive_share}.")
-        if self.batch_size < 2 or self.n_steps < 1:
+        if self.batch_size < 2 or self.n_steps < 1 or self.background < 1:
             raise ConfigError(
-                f"FcConfig: batch_size must be at least 2 and n_steps at least 1, got {self.batch_size} "
-                f"and {self.n_steps}."
+                f"FcConfig: batch_size must be at least 2, n_steps and background at least 1, got "
+                f"{self.batch_size}, {self.n_steps} and {self.background}."
             )
         if not self.learning_rate > 0 or self.weight_decay < 0 or self.box_weight < 0:
             raise ConfigError(

@@ -21,7 +21,6 @@ class TrunkConfig:
         n_steps: training steps.
         images: a step; each is drawn for one class, all classes alike.
         regions: drawn from each of them.
-        background: background regions of an image that can be drawn at all, themselves drawn once.
         flip: take the mirror image with probability one half.
         learning_rate: of the network; it rises over `warm_up`, then falls to zero along a cosine.
         layers_rate: how many times faster fc6, fc7 and what follows them learn.
@@ -34,7 +33,6 @@ class TrunkConfig:
     n_steps: int = 500
     images: int = 8
     regions: int = 64
-    background: int = 256
     flip: bool = True
     learning_rate: float = 2e-4
     layers_rate: float = 1.5
@@ -47,7 +45,6 @@ class TrunkConfig:
             ("n_steps", 1),
             ("images", 1),
             ("regions", 2),
-            ("background", 1),
             ("checkpoint_every", 1),
         ):
             if getattr(self, name) < least:

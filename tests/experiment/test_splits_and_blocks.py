@@ -6,12 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rcnn_svm.boxes import MIRRORED_DELTAS, encode_deltas
 from rcnn_svm.datasets.digits import digits_splits
 from rcnn_svm.detector import Model
 from rcnn_svm.experiment.config import DataConfig
 from rcnn_svm.experiment.data import absent_classes, load_data
 from rcnn_svm.experiment.measure import Meter
-from rcnn_svm.experiment.regions import SplitRegions, StoredBlocks
+from rcnn_svm.experiment.regions import JoinedBlocks, SplitRegions, StoredBlocks
 from rcnn_svm.experiment.selection import score_images, scored_once
 from rcnn_svm.features.scaling import FeatureScaler
 from rcnn_svm.features.store import FeatureStore
@@ -84,7 +85,7 @@ def test_thinning_leaves_objects_and_positives_and_draws_background() -> None:
     assert all(len(a) == len(b) for a, b in zip(everything.boxes, regions.boxes, strict=True))
 
 
-def test_mirror_images_are_read_as_well_as_images() -> None:
+def test_mirror_images_are_read_as_well_as_images(tmp_path: Path) -> None:
     dataset = digits_splits(2, 1, 1).train
     grid = np.array([[0, 0, 20, 10], [5, 5, 15, 45]], np.float32)
     proposals = {
@@ -98,6 +99,23 @@ def test_mirror_images_are_read_as_well_as_images() -> None:
         width = sample.size[1]
         np.testing.assert_array_equal(boxes, [[width - 20, 0, width, 10], [width - 15, 5, width - 5, 45]])
         assert other.digest() != sample.digest()
+
+    training = SplitRegions.of(dataset, proposals, with_truth=True)
+    mirrored = training.mirrored(with_truth=True)
+    assert mirrored.n_gt == training.n_gt
+    store = FeatureStore(tmp_path, Sides(), precision="float32")
+    joined = JoinedBlocks([StoredBlocks(store, training), StoredBlocks(store, mirrored)])
+    assert (len(joined), joined.classes, joined.n_features) == (4, dataset.classes, 2)
+    for i in range(2):
+        np.testing.assert_array_equal(joined.features(i), joined.features(i + 2))
+        one, other = joined.truth(i), joined.truth(i + 2)
+        np.testing.assert_array_equal(one.label, other.label)
+        np.testing.assert_array_equal(one.is_gt, other.is_gt)
+        np.testing.assert_allclose(one.overlap, other.overlap, atol=1e-6)
+        # Targets are mirrored with the boxes.
+        hit = one.label >= 0
+        shifts = (encode_deltas(t.boxes[hit], t.target[hit]) for t in (one, other))
+        np.testing.assert_allclose(next(shifts), next(shifts) * MIRRORED_DELTAS, atol=1e-5)
 
     rng = np.random.default_rng(0)
     boxes = BoxRegressor.from_arrays(

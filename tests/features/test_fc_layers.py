@@ -94,7 +94,7 @@ def test_wrong_rows(rng):
         ("optimizer", "lbfgs", "optimizer must be adam or sgd, got 'lbfgs'"),
         ("dropout", 1.0, r"dropout must be in \[0, 1\), got 1.0"),
         ("positive_share", 0.0, r"positive_share must be in \(0, 1\), got 0.0"),
-        ("n_steps", 0, "n_steps at least 1, got 512 and 0"),
+        ("n_steps", 0, "n_steps and background at least 1, got 512, 0 and 256"),
         ("learning_rate", 0.0, "learning_rate must be positive"),
     ],
 )
