@@ -93,7 +93,7 @@ def test_fc_layers_repeat_and_every_setting_matters():
         "weight_decay": 0.1,
         "box_weight": 0.0,
     }
-    elsewhere = {"background", "mirror"}  # the experiment reads them
+    elsewhere = {"background", "mirror", "other_sides"}  # the experiment reads them
     assert changes.keys() | elsewhere == {field.name for field in dataclasses.fields(FcConfig)}
     keys = [
         train_fc_layers(blocks, dataclasses.replace(short, **{field: value})).key["weights"]

@@ -153,10 +153,15 @@ class ExperimentConfig:
                 f"fc.scaling must be none with learn=trunk, which trains through unscaled rows, "
                 f"got {self.fc.scaling!r}."
             )
-        if self.learn == "trunk" and self.fc.mirror:
+        if self.learn == "trunk" and (self.fc.mirror or self.fc.other_sides):
             raise ConfigError(
-                "fc.mirror must be false with learn=trunk, which sees mirror images later. "
+                "fc.mirror and fc.other_sides must be off with learn=trunk, which sees mirror images later. "
                 "Set trunk.flip instead."
+            )
+        if self.fc.other_sides and self.features.path != "shared":
+            raise ConfigError(
+                f"fc.other_sides needs the shared path, got {self.fc.other_sides} with features.path="
+                f"{self.features.path}."
             )
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -141,7 +141,8 @@ def learn_layers(
             network, layers = _tuned(config, network, base, regions, cache)
             store = FeatureStore(base.root, network.featurizer, precision=config.features.precision)
         else:
-            layers = train_fc_layers(_rows_to_learn_from(config, base, regions), config.fc, seed=config.seed)
+            rows = _rows_to_learn_from(config, network, base, regions)
+            layers = train_fc_layers(rows, config.fc, seed=config.seed)
     softmax = SoftmaxScorer(layers.class_weight.T, layers.class_bias)
     regressor = _own_regressor(layers) if config.fc.box_weight > 0 else None
     return Representation(
@@ -154,14 +155,25 @@ def _few(config: ExperimentConfig, regions: SplitRegions) -> SplitRegions:
     return regions.thinned(label_rule(config.fc), config.fc.background, seed=config.seed)
 
 
-def _rows_to_learn_from(config: ExperimentConfig, base: FeatureStore, regions: SplitRegions) -> JoinedBlocks:
+def _rows_to_learn_from(
+    config: ExperimentConfig, network: Network, base: FeatureStore, regions: SplitRegions
+) -> JoinedBlocks:
+    """Return the rows of the images, and as configured of their mirror images and of other sizes."""
     few = _few(config, regions)
-    parts = [regions if config.reads_all_rows else few]
+    seen = few.mirrored(with_truth=True) if config.fc.mirror else few
+    views = [StoredBlocks(base, regions if config.reads_all_rows else few)]
     if config.fc.mirror:
-        parts.append(few.mirrored(with_truth=True))
-    for part in parts:
-        base.fill(part.dataset.samples, part.boxes, f"features of {part.dataset.split}")
-    return JoinedBlocks([StoredBlocks(base, part) for part in parts])
+        views.append(StoredBlocks(base, seen))
+    for side in config.fc.other_sides:
+        features = replace(config.features, longer_sides=(side,))
+        store = FeatureStore(
+            base.root, build_featurizer(features, network.backbone), precision=features.precision
+        )
+        views.append(StoredBlocks(store, seen))
+    for view in views:
+        part = view.regions
+        view.store.fill(part.dataset.samples, part.boxes, f"features of {part.dataset.split}")
+    return JoinedBlocks(views)
 
 
 def _tuned(

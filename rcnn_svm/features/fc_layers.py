@@ -40,6 +40,8 @@ class FcConfig:
         skip_difficult: do not learn from objects that are marked as difficult.
         mirror: learn from mirror images as well, which doubles the work of features; not where the
             network is trained too.
+        other_sides: learn from the images (mirrored with `mirror`) at these sizes of their longer sides
+            as well; on the shared path, and not where the network is trained too.
         background: so many background regions of an image can be drawn at all, themselves drawn once;
             all of them where the heads need every region's features anyway.
         batch_size: regions a step.
@@ -60,6 +62,7 @@ class FcConfig:
     negative_low: float = 0.0
     skip_difficult: bool = True
     mirror: bool = False
+    other_sides: tuple[int, ...] = ()
     background: int = 256
     batch_size: int = 512
     positive_share: float = 0.25

@@ -253,7 +253,7 @@ def test_tuning_the_trunk_without_choosing_leaves_a_detector_that_reads_mirror_i
     assert float(mean[1]) == pytest.approx(metrics["heads"]["linear-svm+bbox"]["mAP"], abs=0.06)
 
 
-def test_learning_from_mirror_images_with_no_head_that_reads_all_regions(
+def test_learning_from_other_views_with_no_head_that_reads_all_regions(
     run: Run, digits_folder: Path, tmp_path: Path
 ) -> None:
     from rcnn_svm import load_splits
@@ -261,16 +261,19 @@ def test_learning_from_mirror_images_with_no_head_that_reads_all_regions(
     small = ["--backbone", "mobilenet_v2", "--weights", "random", "--path", "shared", "--learn", "fc"]
     small += ["--taps", "block17@1x1", "--set", "features.longer_sides=[64]", "--set", "fc.n_steps=3"]
     small += ["--set", "fc.hidden=[8]", "--set", "fc.background=5", "--no-choice"]
+    splits = load_splits(digits_folder)
     found = []
-    for mirror in ("false", "true"):
-        cache, out = tmp_path / f"cache-{mirror}", tmp_path / mirror
-        arguments = ["train", digits_folder, "--out", out, "--cache", cache, *TINY, *small]
-        assert run(*arguments, "--head", "softmax-finetuned", "--set", f"fc.mirror={mirror}") == 0
+    for n_views, settings in (
+        (1, []),
+        (2, ["--set", "fc.mirror=true"]),
+        (3, ["--set", "fc.mirror=true", "--set", "fc.other_sides=[96]"]),
+    ):
+        cache, out = tmp_path / f"cache{n_views}", tmp_path / f"out{n_views}"
+        arguments = ["train", digits_folder, "--out", out, "--cache", cache, *TINY, *small, *settings]
+        assert run(*arguments, "--head", "softmax-finetuned") == 0
         found.append(json.loads((out / "evaluation" / "metrics.json").read_text())["heads"])
-        # trainval (once or twice), test and its hidden rows; no row of all background of trainval.
-        rows = [np.load(f, mmap_mode="r").shape for f in (cache / "features").rglob("*.npy")]
-        splits = load_splits(digits_folder)
-        n_images = len(splits.trainval) * (2 if mirror == "true" else 1) + 2 * len(splits.test)
-        assert len(rows) == n_images
+        # Every view of trainval, test and its hidden rows; no rows of all background of trainval.
+        n_files = len(list((cache / "features").rglob("*.npy")))
+        assert n_files == n_views * len(splits.trainval) + 2 * len(splits.test)
     assert all(set(heads) == {"softmax-finetuned", "softmax-finetuned+bbox"} for heads in found)
-    assert found[0] != found[1]
+    assert len({(tmp_path / f"out{n}" / "head.safetensors").read_bytes() for n in (1, 2, 3)}) == 3

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from rcnn_svm.config import from_dict, to_dict
@@ -11,6 +13,8 @@ from rcnn_svm.experiment.config import (
     paper_config,
     quick_config,
 )
+from rcnn_svm.features.build import FeatureConfig
+from rcnn_svm.features.fc_layers import FcConfig
 
 
 def test_the_paper_preset_is_the_paper() -> None:
@@ -72,3 +76,32 @@ def test_a_trunk_is_not_tuned_through_scaled_rows() -> None:
 
     with pytest.raises(ConfigError, match=r"fc\.scaling"):
         ExperimentConfig(learn="trunk", fc=FcConfig(scaling="l2"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"learn": "trunk", "fc": FcConfig(scaling="l2")}, r"^fc\.scaling must be none with learn=trunk"),
+        (
+            {"learn": "trunk", "fc": FcConfig(mirror=True)},
+            r"^fc\.mirror and fc\.other_sides must be off with",
+        ),
+        ({"learn": "trunk", "fc": FcConfig(other_sides=(640,))}, r"^fc\.mirror and fc\.other_sides must be"),
+        (
+            {"features": FeatureConfig(path="warped"), "fc": FcConfig(other_sides=(640,))},
+            r"^fc\.other_sides needs the shared path, got \(640,\) with features\.path=warped\.$",
+        ),
+    ],
+)
+def test_settings_that_do_not_go_together(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        ExperimentConfig(**changes)
+
+
+def test_which_experiments_read_all_rows():
+    assert ExperimentConfig().reads_all_rows
+    network = replace(ExperimentConfig().heads, names=("softmax-finetuned",))
+    assert ExperimentConfig(heads=network).reads_all_rows  # to choose by
+    assert ExperimentConfig(choose=False).reads_all_rows
+    assert not ExperimentConfig(heads=network, choose=False).reads_all_rows
+    assert ExperimentConfig(heads=network, choose=False, fc=FcConfig(box_weight=0.0)).reads_all_rows
