@@ -71,15 +71,28 @@ def target(name: str, value: float, unit: str, n: int, ours: float, peer: float 
     }
 
 
-def trunk_config(data: Path, seed: int) -> ExperimentConfig:
-    """Return the recipe for voc2007-mini."""
-    base = ExperimentConfig(data=DataConfig(str(data)), learn="trunk", choose=False, seed=seed)
+def voc_config(data: Path, seed: int) -> ExperimentConfig:
+    """Return the recipe for voc2007-mini: frozen features of several views, fc layers of our own."""
+    base = ExperimentConfig(data=DataConfig(str(data)), choose=False, seed=seed)
     return replace(
         base,
-        features=replace(base.features, mirror=True),
-        fc=replace(base.fc, n_steps=600),
-        trunk=replace(base.trunk, n_steps=440),
+        proposals=replace(base.proposals, max_regions=1000),
+        features=replace(base.features, longer_sides=(640,), mirror=True),
+        fc=replace(base.fc, n_steps=1300, mirror=True, other_sides=(800,)),
         heads=replace(base.heads, names=("softmax-finetuned",)),
+        detect=replace(base.detect, soft_nms_sigma=0.2, vote_iou=0.55),
+    )
+
+
+def trunk_config(data: Path, seed: int) -> ExperimentConfig:
+    """Return the same with the network's last blocks tuned as well, at 480 pixels."""
+    base = voc_config(data, seed)
+    return replace(
+        base,
+        learn="trunk",
+        features=replace(base.features, longer_sides=(480,)),
+        fc=replace(base.fc, n_steps=600, mirror=False, other_sides=()),
+        trunk=replace(base.trunk, n_steps=440),
     )
 
 

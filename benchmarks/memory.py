@@ -47,6 +47,7 @@ CONFIG = ExperimentConfig(
         linear_costs=(1.0,),
         ridge_strengths=(3.0,),
         max_ious=(0.3,),
+        soft_nms_sigmas=(),
         vote_ious=(0.5,),
     ),
 )

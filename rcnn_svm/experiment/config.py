@@ -70,6 +70,7 @@ class HeadsConfig:
         softmax_positive_iou: a region is a positive of the softmax from this IoU on.
         ridge_strengths: penalties of the box regression.
         max_ious: NMS thresholds.
+        soft_nms_sigmas: decays of soft-NMS, which is tried beside plain NMS; empty for plain NMS only.
         vote_ious: box voting thresholds; 0 stands for no voting.
     """
 
@@ -86,6 +87,7 @@ class HeadsConfig:
     softmax_positive_iou: float = 0.5
     ridge_strengths: tuple[float, ...] = (0.3, 3.0, 30.0)
     max_ious: tuple[float, ...] = (0.3, 0.4)
+    soft_nms_sigmas: tuple[float, ...] = (0.2,)
     vote_ious: tuple[float, ...] = (0.0, 0.5)
 
     def __post_init__(self) -> None:
@@ -125,7 +127,7 @@ class ExperimentConfig:
         heads: what is compared.
         choose: try the grids of `heads` on val. Without, everything is trained once, on trainval, with the
             middle of each grid, the learned box regression where there is one, and `detect` as it stands.
-        detect: from scores to detections; `max_iou` and `vote_iou` are chosen on val.
+        detect: from scores to detections; `max_iou` or `soft_nms_sigma`, and `vote_iou`, are chosen on val.
         rule: AP of VOC2007 (11 points) or of VOC2010 and later (all points), in percent.
         n_bootstrap: resamples of the intervals.
         seed: of everything random.
@@ -195,6 +197,7 @@ def paper_config(base: ExperimentConfig) -> ExperimentConfig:
             linear_costs=(1e-3,),
             ridge_strengths=(1000.0,),
             max_ious=(0.3,),
+            soft_nms_sigmas=(),
             vote_ious=(0.0,),
         ),
         detect=postprocess.PAPER,

@@ -323,19 +323,22 @@ def choose_regressor(
 def choose_postprocess(
     config: ExperimentConfig, val: StoredBlocks, scored: ScoredSplit
 ) -> tuple[Choice, PostprocessConfig]:
-    """Choose the NMS threshold and, where boxes are regressed, box voting."""
+    """Choose NMS and its threshold, or soft-NMS; and, where boxes are regressed, box voting."""
     with_boxes = scored.boxes_by is not None
     votes = config.heads.vote_ious if with_boxes else (0.0,)
     tried, configs = [], []
-    for max_iou, vote in itertools.product(config.heads.max_ious, votes):
+    plain = [{"max_iou": value} for value in config.heads.max_ious]
+    soft = [{"soft_nms_sigma": value} for value in config.heads.soft_nms_sigmas]
+    for suppression, vote in itertools.product([*plain, *soft], votes):
         detect = replace(
             config.detect,
-            max_iou=max_iou,
+            max_iou=suppression.get("max_iou", config.detect.max_iou),
+            soft_nms_sigma=suppression.get("soft_nms_sigma"),
             vote_iou=vote or None,
             regression=config.detect.regression if with_boxes else "off",
         )
         configs.append(detect)
-        tried.append(({"max_iou": max_iou, "vote_iou": vote}, mean_ap(val, scored, detect, config)))
+        tried.append(({**suppression, "vote_iou": vote}, mean_ap(val, scored, detect, config)))
     choice = _winner(tried)
     return choice, configs[[setting for setting, _ in tried].index(choice.settings)]
 
