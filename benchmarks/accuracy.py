@@ -77,7 +77,7 @@ def voc_config(data: Path, seed: int) -> ExperimentConfig:
     base = ExperimentConfig(data=DataConfig(str(data)), choose=False, seed=seed)
     return replace(
         base,
-        proposals=replace(base.proposals, max_regions=1000),
+        test_regions=1000,
         features=replace(base.features, longer_sides=(640,), mirror=True),
         fc=replace(base.fc, n_steps=1300, mirror=True, other_sides=(800,)),
         heads=replace(base.heads, names=("softmax-finetuned",)),

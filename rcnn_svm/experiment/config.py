@@ -116,6 +116,8 @@ class ExperimentConfig:
     Attributes:
         data: the images.
         proposals: the regions.
+        test_regions: look at no more than so many of them at test, and where settings are chosen; None for
+            all. Training gains from more.
         features: the network and what is read out of it.
         learn: what is trained before the heads: `nothing` (ImageNet features as they are), `fc`
             (fc6 and fc7 of our own on frozen features), `trunk` (the same, then together with the
@@ -137,6 +139,7 @@ class ExperimentConfig:
     proposals: SelectiveSearchConfig = field(
         default_factory=lambda: SelectiveSearchConfig(max_width=500, max_regions=2000)
     )
+    test_regions: int | None = None
     features: FeatureConfig = field(default_factory=FeatureConfig)
     learn: Literal["nothing", "fc", "trunk", "network"] = "fc"
     fc: FcConfig = field(default_factory=FcConfig)
@@ -150,6 +153,8 @@ class ExperimentConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if self.test_regions is not None and self.test_regions < 1:
+            raise ConfigError(f"test_regions must be at least 1, got {self.test_regions}.")
         if self.learn == "trunk" and self.fc.scaling != "none":
             raise ConfigError(
                 f"fc.scaling must be none with learn=trunk, which trains through unscaled rows, "

@@ -37,7 +37,7 @@ from rcnn_svm.features.store import FeatureStore, to_float32
 from rcnn_svm.heads.bbox_regressor import BoxRegressor
 from rcnn_svm.postprocess import PostprocessConfig, postprocess
 from rcnn_svm.progress import say, track
-from rcnn_svm.proposals import cached_proposals
+from rcnn_svm.proposals import SelectiveSearchConfig, cached_proposals
 from rcnn_svm.structures import Dataset, Detections, RegionSet
 
 __all__ = [
@@ -133,8 +133,8 @@ def run_experiment(
         test_proposals = propose(splits.test, config, cache, n_jobs=n_jobs)
     stages["proposals"] = meter.seconds
     trainval = SplitRegions.of(splits.trainval, proposals, with_truth=True)
-    train, val = trainval.part(splits.train), trainval.part(splits.val)
-    test = SplitRegions.of(splits.test, test_proposals, with_truth=False)
+    train, val = trainval.part(splits.train), trainval.part(splits.val).limited(config.test_regions)
+    test = SplitRegions.of(splits.test, test_proposals, with_truth=False).limited(config.test_regions)
 
     network = prepare_network(config, train, proposals, cache)
     del proposals, test_proposals  # the splits keep the boxes, once: 16 bytes a region
@@ -433,7 +433,7 @@ def _results(
         detector = Detector(
             head=trained.name + suffix,
             classes=test.classes,
-            proposals=config.proposals,
+            proposals=_proposals_at_test(config),
             features=config.features,
             backbone=learned.network.backbone,
             featurizer=learned.network.featurizer,
@@ -455,6 +455,12 @@ def _results(
             )
         )
     return results
+
+
+def _proposals_at_test(config: ExperimentConfig) -> SelectiveSearchConfig:
+    """Return how the detector finds regions: its best so many are the first so many of a longer list."""
+    limits = [n for n in (config.proposals.max_regions, config.test_regions) if n is not None]
+    return replace(config.proposals, max_regions=min(limits, default=None))
 
 
 @dataclass(eq=False)

@@ -56,6 +56,13 @@ class SplitRegions:
         kept = [rows[sample.image_id] for sample in dataset]
         return SplitRegions(dataset, tuple(self.boxes[i] for i in kept), tuple(self.n_gt[i] for i in kept))
 
+    def limited(self, n: int | None) -> SplitRegions:
+        """Return the ground-truth rows and the `n` best proposals of each image; None for all of them."""
+        if n is None:
+            return self
+        boxes = tuple(own[: n_gt + n] for own, n_gt in zip(self.boxes, self.n_gt, strict=True))
+        return replace(self, boxes=boxes)
+
     def thinned(self, rule: LabelRule, n_background: int, *, seed: int) -> SplitRegions:
         """Return the objects, all positives, and some of the background of each image, for training.
 

@@ -236,17 +236,21 @@ def test_ten_lines_of_python(digits_folder: Path, tmp_path: Path) -> None:
 def test_tuning_the_trunk_without_choosing_leaves_a_detector_that_reads_mirror_images(
     run: Run, digits_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    from rcnn_svm import load_detector
+
     small = ["--backbone", "mobilenet_v2", "--weights", "random", "--path", "shared", "--learn", "trunk"]
     small += ["--taps", "block16@1x1,block17@1x1", "--set", "features.longer_sides=[64]"]
     small += ["--set", "fc.n_steps=3", "--set", "fc.hidden=[8]", "--set", "trunk.first_layer=block17"]
     small += ["--set", "trunk.n_steps=2", "--set", "trunk.images=2", "--no-choice"]
     small += ["--set", "features.mirror=true", "--set", "features.precision=float32"]
+    small += ["--set", "test_regions=30"]
     out = tmp_path / "out"
     arguments = ["train", digits_folder, "--out", out, "--cache", tmp_path / "cache", *TINY, *small]
     assert run(*arguments) == 0
     metrics = json.loads((out / "evaluation" / "metrics.json").read_text())
     assert metrics["heads"]["linear-svm+bbox"]["details"]["val_map"] is None
     assert metrics["stages_s"]["choose"] < 1
+    assert load_detector(out).proposals.max_regions == 30
     # The saved detector finds what the experiment found from stored features.
     assert run("evaluate", out, digits_folder) == 0
     (mean,) = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("mean")]

@@ -81,6 +81,10 @@ def test_thinning_leaves_objects_and_positives_and_draws_background() -> None:
     again, other = (regions.thinned(FINETUNE_RULE, 7, seed=seed) for seed in (0, 1))
     assert all(map(np.array_equal, few.boxes, again.boxes))
     assert not all(map(np.array_equal, few.boxes, other.boxes))
+    best = regions.limited(3)
+    assert regions.limited(None) is regions
+    for i, n in enumerate(regions.n_gt):
+        np.testing.assert_array_equal(best.boxes[i], regions.boxes[i][: n + 3])
     everything = regions.thinned(FINETUNE_RULE, 10_000, seed=0)
     assert all(len(a) == len(b) for a, b in zip(everything.boxes, regions.boxes, strict=True))
 
