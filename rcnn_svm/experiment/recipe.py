@@ -21,7 +21,13 @@ from rcnn_svm.experiment.config import ExperimentConfig
 from rcnn_svm.experiment.data import absent_classes
 from rcnn_svm.experiment.measure import Meter
 from rcnn_svm.experiment.regions import SplitRegions, StoredBlocks
-from rcnn_svm.experiment.representation import Network, Representation, learn_layers, prepare_network
+from rcnn_svm.experiment.representation import (
+    Network,
+    Representation,
+    learn_layers,
+    learning_views,
+    prepare_network,
+)
 from rcnn_svm.experiment.selection import (
     Choice,
     choose_head,
@@ -31,6 +37,7 @@ from rcnn_svm.experiment.selection import (
     settled,
     train_candidates,
 )
+from rcnn_svm.features.backbone import load_backbone
 from rcnn_svm.features.build import build_featurizer
 from rcnn_svm.features.scaling import FeatureScaler
 from rcnn_svm.features.store import FeatureStore, to_float32
@@ -239,7 +246,8 @@ def estimate_experiment(config: ExperimentConfig, splits: Splits, cache: Path) -
     """
     if config.learn == "network":
         raise ConfigError("--dry-run: a network that is yet to be fine-tuned cannot be timed. Set learn=fc.")
-    featurizer = build_featurizer(config.features, seed=config.seed)
+    backbone = load_backbone(config.features.backbone, config.features.weights, seed=config.seed)
+    featurizer = build_featurizer(config.features, backbone)
     store = FeatureStore(cache / "features", featurizer, precision=config.features.precision)
     estimates = []
     for dataset, with_truth in ((splits.trainval, True), (splits.test, False)):
@@ -249,7 +257,10 @@ def estimate_experiment(config: ExperimentConfig, splits: Splits, cache: Path) -
         with Meter() as meter:
             proposals = propose(probes, config, cache, n_jobs=1)
         regions = SplitRegions.of(probes, proposals, with_truth=with_truth)
-        estimate = store.estimate(probes.samples, regions.boxes)
+        views = [StoredBlocks(store, regions if with_truth else regions.limited(config.test_regions))]
+        if with_truth and config.learn == "fc":
+            views = learning_views(config, backbone, store, regions)
+        found = [view.store.estimate(view.regions.dataset.samples, view.regions.boxes) for view in views]
         share = len(dataset) / len(probes)
         estimates.append(
             SplitEstimate(
@@ -257,9 +268,9 @@ def estimate_experiment(config: ExperimentConfig, splits: Splits, cache: Path) -
                 len(dataset),
                 len(probes),
                 meter.seconds * share,
-                estimate.seconds * share,
-                round(estimate.n_bytes * share),
-                estimate.peak_bytes,
+                sum(estimate.seconds for estimate in found) * share,
+                round(sum(estimate.n_bytes for estimate in found) * share),
+                max(estimate.peak_bytes for estimate in found),
             )
         )
     return estimates

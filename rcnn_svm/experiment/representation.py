@@ -29,7 +29,7 @@ from rcnn_svm.structures import RegionSet
 if TYPE_CHECKING:
     from rcnn_svm.features.build import ImageFeaturizer
 
-__all__ = ["Network", "Representation", "learn_layers", "prepare_network"]
+__all__ = ["Network", "Representation", "learn_layers", "learning_views", "prepare_network"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,8 +141,11 @@ def learn_layers(
             network, layers = _tuned(config, network, base, regions, cache)
             store = FeatureStore(base.root, network.featurizer, precision=config.features.precision)
         else:
-            rows = _rows_to_learn_from(config, network, base, regions)
-            layers = train_fc_layers(rows, config.fc, seed=config.seed)
+            views = learning_views(config, network.backbone, base, regions)
+            for view in views:
+                part = view.regions
+                view.store.fill(part.dataset.samples, part.boxes, f"features of {part.dataset.split}")
+            layers = train_fc_layers(JoinedBlocks(views), config.fc, seed=config.seed)
     softmax = SoftmaxScorer(layers.class_weight.T, layers.class_bias)
     regressor = _own_regressor(layers) if config.fc.box_weight > 0 else None
     return Representation(
@@ -155,10 +158,10 @@ def _few(config: ExperimentConfig, regions: SplitRegions) -> SplitRegions:
     return regions.thinned(label_rule(config.fc), config.fc.background, seed=config.seed)
 
 
-def _rows_to_learn_from(
-    config: ExperimentConfig, network: Network, base: FeatureStore, regions: SplitRegions
-) -> JoinedBlocks:
-    """Return the rows of the images, and as configured of their mirror images and of other sizes."""
+def learning_views(
+    config: ExperimentConfig, backbone: Backbone, base: FeatureStore, regions: SplitRegions
+) -> list[StoredBlocks]:
+    """Return what `learn=fc` learns from: images, and as configured their mirror images and other sizes."""
     few = _few(config, regions)
     seen = few.mirrored(with_truth=True) if config.fc.mirror else few
     views = [StoredBlocks(base, regions if config.reads_all_rows else few)]
@@ -166,14 +169,9 @@ def _rows_to_learn_from(
         views.append(StoredBlocks(base, seen))
     for side in config.fc.other_sides:
         features = replace(config.features, longer_sides=(side,))
-        store = FeatureStore(
-            base.root, build_featurizer(features, network.backbone), precision=features.precision
-        )
+        store = FeatureStore(base.root, build_featurizer(features, backbone), precision=features.precision)
         views.append(StoredBlocks(store, seen))
-    for view in views:
-        part = view.regions
-        view.store.fill(part.dataset.samples, part.boxes, f"features of {part.dataset.split}")
-    return JoinedBlocks(views)
+    return views
 
 
 def _tuned(

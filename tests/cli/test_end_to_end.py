@@ -175,6 +175,23 @@ def test_a_dry_run_costs_nothing(
     assert not list((tmp_path / "cache").rglob("*.npy"))
 
 
+def test_an_estimate_counts_every_view(digits_folder: Path, tmp_path: Path) -> None:
+    from rcnn_svm import ExperimentConfig, load_splits
+    from rcnn_svm.config import with_overrides
+    from rcnn_svm.experiment.recipe import estimate_experiment
+
+    network = ["features.backbone=small_cnn", "features.weights=random", "features.path=warped"]
+    settings = [*network, "features.taps=fc7", "proposals.max_regions=60", "fc.background=9999"]
+    splits, n_bytes = load_splits(digits_folder), []
+    for more in ([], ["fc.mirror=true"], ["test_regions=10"]):
+        config = with_overrides(ExperimentConfig(), None, [*settings, *more])
+        n_bytes.append([e.n_bytes for e in estimate_experiment(config, splits, tmp_path)])
+    (images, test), (both, _), (_, few) = n_bytes
+    assert images < both <= 2 * images  # ignored regions are not mirrored
+    assert both > 1.8 * images
+    assert few < test / 3
+
+
 def test_finetuned_weights_are_read_back(run: Run, digits_folder: Path, tmp_path: Path) -> None:
     weights = tmp_path / "tuned.safetensors"
     network = ["--backbone", "small_cnn", "--weights", "random", "--path", "warped", "--taps", "fc7"]
