@@ -6,6 +6,7 @@ DATA is the folder that holds `voc2007-mini` and `fruit`. Sections:
 
 voc      fc layers on frozen features, trained on trainval of voc2007-mini, three seeds: mAP on test, CPU
          seconds of training with proposals and features included and nothing cached, CPU seconds an image.
+detect   CPU seconds an image of that detector alone, one seed.
 trunk    the same with the network's last blocks tuned.
 fruit    `rcnn-svm train` on fruit, nothing cached: wall clock on all cores, mAP; seconds an image at test.
 sharing  a linear SVM with box regression on shared and on warped features of the same few regions an image.
@@ -41,7 +42,7 @@ from rcnn_svm.progress import say
 from rcnn_svm.report.provenance import provenance
 from rcnn_svm.structures import Dataset
 
-SECTIONS = ("voc", "trunk", "fruit", "sharing")
+SECTIONS = ("voc", "detect", "trunk", "fruit", "sharing")
 SEEDS = (0, 1, 2)
 N_TIMED = 40
 FRUIT = ("--learn", "fc", "--head", "linear-svm", "--no-choice", "--set", "fc.n_steps=400")
@@ -154,12 +155,27 @@ def bench_voc(data: Path, rows: list[dict[str, Any]], tuned: bool) -> Targets:
             statistics.median(seconds), None,
             "a training run with nothing cached, one thread: data, proposals, features, training",
         ),
-        **target(
-            f"detect_s_per_image_voc2007_mini{suffix}", statistics.median(per_image), "s", n,
-            statistics.median(per_image), None,
-            f"one thread, from file to detections, proposals included, mean of {N_TIMED} test images",
-        ),
+        **detect_target(suffix, per_image),
     }  # fmt: skip
+
+
+def detect_target(suffix: str, per_image: list[float]) -> Targets:
+    """Return what the detectors take for an image."""
+    median = statistics.median(per_image)
+    return target(
+        f"detect_s_per_image_voc2007_mini{suffix}", median, "s", len(per_image), median, None,
+        f"one thread, from file to detections, proposals included, mean of {N_TIMED} test images",
+    )  # fmt: skip
+
+
+def bench_detect(data: Path) -> Targets:
+    """Train once, and time the detector."""
+    config = voc_config(data, SEEDS[0])
+    splits = load_data(config.data, seed=0)
+    with tempfile.TemporaryDirectory() as cache:
+        trained = run_experiment(config, short_test(splits), Path(cache), n_jobs=1)
+        detector = trained.heads["softmax-finetuned+bbox"].detector
+        return detect_target("", [detect_seconds(detector, splits.test) for _ in range(3)])
 
 
 def bench_fruit(data: Path, rows: list[dict[str, Any]]) -> Targets:
@@ -265,6 +281,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch, threadpool_limits(limits=1):
         if "voc" in options.only:
             targets |= bench_voc(options.data / "voc2007-mini", rows, tuned=False)
+        if "detect" in options.only:
+            targets |= bench_detect(options.data / "voc2007-mini")
         if "trunk" in options.only:
             targets |= bench_voc(options.data / "voc2007-mini", rows, tuned=True)
         if "fruit" in options.only:

@@ -66,20 +66,29 @@ class Model:
         return self.regressor.predict(rows if self.regressor_scaler is None else self.regressor_scaler(rows))
 
     def read(
-        self, rows: NDArray[np.float32], mirrored: NDArray[np.float32] | None
+        self, rows: NDArray[np.float32], mirrored: NDArray[np.float32] | None, min_score: float = -np.inf
     ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
         """Return (R, K) scores and (R, K, 4) deltas or None, averaged over an image and its mirror image.
 
         Args:
             rows: (R, D) unscaled rows of the regions.
             mirrored: their rows in the mirror image, or None to read the image alone.
+            min_score: deltas of a region that scores lower for every class are left at zero.
         """
-        scores, deltas = self.scores(rows), self.deltas(rows)
+        scores = self.scores(rows)
         if mirrored is not None:
             scores = np.asarray((scores + self.scores(mirrored)) / 2, np.float32)
-            other = self.deltas(mirrored)
-            if deltas is not None and other is not None:
-                deltas = np.asarray((deltas + other * MIRRORED_DELTAS) / 2, np.float32)
+        if self.regressor is None:
+            return scores, None
+        kept = np.flatnonzero((scores >= min_score).any(axis=1))
+        own = self.deltas(rows[kept])
+        assert own is not None
+        if mirrored is not None:
+            other = self.deltas(mirrored[kept])
+            assert other is not None
+            own = np.asarray((own + other * MIRRORED_DELTAS) / 2, np.float32)
+        deltas = np.zeros((*scores.shape, 4), np.float32)
+        deltas[kept] = own
         return scores, deltas
 
 
@@ -133,8 +142,9 @@ class Detector:
             mirrored: those of the same regions in the mirror image, or None.
         """
         other = None if mirrored is None else np.asarray(mirrored, np.float32)
-        scores, deltas = self.model.read(np.asarray(features, np.float32), other)
-        return postprocess(image_id, size, boxes, scores, deltas, self.detect_config)
+        config = self.detect_config
+        scores, deltas = self.model.read(np.asarray(features, np.float32), other, config.min_score)
+        return postprocess(image_id, size, boxes, scores, deltas, config)
 
     def detect_all(self, samples: Iterable[Sample]) -> Iterator[Detections]:
         """Find objects in many images; the next one is read and searched for regions meanwhile."""

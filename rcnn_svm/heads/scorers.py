@@ -110,13 +110,18 @@ class SoftmaxScorer(_AffineScorer):
         for every sure region and so invents ties, which move the average precision.
         """
         logits = self.logits(features).astype(np.float64)
-        n_classes = logits.shape[1] - 1
-        odds = np.empty((len(logits), n_classes), np.float32)
-        for k in range(n_classes):
-            others = np.delete(logits, k, axis=1)
-            top = others.max(axis=1)
-            odds[:, k] = logits[:, k] - top - np.log(np.exp(others - top[:, None]).sum(axis=1))
-        return odds
+        rows, best = np.arange(len(logits)), logits.argmax(axis=1)
+        shifted = logits - logits[rows, best][:, None]
+        exponentials = np.exp(shifted)
+        # What all others sum up to. Where the class itself is the largest, it is left out before the sum,
+        # which is then taken from the largest of the rest: subtracting would leave nothing of it.
+        others = exponentials.sum(axis=1, keepdims=True) - exponentials
+        shifted[rows, best] = -np.inf
+        second = shifted.max(axis=1)
+        others[rows, best] = np.exp(shifted - second[:, None]).sum(axis=1)
+        odds = logits - logits[rows, best][:, None] - np.log(others)
+        odds[rows, best] -= second
+        return np.asarray(odds[:, :-1], np.float32)
 
 
 @dataclass(frozen=True, eq=False)

@@ -134,6 +134,13 @@ def test_mirror_images_are_read_as_well_as_images(tmp_path: Path) -> None:
     np.testing.assert_allclose(deltas[..., 0], (own[..., 0] - seen[..., 0]) / 2, atol=1e-6)
     np.testing.assert_allclose(deltas[..., 1:], (own[..., 1:] + seen[..., 1:]) / 2, atol=1e-6)
     np.testing.assert_array_equal(model.read(rows, None)[0], model.scores(rows))
+    limit = float(np.median(scores.max(axis=1)))
+    same, few = model.read(rows, others, limit)
+    kept = (scores >= limit).any(axis=1)
+    assert 0 < kept.sum() < len(kept)
+    np.testing.assert_array_equal(same, scores)
+    np.testing.assert_allclose(few[kept], deltas[kept], atol=1e-6)
+    assert not few[~kept].any()
 
 
 def test_absent_classes_are_left_out_where_wanted(
