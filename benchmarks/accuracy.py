@@ -45,7 +45,17 @@ from rcnn_svm.structures import Dataset
 SECTIONS = ("voc", "detect", "trunk", "fruit", "sharing")
 SEEDS = (0, 1, 2)
 N_TIMED = 40
-FRUIT = ("--learn", "fc", "--head", "linear-svm", "--no-choice", "--set", "fc.n_steps=300")
+FRUIT = (
+    "--learn",
+    "fc",
+    "--head",
+    "linear-svm",
+    "--no-choice",
+    "--set",
+    "fc.n_steps=300",
+    "--set",
+    "proposals.max_regions=1000",
+)
 SHARING_REGIONS, CROP_SIZE = 300, 128
 SHARED_TAPS = (
     "block13@3x3",
