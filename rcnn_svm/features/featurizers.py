@@ -35,7 +35,7 @@ _VERSION = 4
 _SAMPLING = 0
 """Samples per cell and axis of RoIAlign: as many as the cell is long, so that nothing is skipped."""
 _POOLED_AT_ONCE, _MULTIPLIED_AT_ONCE = 16, 512
-"""Regions at a time through the last pooling, whose input (AlexNet: 170 kB a region) should stay in the
+"""Regions at a time through a last pooling that is not fused, whose input should stay in the
 cache, and through the matrix products after it, which want many rows."""
 _CROPS_A_THREAD = 4
 """Crops of a batch that every thread of the CPU gets, at least."""
