@@ -93,7 +93,7 @@ def voc_config(data: Path, seed: int) -> ExperimentConfig:
         fc=replace(base.fc, n_steps=1300, mirror=True, other_sides=(800,)),
         heads=replace(base.heads, names=("softmax-finetuned",)),
         # Log-odds below -6, a quarter of a percent, moved nothing on folds of trainval but seconds.
-        detect=replace(base.detect, soft_nms_sigma=0.2, vote_iou=0.55, min_score=-6.0),
+        detect=replace(base.detect, soft_nms_sigma=0.2, vote_iou=0.55, min_score=-6.0, second_look=100),
     )
 
 

@@ -7,11 +7,11 @@ not loaded.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +27,7 @@ from rcnn_svm.files import atomic_path, read_json, write_json
 from rcnn_svm.heads.base import Scorer
 from rcnn_svm.heads.bbox_regressor import BoxRegressor
 from rcnn_svm.heads.scorers import scorer_from_arrays
-from rcnn_svm.postprocess import PostprocessConfig, postprocess
+from rcnn_svm.postprocess import PostprocessConfig, moved_regions, postprocess
 from rcnn_svm.proposals import SelectiveSearchConfig, selective_search
 from rcnn_svm.structures import Detections, Image, Sample, mirror_image
 
@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 __all__ = ["Detector", "Model", "load_detector"]
 
 _FORMAT = 1
+
+Look: TypeAlias = Callable[[Boxes], tuple[NDArray[np.float32], NDArray[np.float32] | None]]
+"""Boxes of one image -> their unscaled rows, and those of the mirror image where it is read too."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,6 +94,35 @@ class Model:
         deltas[kept] = own
         return scores, deltas
 
+    def detect(
+        self,
+        image_id: str,
+        size: tuple[int, int],
+        boxes: Boxes,
+        scores: NDArray[np.float32],
+        deltas: NDArray[np.float32] | None,
+        config: PostprocessConfig,
+        look: Look,
+    ) -> Detections:
+        """Turn scored regions into detections, after a second look at some of them as configured.
+
+        Args:
+            image_id: copied into the result.
+            size: (height, width) of the image.
+            boxes: (R, 4) proposals.
+            scores: (R, K), as `read` returns them.
+            deltas: (R, K, 4) or None.
+            config: see there.
+            look: boxes -> (rows, mirrored) as `read` takes them; called for a second look only.
+        """
+        if config.second_look and deltas is not None and config.regression != "off":
+            more = moved_regions(boxes, scores, deltas, size, config)
+            more_scores, more_deltas = self.read(*look(more), config.min_score)
+            assert more_deltas is not None
+            boxes = np.concatenate([boxes, more])
+            scores, deltas = np.concatenate([scores, more_scores]), np.concatenate([deltas, more_deltas])
+        return postprocess(image_id, size, boxes, scores, deltas, config)
+
 
 @dataclass(frozen=True, eq=False)
 class Detector:
@@ -124,28 +156,6 @@ class Detector:
         """Find objects in one image, uint8 (H, W, 3) RGB."""
         return self._finish(image_id, image, selective_search(image, self.proposals, image_id=image_id).boxes)
 
-    def detect_from_features(
-        self,
-        image_id: str,
-        size: tuple[int, int],
-        boxes: Boxes,
-        features: NDArray[Any],
-        mirrored: NDArray[Any] | None = None,
-    ) -> Detections:
-        """Score, regress and suppress regions whose features are at hand.
-
-        Args:
-            image_id: copied into the result.
-            size: (height, width) of the image.
-            boxes: (R, 4) proposals.
-            features: (R, D), after `layers` and before any scaling.
-            mirrored: those of the same regions in the mirror image, or None.
-        """
-        other = None if mirrored is None else np.asarray(mirrored, np.float32)
-        config = self.detect_config
-        scores, deltas = self.model.read(np.asarray(features, np.float32), other, config.min_score)
-        return postprocess(image_id, size, boxes, scores, deltas, config)
-
     def detect_all(self, samples: Iterable[Sample]) -> Iterator[Detections]:
         """Find objects in many images; the next one is read and searched for regions meanwhile."""
 
@@ -168,15 +178,22 @@ class Detector:
                 yield self._finish(*waiting.result())
 
     def _finish(self, image_id: str, image: Image, boxes: Boxes) -> Detections:
-        mirrored = None
-        if self.features.mirror:
-            mirrored = self._rows(mirror_image(image), flip_horizontally(boxes, image.shape[1]))
-        rows = self._rows(image, boxes)
-        return self.detect_from_features(image_id, image.shape[:2], boxes, rows, mirrored)
+        look, size, config = self._look(image), image.shape[:2], self.detect_config
+        scores, deltas = self.model.read(*look(boxes), config.min_score)
+        return self.model.detect(image_id, size, boxes, scores, deltas, config, look)
 
-    def _rows(self, image: Image, boxes: Boxes) -> NDArray[np.float32]:
-        features = self.featurizer(image, boxes)
-        return features if self.layers is None else self.layers(features)
+    def _look(self, image: Image) -> Look:
+        own = self.featurizer.of_image(image)
+        other = self.featurizer.of_image(mirror_image(image)) if self.features.mirror else None
+
+        def layers(features: NDArray[np.float32]) -> NDArray[np.float32]:
+            return features if self.layers is None else self.layers(features)
+
+        def look(boxes: Boxes) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+            rows = layers(own(boxes))
+            return rows, layers(other(flip_horizontally(boxes, image.shape[1]))) if other else None
+
+        return look
 
     def save(self, folder: Path) -> None:
         """Write the detector to `folder`; `detector.json` comes last, so that it marks a whole one.

@@ -16,7 +16,7 @@ from rcnn_svm.boxes import Boxes, area, clip, decode_deltas, nms, soft_nms, vote
 from rcnn_svm.errors import ConfigError
 from rcnn_svm.structures import Detections
 
-__all__ = ["PAPER", "PostprocessConfig", "postprocess"]
+__all__ = ["PAPER", "PostprocessConfig", "moved_regions", "postprocess"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,9 @@ class PostprocessConfig:
         max_candidates: per class, only so many of the best regions are looked at (R-CNN: 100).
         max_detections: per image over all classes, after NMS.
         min_score: regions that score lower are not looked at.
+        second_look: so many of the surest regions are scored again where box regression has moved them, and
+            compete with all others; 0 for none. Their features are computed for it, a few percent of an
+            image's work with 100 of 1000 regions.
     """
 
     max_iou: float = 0.3
@@ -42,6 +45,7 @@ class PostprocessConfig:
     max_candidates: int = 400
     max_detections: int = 300
     min_score: float = float("-inf")
+    second_look: int = 0
 
     def __post_init__(self) -> None:
         for name in ("max_iou", "vote_iou"):
@@ -53,6 +57,8 @@ class PostprocessConfig:
         for name in ("max_candidates", "max_detections"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"detect.{name} must be at least 1, got {getattr(self, name)}.")
+        if self.second_look < 0:
+            raise ConfigError(f"detect.second_look must not be negative, got {self.second_look}.")
 
 
 PAPER = PostprocessConfig(vote_iou=None, max_candidates=100)
@@ -118,6 +124,36 @@ def postprocess(
         np.concatenate([np.full(len(s), label) for _, s, label in found]),
     )
     return detections[: config.max_detections] if len(detections) > config.max_detections else detections
+
+
+def moved_regions(
+    boxes: Boxes,
+    scores: NDArray[np.float32],
+    deltas: NDArray[np.float32],
+    size: tuple[int, int],
+    config: PostprocessConfig,
+) -> Boxes:
+    """Return where box regression moves the surest regions, each for the class it scores best for.
+
+    Args:
+        boxes: (R, 4) region proposals.
+        scores: (R, K).
+        deltas: (R, K, 4).
+        size: (height, width) of the image.
+        config: how many, and the score that they need.
+
+    Returns:
+        (M, 4) boxes, clipped to the image, at least a pixel wide and high; M is at most `second_look`.
+
+    References:
+        Gidaris and Komodakis, arXiv 1505.01749, section 5 (iterative localization).
+    """
+    surest = scores.max(axis=1, initial=-np.inf)
+    chosen = _best(surest, np.flatnonzero(surest >= config.min_score), config.second_look)
+    labels = scores[chosen].argmax(axis=1)
+    moved = clip(decode_deltas(boxes[chosen], deltas[chosen, labels]), size)
+    solid = (moved[:, 2:] - moved[:, :2] >= 1).all(axis=1)
+    return np.asarray(moved[solid], np.float32)
 
 
 def _best(column: NDArray[np.float32], rows: NDArray[np.int64] | None, n: int) -> NDArray[np.int64]:

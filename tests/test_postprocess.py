@@ -8,8 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rcnn_svm.boxes import encode_deltas, iou
+from rcnn_svm.detector import Model
 from rcnn_svm.errors import ConfigError
-from rcnn_svm.postprocess import PostprocessConfig, postprocess
+from rcnn_svm.heads.bbox_regressor import BoxRegressor
+from rcnn_svm.heads.scorers import SoftmaxScorer
+from rcnn_svm.postprocess import PostprocessConfig, moved_regions, postprocess
 
 PLAIN = PostprocessConfig(vote_iou=None)
 
@@ -68,6 +71,64 @@ def test_regression_before_nms_merges_what_regression_after_keeps() -> None:
     assert counts == {"before-nms": 1, "after-nms": 2}
 
 
+@given(st.integers(0, 10_000), st.integers(1, 50))
+@settings(max_examples=25, deadline=None)
+def test_moved_regions_are_the_surest_ones_after_regression(seed: int, n: int) -> None:
+    boxes, scores = scene(seed)
+    deltas = np.random.default_rng(seed).normal(size=(40, 3, 4)).astype(np.float32) / 3
+    moved = moved_regions(boxes, scores, deltas, (100, 100), PostprocessConfig(second_look=n))
+    assert len(moved) <= min(n, 40)
+    assert (moved >= 0).all()
+    assert (moved <= 100).all()
+    assert (moved[:, 2:] - moved[:, :2] >= 1).all()
+    # Detections without suppression, box by box, are these same boxes.
+    everything = PostprocessConfig(max_iou=1, vote_iou=None, max_candidates=40, max_detections=120)
+    best = np.where(scores == scores.max(axis=1, keepdims=True), scores, -9).astype(np.float32)
+    found = postprocess("a", (100, 100), boxes, best, deltas, everything)
+    expected = found.boxes[found.scores > -9][:n]
+    solid = (expected[:, 2:] - expected[:, :2] >= 1).all(axis=1)
+    distance = np.abs(moved[:, None] - expected[None]).max(axis=2)
+    assert (distance.min(axis=1) < 1e-3).all()
+    assert (distance[:, solid].min(axis=0, initial=9) < 1e-3).all()
+
+
+def test_a_second_look_reads_the_moved_regions_and_lets_them_compete() -> None:
+    # Features of a region are its left edge and 1; the nearer that is to 10, the better.
+    def look(boxes: np.ndarray) -> tuple[np.ndarray, None]:
+        seen.append(boxes)
+        return np.stack([boxes[:, 0] / 10, np.ones(len(boxes))], axis=1).astype(np.float32), None
+
+    def scores(rows: np.ndarray) -> np.ndarray:
+        return (-np.abs(rows[:, :1] - 1)).astype(np.float32)
+
+    class Nearness(SoftmaxScorer):
+        def decision_function(self, features: np.ndarray) -> np.ndarray:
+            return scores(features)
+
+    # Half a width to the right, whatever the region.
+    regressor = BoxRegressor.from_arrays(
+        {"coef": np.zeros((1, 4, 2), np.float32), "intercept": np.array([[0.25, 0, 0, 0]], np.float32)}
+    )
+    model = Model(Nearness(np.zeros((2, 2), np.float32), np.zeros(2, np.float32)), None, regressor)
+    boxes = np.array([[5, 0, 25, 20], [60, 60, 90, 90]], np.float32)
+    seen: list[np.ndarray] = []
+    first = model.read(*look(boxes))
+    found = {
+        n: model.detect("a", (100, 100), boxes, *first, PostprocessConfig(vote_iou=None, second_look=n), look)
+        for n in (0, 1)
+    }
+    assert len(seen) == 2  # the regions, and once more for the second detector
+    np.testing.assert_allclose(seen[1], [[10, 0, 30, 20]])
+    np.testing.assert_allclose(found[0].boxes[0], [10, 0, 30, 20])
+    assert found[0].scores[0] == pytest.approx(-0.5)
+    # Now the region that was moved scores 0 and moves on.
+    np.testing.assert_allclose(found[1].boxes[0], [15, 0, 35, 20])
+    assert found[1].scores[0] == 0
+    off = PostprocessConfig(vote_iou=None, second_look=1, regression="off")
+    model.detect("a", (100, 100), boxes, *first, off, look)
+    assert len(seen) == 2
+
+
 def test_caps_keep_the_best_and_ties_keep_input_order() -> None:
     boxes = np.array([[i * 10, 0, i * 10 + 5, 5] for i in range(9)], np.float32)
     scores = np.array([[1], [2], [2], [2], [3], [1], [0], [2], [5]], np.float32)
@@ -105,6 +166,7 @@ def test_soft_nms_keeps_every_box_and_decays_rivals() -> None:
         ({"vote_iou": -0.1}, r"detect\.vote_iou must lie in \[0, 1\], got -0\.1\."),
         ({"soft_nms_sigma": 0.0}, r"detect\.soft_nms_sigma must be positive, got 0\.0\."),
         ({"max_candidates": 0}, r"detect\.max_candidates must be at least 1, got 0\."),
+        ({"second_look": -1}, r"detect\.second_look must not be negative, got -1\."),
     ],
 )
 def test_bad_settings_are_explained(arguments: dict, message: str) -> None:

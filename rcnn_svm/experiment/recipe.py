@@ -6,6 +6,7 @@ on `trainval`, and looks at `test` once. All heads see the same regions and the 
 
 from __future__ import annotations
 
+import functools
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,8 +14,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from rcnn_svm.boxes import Boxes, flip_horizontally
 from rcnn_svm.datasets import Splits
-from rcnn_svm.detector import Detector, Model
+from rcnn_svm.detector import Detector, Look, Model
 from rcnn_svm.errors import ConfigError, DataError
 from rcnn_svm.evaluation.voc import EvalResult, evaluate_voc
 from rcnn_svm.experiment.config import ExperimentConfig
@@ -40,9 +45,9 @@ from rcnn_svm.experiment.selection import (
 from rcnn_svm.features.backbone import load_backbone
 from rcnn_svm.features.build import build_featurizer
 from rcnn_svm.features.scaling import FeatureScaler
-from rcnn_svm.features.store import FeatureStore, to_float32
+from rcnn_svm.features.store import FeatureStore, RowReader, to_float32
 from rcnn_svm.heads.bbox_regressor import BoxRegressor
-from rcnn_svm.postprocess import PostprocessConfig, postprocess
+from rcnn_svm.postprocess import PostprocessConfig
 from rcnn_svm.progress import say, track
 from rcnn_svm.proposals import SelectiveSearchConfig, cached_proposals
 from rcnn_svm.structures import Dataset, Detections, RegionSet
@@ -494,12 +499,28 @@ def _detect_both(
         n_gt = test.regions.n_gt[i]
         boxes, rows = test.regions.boxes[i][n_gt:], to_float32(test.features(i)[n_gt:])
         mirrored = to_float32(views[1].features(i)) if len(views) > 1 else None
+        look = _look(views, i)
         started = time.perf_counter()
         scores, deltas = model.read(rows, mirrored)
         scored = time.perf_counter() - started
         for run, detect in zip(runs, (plain, with_boxes), strict=True):
             started = time.perf_counter()
-            found = postprocess(sample.image_id, sample.size, boxes, scores, deltas, detect)
+            found = model.detect(sample.image_id, sample.size, boxes, scores, deltas, detect, look)
             run.seconds += scored + time.perf_counter() - started
             run.detections.append(found)
     return runs
+
+
+def _look(views: Sequence[StoredBlocks], i: int) -> Look:
+    """Return what reads more regions of image `i`, from the image itself and its mirror image if given."""
+
+    @functools.cache
+    def readers() -> list[RowReader]:
+        return [view.reader(i) for view in views]
+
+    def look(boxes: Boxes) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+        own, *other = readers()
+        width = views[0].regions.dataset.samples[i].size[1]
+        return own(boxes), other[0](flip_horizontally(boxes, width)) if other else None
+
+    return look

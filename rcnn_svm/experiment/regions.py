@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rcnn_svm.boxes import Boxes, flip_horizontally
-from rcnn_svm.features.store import FeatureStore, to_float32
+from rcnn_svm.features.store import FeatureStore, RowReader, to_float32
 from rcnn_svm.heads.assign import LabelRule, RegionTruth, describe_regions
 from rcnn_svm.structures import Dataset, GroundTruth, Image, RegionSet, Sample, mirror_image
 
@@ -154,6 +154,10 @@ class StoredBlocks:
         """Return (R_i, D) features of image `i`, ground-truth rows first."""
         stored = self.store.get(self.regions.dataset.samples[i], self.regions.boxes[i])
         return stored if self.scaler is None else self.scaler(to_float32(stored))
+
+    def reader(self, i: int) -> RowReader:
+        """Return what computes the unscaled features of any boxes of image `i`."""
+        return self.store.reader(self.regions.dataset.samples[i])
 
     def truth(self, i: int) -> RegionTruth:
         """Return how the regions of image `i` lie to its objects."""

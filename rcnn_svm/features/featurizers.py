@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from rcnn_svm.boxes import Boxes, as_boxes, widen
 from rcnn_svm.errors import ConfigError, ShapeError
 from rcnn_svm.features.backbone import Backbone, LayerInfo
 from rcnn_svm.features.roi_pool import roi_align, roi_max_pool
+from rcnn_svm.features.store import RowReader
 from rcnn_svm.features.taps import TapSpec, format_taps, parse_taps
 from rcnn_svm.features.warp import WarpMode, warp_crops, warp_geometry
 from rcnn_svm.opencv import cv2
@@ -64,8 +65,23 @@ class _Features(ABC):
         self.n_features: int = ends[-1]
 
     @abstractmethod
+    def of_image(self, image: Image) -> RowReader:
+        """Return a function from (R, 4) boxes of one image to their (R, D) float32 features.
+
+        It may be called several times: what the regions of an image share is computed once.
+
+        Args:
+            image: uint8 (H, W, 3) RGB.
+        """
+
     def __call__(self, image: Image, boxes: Boxes) -> NDArray[np.float32]:
-        """Return (R, D) float32: the taps of every region side by side, in the order given."""
+        """Return (R, D) float32: the taps of every region side by side, in the order given.
+
+        Args:
+            image: uint8 (H, W, 3) RGB.
+            boxes: (R, 4) half-open pixels.
+        """
+        return self.of_image(image)(boxes)
 
     def compute(self, image: Image, boxes: Boxes) -> dict[str, NDArray[np.float32]]:
         """Return the taps of every region apart, by name, from one pass: name -> (R, D_tap) float32."""
@@ -146,22 +162,22 @@ class WarpedFeatures(_Features):
         """Identity of these features; the batch size and the device do not belong to it."""
         return self._key("warped", crop_size=self.crop_size, padding=self.padding, mode=self.mode)
 
-    @torch.inference_mode()
-    def __call__(self, image: Image, boxes: Boxes) -> NDArray[np.float32]:
-        """Return (R, D) float32: the taps of every region side by side, in the order given.
-
-        Args:
-            image: uint8 (H, W, 3) RGB.
-            boxes: (R, 4) half-open pixels.
-        """
-        boxes = as_boxes(boxes, where="WarpedFeatures")
-        out = np.empty((len(boxes), self.n_features), np.float32)
+    def of_image(self, image: Image) -> RowReader:
+        """Return a function from (R, 4) boxes of one image to their (R, D) float32 features."""
+        normalised = self.backbone.normalise(image)
         layers = {tap.layer for tap in self.taps}
-        for rows, crops in self._batches(self.backbone.normalise(image), boxes):
-            outputs = self.backbone(crops, layers)
-            for tap in self.taps:
-                self._store(out, rows, tap, outputs[tap.layer])
-        return out
+
+        @torch.inference_mode()
+        def read(boxes: Boxes) -> NDArray[np.float32]:
+            boxes = as_boxes(boxes, where="WarpedFeatures")
+            out = np.empty((len(boxes), self.n_features), np.float32)
+            for rows, crops in self._batches(normalised, boxes):
+                outputs = self.backbone(crops, layers)
+                for tap in self.taps:
+                    self._store(out, rows, tap, outputs[tap.layer])
+            return out
+
+        return read
 
     def _batches(self, image: NDArray[np.float32], boxes: Boxes) -> Iterator[tuple[slice, Tensor]]:
         """Yield rows and their (B, 3, S, S) crops."""
@@ -249,46 +265,58 @@ class SharedFeatures(_Features):
         """Identity of these features; the device does not belong to it."""
         return self._key("shared", longer_sides=list(self.longer_sides), low_rank=self.low_rank)
 
-    @torch.inference_mode()
-    def __call__(self, image: Image, boxes: Boxes) -> NDArray[np.float32]:
-        """Return (R, D) float32: the taps of every region side by side, in the order given.
+    def of_image(self, image: Image) -> RowReader:
+        """Return a function from (R, 4) boxes of one image to their (R, D) float32 features.
 
-        Args:
-            image: uint8 (H, W, 3) RGB.
-            boxes: (R, 4) half-open pixels.
+        The convolutions run when it is first called, at each scale that the boxes need.
         """
-        boxes = as_boxes(boxes, where="SharedFeatures")
-        out = np.empty((len(boxes), self.n_features), np.float32)
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
             raise ShapeError(
                 f"SharedFeatures: an image must be uint8 (H, W, 3) RGB, got {image.dtype} {image.shape}."
             )
-        longer = max(image.shape[:2])
-        scales = np.array(self.longer_sides) / longer
-        side = np.sqrt(np.maximum(np.prod(boxes[:, 2:] - boxes[:, :2], axis=1), 1))  # (R,)
-        choice = np.abs(np.log(side[:, None] * scales / _PREFERRED_SIDE)).argmin(axis=1)
-        for i, scale in enumerate(scales):
-            rows = np.flatnonzero(choice == i)
-            if len(rows):
-                self._at_scale(out, rows, image, boxes[rows], float(scale))
-        return out
+        scales = np.array(self.longer_sides) / max(image.shape[:2])
+        seen: dict[int, _Scale] = {}
 
-    def _at_scale(
-        self, out: NDArray[np.float32], rows: NDArray[np.int64], image: Image, boxes: Boxes, scale: float
-    ) -> None:
+        @torch.inference_mode()
+        def read(boxes: Boxes) -> NDArray[np.float32]:
+            boxes = as_boxes(boxes, where="SharedFeatures")
+            out = np.empty((len(boxes), self.n_features), np.float32)
+            side = np.sqrt(np.maximum(np.prod(boxes[:, 2:] - boxes[:, :2], axis=1), 1))  # (R,)
+            choice = np.abs(np.log(side[:, None] * scales / _PREFERRED_SIDE)).argmin(axis=1)
+            for i, scale in enumerate(scales):
+                rows = np.flatnonzero(choice == i)
+                if len(rows):
+                    if i not in seen:
+                        seen[i] = self._at_scale(image, float(scale))
+                    self._pool(out, rows, seen[i], boxes[rows], image.shape[:2])
+            return out
+
+        return read
+
+    def _at_scale(self, image: Image, scale: float) -> _Scale:
         resized, factor = resize(image, scale)
         maps = self.backbone.run_maps(self._upload(self.backbone.normalise(resized)[None]), self._layers)
-        sources = {name: _Map(value, self.backbone.layers[name]) for name, value in maps.items()}
+        return {name: _Map(value, self.backbone.layers[name]) for name, value in maps.items()}, factor
+
+    def _pool(
+        self,
+        out: NDArray[np.float32],
+        rows: NDArray[np.int64],
+        seen: _Scale,
+        boxes: Boxes,
+        size: tuple[int, ...],
+    ) -> None:
+        sources, factor = seen
         for tap in self._map_taps:
             assert tap.grid is not None  # `resolve` filled it in
-            regions = seen_part(boxes, tap.widen, image.shape[:2]) * factor
+            regions = seen_part(boxes, tap.widen, size) * factor
             out[rows, self._columns[tap]] = (
                 sources[tap.layer].pool(regions, tap.grid, _SAMPLING).cpu().numpy()
             )
         for factor_of_regions in dict.fromkeys(tap.widen for tap in self._region_taps):
             taps = [tap for tap in self._region_taps if tap.widen == factor_of_regions]
-            seen = seen_part(boxes, factor_of_regions, image.shape[:2])
-            regions = np.broadcast_to(seen, boxes.shape) * factor
+            parts = seen_part(boxes, factor_of_regions, size)
+            regions = np.broadcast_to(parts, boxes.shape) * factor
             self._region_layers(out, rows, sources[self.backbone.entry], regions, taps)
 
     def _region_layers(
@@ -338,7 +366,7 @@ def resize(image: Image, scale: float) -> tuple[Image, NDArray[np.float64]]:
     return resized, np.array([size[0] / width, size[1] / height] * 2)
 
 
-def seen_part(boxes: Boxes, factor: float, size: tuple[int, int]) -> NDArray[np.float32]:
+def seen_part(boxes: Boxes, factor: float, size: tuple[int, ...]) -> NDArray[np.float32]:
     """Return the part of the image that each region is seen with: (R, 4), or (1, 4) the same for all."""
     if math.isinf(factor):
         return np.array([[0, 0, size[1], size[0]]], np.float32)
@@ -387,3 +415,7 @@ class _Map:
             self._value, [rois], grid, sampling_ratio=sampling or -1, aligned=True
         )
         return pooled
+
+
+_Scale: TypeAlias = tuple[dict[str, _Map], NDArray[np.float64]]
+"""The maps of an image at one size, and the factors that bring (R, 4) boxes to it."""

@@ -10,10 +10,10 @@ run ends with the same bytes as an undisturbed one.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,11 +30,15 @@ __all__ = [
     "FeatureStore",
     "Featurizer",
     "Precision",
+    "RowReader",
     "Transform",
     "to_float32",
 ]
 
 Precision = Literal["float16", "float32"]
+
+RowReader: TypeAlias = Callable[[Boxes], NDArray[np.float32]]
+"""(R, 4) boxes of one image -> (R, D) features."""
 
 
 def to_float32(features: NDArray[Any]) -> NDArray[np.float32]:
@@ -60,6 +64,9 @@ class Featurizer(Protocol):
 
     def __call__(self, image: Image, boxes: Boxes) -> NDArray[np.float32]:
         """Return (R, D) float32 features of the R boxes."""
+
+    def of_image(self, image: Image) -> RowReader:
+        """Return the same for one image, which may be called again and computes once what regions share."""
 
 
 class Transform(Protocol):
@@ -127,6 +134,14 @@ class FeatureStore:
 
     def _compute(self, sample: Sample, image: Image, boxes: Boxes) -> NDArray[np.float32]:
         return self.featurizer(image, boxes)
+
+    def reader(self, sample: Sample) -> RowReader:
+        """Return what computes the features of any boxes of an image; they are not kept.
+
+        Raises:
+            DataError: the image cannot be read.
+        """
+        return self.featurizer.of_image(sample.read())
 
     def path(self, sample: Sample, boxes: Boxes) -> Path:
         """Return where the features of these boxes of this image lie or will lie."""
@@ -253,6 +268,11 @@ class DerivedStore(FeatureStore):
         self.transform = transform
         key = {"base": base._identity, "transform": dict(transform.key)}
         self._open(base.root, key, transform.n_features, base.dtype.name)
+
+    def reader(self, sample: Sample) -> RowReader:
+        """Return what computes the features of any boxes of an image; they are not kept."""
+        read = self.base.reader(sample)
+        return lambda boxes: self.transform(read(boxes))
 
     def _load(self, sample: Sample) -> Image:
         return np.zeros((0, 0, 3), np.uint8)  # the pixels are not needed: the base store has seen them

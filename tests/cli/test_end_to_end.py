@@ -260,7 +260,7 @@ def test_tuning_the_trunk_without_choosing_leaves_a_detector_that_reads_mirror_i
     small += ["--set", "fc.n_steps=3", "--set", "fc.hidden=[8]", "--set", "trunk.first_layer=block17"]
     small += ["--set", "trunk.n_steps=2", "--set", "trunk.images=2", "--no-choice"]
     small += ["--set", "features.mirror=true", "--set", "features.precision=float32"]
-    small += ["--set", "test_regions=30"]
+    small += ["--set", "test_regions=30", "--set", "detect.second_look=10"]
     out = tmp_path / "out"
     arguments = ["train", digits_folder, "--out", out, "--cache", tmp_path / "cache", *TINY, *small]
     assert run(*arguments) == 0

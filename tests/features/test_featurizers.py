@@ -73,6 +73,17 @@ def test_no_regions(image, small, path):
     assert path(small, "fc7")(image, np.zeros((0, 4), np.float32)).shape == (0, 256)
 
 
+@pytest.mark.parametrize("path", ["shared", "warped"])
+def test_the_regions_of_an_image_may_be_read_in_parts(image, small, mobile, path):
+    features = WarpedFeatures(small, "fc7")
+    if path == "shared":
+        features = SharedFeatures(mobile, "block13@2x2,block17@1x1*image", longer_sides=(100, 200))
+    boxes = np.array([[5, 5, 40, 50], [20, 10, 90, 60], [0, 0, 100, 70]], np.float32)
+    read = features.of_image(image)
+    parts = np.concatenate([read(boxes[:1]), read(boxes[1:])])
+    np.testing.assert_allclose(parts, features(image, boxes), rtol=1e-4, atol=1e-5)
+
+
 def test_shared_equals_warped_where_a_region_is_the_image(small):
     """With nothing around the region, both paths show the network the same pixels."""
     image = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
