@@ -311,8 +311,7 @@ def _stored_batches(
         visits = rng.permutation(len(images))
         for position, v in enumerate(visits):
             rows = groups[v]
-            stored = blocks.features(int(images[v]))
-            values = np.asarray(stored[draw.row[rows]])
+            values = np.asarray(blocks.features(int(images[v]), draw.row[rows]))
             is_background = draw.label[rows] == index.n_classes
             for kind, members in enumerate((~is_background, is_background)):
                 waiting[kind].append((values[members], draw.label[rows][members], draw.delta[rows][members]))

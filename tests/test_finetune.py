@@ -12,6 +12,7 @@ from rcnn_svm.features import crop_training
 from rcnn_svm.features.backbone import load_backbone, random_backbone
 from rcnn_svm.finetune import FcConfig, FinetuneConfig, finetune, train_fc_layers
 from rcnn_svm.heads.assign import FINETUNE_RULE, LabelRule, describe_regions
+from rcnn_svm.heads.base import ALL
 from rcnn_svm.structures import Dataset, GroundTruth, Sample
 
 OBJECTS = GroundTruth(np.array([[10, 10, 50, 50], [60, 60, 90, 90]], np.float32), np.array([0, 1]))
@@ -47,9 +48,9 @@ class Blocks:
     def __len__(self):
         return len(self.rows)
 
-    def features(self, i):
+    def features(self, i, rows=ALL):
         self.visits += 1
-        return self.rows[i]
+        return self.rows[i][rows]
 
     def truth(self, i):
         return self.truths[i]

@@ -17,6 +17,7 @@ from rcnn_svm.features.fusing import absorb_batch_norm
 from rcnn_svm.features.shared_training import FrozenMaps, View
 from rcnn_svm.finetune import TrunkConfig, _RegionIndex, tune_trunk
 from rcnn_svm.heads.assign import FINETUNE_RULE, describe_regions
+from rcnn_svm.heads.base import ALL
 from rcnn_svm.structures import GroundTruth, Sample
 
 TRUTH = GroundTruth(np.array([[8, 8, 40, 40], [44, 30, 90, 70]], np.float32), np.array([0, 1]))
@@ -49,8 +50,8 @@ class Blocks:
     def __len__(self):
         return len(self.rows)
 
-    def features(self, i):
-        return self.rows[i]
+    def features(self, i, rows=ALL):
+        return self.rows[i][rows]
 
     def truth(self, i):
         return describe_regions(self.boxes[i], TRUTH, 2, 2)

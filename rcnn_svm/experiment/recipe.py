@@ -497,7 +497,7 @@ def _detect_both(
     test, model, runs = views[0], trained.model, (_Run([]), _Run([]))
     for i, sample in enumerate(track(test.regions.dataset, f"{trained.name} on test", total=len(test))):
         n_gt = test.regions.n_gt[i]
-        boxes, rows = test.regions.boxes[i][n_gt:], to_float32(test.features(i)[n_gt:])
+        boxes, rows = test.regions.boxes[i][n_gt:], to_float32(test.features(i, slice(n_gt, None)))
         mirrored = to_float32(views[1].features(i)) if len(views) > 1 else None
         look = _look(views, i)
         started = time.perf_counter()

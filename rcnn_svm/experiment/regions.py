@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from rcnn_svm.boxes import Boxes, flip_horizontally
 from rcnn_svm.features.store import FeatureStore, RowReader, to_float32
 from rcnn_svm.heads.assign import LabelRule, RegionTruth, describe_regions
+from rcnn_svm.heads.base import ALL, Rows
 from rcnn_svm.structures import Dataset, GroundTruth, Image, RegionSet, Sample, mirror_image
 
 __all__ = ["JoinedBlocks", "SplitRegions", "StoredBlocks"]
@@ -115,8 +116,10 @@ def _mirrored_pixels(sample: Sample) -> Image:
 class Scaler(Protocol):
     """Scales feature rows; fitted on a training split."""
 
-    def __call__(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return the scaled rows."""
+    def __call__(
+        self, features: NDArray[np.float32], *, out: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float32]:
+        """Return the scaled rows, in `out` where it is given."""
 
 
 class StoredBlocks:
@@ -150,10 +153,13 @@ class StoredBlocks:
     def __len__(self) -> int:
         return len(self.regions)
 
-    def features(self, i: int) -> NDArray[Any]:
-        """Return (R_i, D) features of image `i`, ground-truth rows first."""
-        stored = self.store.get(self.regions.dataset.samples[i], self.regions.boxes[i])
-        return stored if self.scaler is None else self.scaler(to_float32(stored))
+    def features(self, i: int, rows: Rows = ALL) -> NDArray[Any]:
+        """Return (R, D) features of image `i`, ground-truth rows first, or of some rows of it."""
+        stored = self.store.get(self.regions.dataset.samples[i], self.regions.boxes[i])[rows]
+        if self.scaler is None:
+            return stored
+        single = to_float32(stored)
+        return self.scaler(single, out=None if single is stored else single)
 
     def reader(self, i: int) -> RowReader:
         """Return what computes the unscaled features of any boxes of image `i`."""
@@ -179,10 +185,10 @@ class JoinedBlocks:
     def __len__(self) -> int:
         return len(self._places)
 
-    def features(self, i: int) -> NDArray[Any]:
-        """Return (R_i, D) features of block `i`."""
+    def features(self, i: int, rows: Rows = ALL) -> NDArray[Any]:
+        """Return (R, D) features of block `i`, or of some rows of it."""
         part, own = self._places[i]
-        return part.features(own)
+        return part.features(own, rows)
 
     def truth(self, i: int) -> RegionTruth:
         """Return how the regions of block `i` lie to the objects of their image."""

@@ -79,7 +79,7 @@ def score_images(blocks: StoredBlocks, model: Model) -> Iterator[ScoredImage]:
     """Score the proposals of each image of unscaled blocks; ground-truth rows are left out."""
     for i in range(len(blocks)):
         n_gt = blocks.regions.n_gt[i]
-        scores = model.scores(to_float32(blocks.features(i)[n_gt:]))
+        scores = model.scores(to_float32(blocks.features(i, slice(n_gt, None))))
         yield ScoredImage(blocks.regions.boxes[i][n_gt:], scores)
 
 
@@ -110,7 +110,7 @@ class ScoredSplit:
             scores = np.frombuffer(stored, np.float32).reshape(len(boxes), n_classes)
             deltas = None
             if self.boxes_by is not None:
-                deltas = self.boxes_by.deltas(to_float32(self.blocks.features(i)[n_gt:]))
+                deltas = self.boxes_by.deltas(to_float32(self.blocks.features(i, slice(n_gt, None))))
             yield ScoredImage(boxes, scores, deltas)
 
 

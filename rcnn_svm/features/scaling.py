@@ -74,8 +74,14 @@ class FeatureScaler:
         self.factor_ = _TARGET_NORM / mean
         return self
 
-    def __call__(self, features: NDArray[Any]) -> NDArray[np.float32]:
+    def __call__(
+        self, features: NDArray[Any], *, out: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float32]:
         """Return scaled rows, float32 (R, D); a row of zeros stays as it is.
+
+        Args:
+            features: (R, D).
+            out: where to put them, which may be `features` itself; None for a new array.
 
         Raises:
             NotFittedError: `mean-norm-20` was not fitted.
@@ -86,12 +92,14 @@ class FeatureScaler:
         if self.scaling == "mean-norm-20":
             if self.factor_ is None:
                 raise NotFittedError("FeatureScaler: call fit before scaling to a mean norm of 20.")
-            return rows * np.float32(self.factor_)
+            scaled: NDArray[np.float32] = np.multiply(rows, np.float32(self.factor_), out=out)
+            return scaled
         if self.scaling == "sqrt-l2":
             rows = np.copysign(np.sqrt(np.abs(rows)), rows)
         norms = np.sqrt(np.einsum("rd,rd->r", rows, rows))[:, None]
         norms[norms == 0] = 1
-        return np.asarray(rows / norms, np.float32)
+        unit: NDArray[np.float32] = np.divide(rows, norms, out=out)
+        return unit
 
     def to_dict(self) -> dict[str, Any]:
         """Return the scaling and what it learned, as plain data."""

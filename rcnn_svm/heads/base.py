@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,15 +18,22 @@ from rcnn_svm.errors import ConfigError, DataError, NotFittedError, ShapeError
 from rcnn_svm.heads.assign import RegionTruth
 
 __all__ = [
+    "ALL",
     "ArrayBlocks",
     "Head",
     "HeadBase",
     "RegionBlocks",
+    "Rows",
     "Scorer",
     "check_features",
     "read_features",
     "require_positive",
 ]
+
+
+Rows: TypeAlias = NDArray[np.generic] | slice
+"""Which rows of a block: indices, a mask or a slice."""
+ALL = slice(None)
 
 
 class RegionBlocks(Protocol):
@@ -51,8 +58,8 @@ class RegionBlocks(Protocol):
         """Return the number of images."""
         ...
 
-    def features(self, i: int) -> NDArray[np.floating]:
-        """Return (R_i, D) float32 or float16 of image `i`; may be a read-only memory map."""
+    def features(self, i: int, rows: Rows = ALL) -> NDArray[np.floating]:
+        """Return (R, D) float32 or float16 of image `i`, or of some rows of it; may be a memory map."""
         ...
 
     def truth(self, i: int) -> RegionTruth:
@@ -150,34 +157,31 @@ class ArrayBlocks:
     def __len__(self) -> int:
         return len(self.blocks)
 
-    def features(self, i: int) -> NDArray[np.floating]:
-        """Return (R_i, D) features of image `i`."""
-        return self.blocks[i]
+    def features(self, i: int, rows: Rows = ALL) -> NDArray[np.floating]:
+        """Return (R, D) features of image `i`, or of some rows of it."""
+        return self.blocks[i][rows]
 
     def truth(self, i: int) -> RegionTruth:
         """Return the description of the regions of image `i`."""
         return self.truths[i]
 
 
-def read_features(
-    blocks: RegionBlocks, i: int, rows: NDArray[np.generic] | slice = slice(None)
-) -> NDArray[np.float32]:
+def read_features(blocks: RegionBlocks, i: int, rows: Rows = ALL) -> NDArray[np.float32]:
     """Return float32 C-ordered features of (some rows of) image `i`, none of them NaN or infinite.
 
     Raises:
         DataError: a feature is not finite; the message names the image and the row.
         ShapeError: the block has another width than announced.
     """
-    block = np.ascontiguousarray(blocks.features(i)[rows], dtype=np.float32)
+    block = np.ascontiguousarray(blocks.features(i, rows), dtype=np.float32)
     if block.ndim != 2 or block.shape[1] != blocks.n_features:
         raise ShapeError(
             f"features of image {i}: must have shape (R, {blocks.n_features}), got {block.shape}."
         )
-    # A finite sum proves that all are finite, in one pass without a mask.
+    # A finite sum proves that all are finite, in one pass without a mask; only an infinite one may lie.
     with np.errstate(over="ignore", invalid="ignore"):
-        finite = bool(np.isfinite(block.sum(dtype=np.float64)))
-    if not finite:
-        bad = np.flatnonzero(~np.isfinite(block).all(axis=1))
+        finite = bool(np.isfinite(block.sum()))
+    if not finite and len(bad := np.flatnonzero(~np.isfinite(block).all(axis=1))):
         where = np.arange(len(blocks.features(i)))[rows][bad[0]]
         raise DataError(
             f"features of image {i}: must be finite, got NaN or infinity in {len(bad)} rows "

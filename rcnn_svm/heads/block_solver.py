@@ -35,8 +35,9 @@ Floats = NDArray[Any]
 # Fixed blocks converge more slowly the larger they are (17 epochs at 128 rows where 32 take 9): the
 # error that all rows share averages out only between blocks. Below 32 the matrix products suffer.
 _BLOCK_ROWS = 32
-# Rows that the first working set holds at least, beside all positives.
-_SEED_ROWS = 2000
+# Rows that the first working set holds at least, beside all positives. More of them spare a store some of the
+# violators of weights that are far from good; rows in memory come and go for nothing.
+_SEED_ROWS, _SEED_ROWS_IN_MEMORY = 20_000, 2000
 # A pass stops to optimise once the working set has grown by this many rows, or has doubled.
 _GROWTH_ROWS = 8000
 # A row leaves the working set when all its variables are 0 and its margins exceed this. Rows of a
@@ -66,8 +67,8 @@ _WARM_GOAL = 2.0
 # tell, so that the first multiple is taken for the truth until a pass has shown it to be wrong.
 _TRUSTED = 2.0
 _CHECK_FROM = 6.0
-# Every so many epochs each class is solved alone on its rows of margin below this, if they are few:
-# at most so many, and their Gram matrices no more work than some epochs.
+# Every so many epochs each class is solved alone on its rows of margin below this (or else below 1), if
+# they are few: at most so many, and their Gram matrices no more work than some epochs.
 # From a warm start the hinge's rows near the margin are known, and half as many epochs are enough before.
 _POLISH_EVERY, _POLISH_EVERY_WARM = 6, 3
 _POLISH_MARGIN = 1.02
@@ -75,6 +76,8 @@ _POLISH_ROWS = 4000
 _POLISH_WORK = 40
 _POLISH_TOL = 0.3
 _POLISH_STEPS = 30
+# The rows that are not hot are surveyed at the latest when the epochs since cost so many times as much.
+_SURVEY_EVERY = 2
 # Keeps a relative gap finite where the dual is still 0.
 _TINY = 1e-30
 
@@ -209,6 +212,42 @@ def _inspect(
                     violates[i] = True
                     c = cost[k, 1 if y > 0 else 0]
                     loss[k] += c * short * short if squared else c * short
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _survey(
+    margins: Floats,
+    labels: NDArray[np.int8],
+    alpha: Floats,
+    cost: Floats,
+    squared: bool,
+    gap: NDArray[np.float64],
+    nearest: Floats,
+    hot: NDArray[np.bool_],
+) -> None:
+    """Add what (n, K) margins and variables contribute to the duality gap to `gap` (K,), row by row.
+
+    `nearest` (n,) receives the smallest y * margin of each row; `hot` (n,) whether some variable of it is
+    above zero or should be.
+    """
+    n_classes = labels.shape[1]
+    for i in range(len(labels)):
+        nearest[i] = np.inf
+        hot[i] = False
+        for k in range(n_classes):
+            y = labels[i, k]
+            if y == 0:
+                continue
+            a, margin = float(alpha[i, k]), float(y * margins[i, k])
+            nearest[i] = min(nearest[i], margin)
+            if a == 0 and margin >= 1:
+                continue
+            hot[i] = True
+            c = float(cost[k, 1 if y > 0 else 0])
+            short = max(1 - margin, 0.0)
+            gap[k] += c * (short * short if squared else short) + a * margin - a
+            if squared:
+                gap[k] += a * a / (4 * c)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -410,6 +449,25 @@ def relative_gap(primal: NDArray[np.float64], dual: NDArray[np.float64]) -> NDAr
     return gap
 
 
+@dataclass(frozen=True, eq=False)
+class _Block:
+    """Hot rows that are visited together.
+
+    Attributes:
+        rows: (m,) of the working set.
+        gram: (m, m) products of the rows with each other, the bias included.
+        labels: (K, m).
+        alpha: (K, m) dual variables.
+        nearest: (m,) smallest y * margin of a row when last seen.
+    """
+
+    rows: NDArray[np.int64]
+    gram: Floats
+    labels: NDArray[np.int8]
+    alpha: Floats
+    nearest: Floats
+
+
 class BlockSolver:
     """Train K SVMs over all rows of a source, to a certified duality gap.
 
@@ -474,8 +532,13 @@ class BlockSolver:
         self._labels = np.zeros((0, n_classes), np.int8)
         self._alpha = np.zeros((0, n_classes), dtype)
         self._nearest = np.zeros(0, dtype)  # smallest y * margin over the classes when last seen
+        # Rows on their way into it, as (part, row, labels, alpha), and how many there will be.
+        self._arrived: list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int8], Floats]] = []
+        self._size = 0
         self._index = np.zeros(0, np.int64)  # of the working set's rows in the matrix that holds them
-        self._gram: list[Floats] = []  # of the first blocks, as far as their rows have not changed
+        # Hot rows have a variable above zero or in want of it, as far as the last survey knows.
+        self._hot = np.zeros(0, bool)
+        self._groups: list[tuple[NDArray[np.int64], Floats]] = []  # of hot rows, with their Gram matrices
         # Dual variables of rows that were evicted with some of them above zero, by part.
         self._kept: dict[int, tuple[NDArray[np.int64], Floats]] = {}
         self._kept_linear = np.zeros(n_classes)
@@ -495,7 +558,7 @@ class BlockSolver:
         tol = self._tol if tol is None else tol
         with threadpool_limits(limits=1, user_api="blas"):
             self._set_costs(np.asarray(costs, np.float64))
-            if len(self._part) == 0 and not self._kept:
+            if self._size == 0 and not self._kept:
                 self._seed_working_set()
             goal = _FIRST_GOAL
             if self._epochs:
@@ -504,16 +567,16 @@ class BlockSolver:
                 self._polish_every = _POLISH_EVERY if self._squared else _POLISH_EVERY_WARM
             for n_passes in range(1, self._max_passes + 1):
                 self._optimise(goal)
-                size = len(self._part)
+                size = self._size
                 primal, exact = self._scan(goal)
                 worst = float(relative_gap(primal, self._dual()).max()) if exact else np.inf
                 _log.info(
                     "%.2f passes: relative duality gap %.2e, %d rows in the working set, %d epochs",
-                    self._passes(), worst, len(self._part), self._epochs,
+                    self._passes(), worst, self._size, self._epochs,
                 )  # fmt: skip
                 if worst <= tol or n_passes == self._max_passes:
                     break
-                if exact and worst > 10 * goal and len(self._part) <= 1.01 * size:
+                if exact and worst > 10 * goal and self._size <= 1.01 * size:
                     self._trusting = False
                 goal = max(min(_GOAL_SHARE * worst, goal / 2), _FINAL_GOAL * tol)
                 if self._source.matrix is None:
@@ -525,7 +588,7 @@ class BlockSolver:
             dual=self._dual(),
             passes=self._passes(),
             epochs=self._epochs,
-            n_working=len(self._part),
+            n_working=self._size,
             converged=worst <= tol,
         )
 
@@ -570,7 +633,8 @@ class BlockSolver:
         """Start from all positives and as many other rows, drawn from all parts alike."""
         labels = [self._source.labels(p) for p in range(len(self._source))]
         positives = [np.flatnonzero((part > 0).any(axis=1)) for part in labels]
-        n_others = max(_SEED_ROWS, sum(map(len, positives)))
+        n_seeds = _SEED_ROWS if self._source.matrix is None else _SEED_ROWS_IN_MEMORY
+        n_others = max(n_seeds, sum(map(len, positives)))
         share = min(1.0, n_others / max(1, self._n_rows))
         for p, (part, rows) in enumerate(zip(labels, positives, strict=True)):
             drawn = self._rng.random(len(part)) < share
@@ -584,16 +648,16 @@ class BlockSolver:
         """Add rows (rising, not yet in it) of a part to the working set, making room where it is full."""
         room = self._max_rows // 2
         for rows_now in np.split(rows, range(room, len(rows), room)) if len(rows) else ():
-            if len(self._part) + len(rows_now) > self._max_rows:
+            if self._size + len(rows_now) > self._max_rows:
                 self._optimise(0.1)
                 self._evict(self._max_rows - room)
-            n, end = len(self._part), len(self._part) + len(rows_now)
+            start, self._size = self._size, self._size + len(rows_now)
             if self._source.matrix is None:
                 if features is None:
                     self._rows_read += len(rows_now)
-                    self._x[n:end] = self._source.features(part, rows_now)
+                    self._x[start : self._size] = self._source.features(part, rows_now)
                 else:
-                    self._x[n:end] = features[rows_now]
+                    self._x[start : self._size] = features[rows_now]
             alpha = np.zeros((len(rows_now), self._source.n_classes), self._dtype)
             if part in self._kept:
                 kept, kept_alpha = self._kept.pop(part)
@@ -602,15 +666,24 @@ class BlockSolver:
                 self._kept_linear -= self._linear(kept_alpha[back], labels[kept[back]])
                 if not back.all():
                     self._kept[part] = kept[~back], kept_alpha[~back]
-            self._part = np.concatenate([self._part, np.full(len(rows_now), part)])
-            self._row = np.concatenate([self._row, rows_now])
-            self._labels = np.concatenate([self._labels, labels[rows_now]])
-            self._alpha = np.concatenate([self._alpha, alpha])
-            self._nearest = np.concatenate([self._nearest, np.zeros(len(rows_now), self._dtype)])
-            del self._gram[n // self._m :]
+            self._arrived.append((np.full(len(rows_now), part), rows_now, labels[rows_now], alpha))
+
+    def _join(self) -> None:
+        """Enter the rows that arrived since the last time into the working set."""
+        if not self._arrived:
+            return
+        part, row, labels, alpha = map(np.concatenate, zip(*self._arrived, strict=True))
+        self._arrived = []
+        self._part = np.concatenate([self._part, part])
+        self._row = np.concatenate([self._row, row])
+        self._labels = np.concatenate([self._labels, labels])
+        self._alpha = np.concatenate([self._alpha, alpha])
+        self._nearest = np.concatenate([self._nearest, np.zeros(len(part), self._dtype)])
+        self._hot = np.concatenate([self._hot, np.ones(len(part), bool)])
 
     def _evict(self, limit: int) -> None:
         """Drop idle rows if they are many, and then those of largest margin until `limit` are left."""
+        self._join()
         limit_margin = _EVICT_MARGIN if self._source.matrix is None else _EVICT_MARGIN_IN_MEMORY
         keep = (self._alpha != 0).any(axis=1) | (self._nearest <= limit_margin)
         if np.count_nonzero(keep) > limit:
@@ -637,13 +710,16 @@ class BlockSolver:
                 moving = rows[start : start + self._m]
                 self._x[start : start + len(moving)] = self._x[moving]
         self._part, self._row, self._nearest = self._part[rows], self._row[rows], self._nearest[rows]
-        self._labels, self._alpha = self._labels[rows], self._alpha[rows]
-        self._gram = []
+        self._labels, self._alpha, self._hot = self._labels[rows], self._alpha[rows], self._hot[rows]
+        self._groups, self._size = [], len(rows)
 
     def _optimise(self, goal: float) -> None:
-        """Ascend over the working set until its estimated relative gap is at most `goal`."""
-        starts = range(0, len(self._part), self._m)
-        ends = [min(start + self._m, len(self._part)) for start in starts]
+        """Ascend over the working set until its relative gap, or the estimate of it, is at most `goal`.
+
+        An epoch visits the hot rows alone. Every so often a survey of the whole working set gives its true
+        gap and tells anew which rows are hot.
+        """
+        self._join()
         if self._source.matrix is None:
             self._index = np.arange(len(self._part))
         else:
@@ -651,72 +727,105 @@ class BlockSolver:
             self._index = first[self._part] + self._row
         bias_gram, lean = self._hold_bias()
         matrix = self._x if self._source.matrix is None else self._source.matrix
-        for start, end in list(zip(starts, ends, strict=True))[len(self._gram) :]:
-            index = self._index[start:end]
-            gram = np.empty((end - start, end - start), self._dtype)
-            _products(matrix, index, matrix[index], gram)
-            gram += bias_gram
-            self._gram.append(gram)
-        labels = [np.ascontiguousarray(self._labels[s:e].T) for s, e in zip(starts, ends, strict=True)]
-        alpha = [np.ascontiguousarray(self._alpha[s:e].T) for s, e in zip(starts, ends, strict=True)]
-        for epoch in range(_MAX_EPOCHS):
+        blocks = self._regroup(bias_gram)
+        since = 0  # epochs since the last survey
+        for _ in range(_MAX_EPOCHS):
             self._epochs += 1
+            since += 1
             loss = np.zeros(len(self._weights))
             order = self._rng.permutation(self._m)
             held = lean * self._bias
-            for b in self._rng.permutation(len(ends)):
-                start, end = starts[b], ends[b]
-                index = self._index[start:end]
-                margins = np.empty((len(self._weights), end - start), self._dtype)
+            for b in self._rng.permutation(len(blocks)):
+                block = blocks[b]
+                index = self._index[block.rows]
+                margins = np.empty((len(self._weights), len(index)), self._dtype)
                 _products(matrix, index, self._weights, margins)
                 self._bias = bias_gram * self._balance + held
                 margins += self._bias.astype(self._dtype)[:, None]
                 self._moved |= _ascend(
-                    margins, self._gram[b], labels[b], alpha[b], order[order < end - start], self._cost,
-                    self._squared, matrix, index, self._weights, self._balance, self._nearest[start:end],
-                    loss,
+                    margins, block.gram, block.labels, block.alpha, order[order < len(index)], self._cost,
+                    self._squared, matrix, index, self._weights, self._balance, block.nearest, loss,
                 )  # fmt: skip
             self._bias = bias_gram * self._balance + held
-            for start, end, block in zip(starts, ends, alpha, strict=True):
-                self._alpha[start:end] = block.T
+            for block in blocks:
+                self._alpha[block.rows] = block.alpha.T
+                self._nearest[block.rows] = block.nearest
             # Evicted rows with a part in the weights are missing from `loss`: then only the true gap counts.
             seen = np.inf if self._kept else relative_gap(self._half_primal() + loss, self._dual()).max()
             if self._trusting and seen <= _TRUSTED * goal:
                 break
-            due = epoch % self._polish_every == self._polish_every - 1
-            if not due and (self._trusting or seen > _CHECK_FROM * goal):
+            overdue = since >= self._polish_every
+            if not overdue and (self._trusting or seen > _CHECK_FROM * goal):
                 continue
-            margins, gap = self._working_gap()
+            # Rows that are not hot can only add to the gap: the hot ones are asked first where that is cheap,
+            # but not for ever, since others may have become hot.
+            hot = np.flatnonzero(self._hot)
+            share = len(hot) / len(self._part)
+            if share < 0.5 and since * share < _SURVEY_EVERY and self._survey(hot)[1] > _FINAL_GOAL * goal:
+                continue
+            margins, gap, self._hot = self._survey(np.arange(len(self._part)))
             if gap <= goal:
                 break
-            if epoch >= self._polish_every - 1 and self._polish(margins, goal):
-                alpha = [np.ascontiguousarray(self._alpha[s:e].T) for s, e in zip(starts, ends, strict=True)]
+            if since >= self._polish_every:
+                self._polish(margins, goal)
+            since = 0
+            blocks = self._regroup(bias_gram)
 
-    def _working_gap(self) -> tuple[Floats, float]:
-        """Return (n, K) margins of the working set and its largest true relative gap."""
+    def _regroup(self, bias_gram: float) -> list[_Block]:
+        """Return all hot rows in blocks. A block stays, with its Gram matrix, while half of it is hot."""
         matrix = self._x if self._source.matrix is None else self._source.matrix
-        margins = self._margins(matrix, self._index)
-        loss = np.zeros(len(self._weights))
-        _inspect(margins, self._labels, self._cost, self._squared, loss, np.empty(len(margins), bool))
+        groups = [(r, gram) for r, gram in self._groups if 2 * np.count_nonzero(self._hot[r]) >= self._m]
+        lonely = self._hot.copy()
+        for rows, _ in groups:
+            lonely[rows] = False
+            self._hot[rows] = True
+        rest = np.flatnonzero(lonely)
+        for start in range(0, len(rest), self._m):
+            rows = rest[start : start + self._m]
+            gram = np.empty((len(rows), len(rows)), self._dtype)
+            _products(matrix, self._index[rows], matrix[self._index[rows]], gram)
+            gram += bias_gram
+            groups.append((rows, gram))
+        self._groups = groups
+        return [
+            _Block(
+                rows,
+                gram,
+                np.ascontiguousarray(self._labels[rows].T),
+                np.ascontiguousarray(self._alpha[rows].T),
+                self._nearest[rows],
+            )
+            for rows, gram in groups
+        ]
+
+    def _survey(self, rows: NDArray[np.int64]) -> tuple[Floats, float, NDArray[np.bool_]]:
+        """Return (n, K) margins of rows of the working set, the relative gap over them, and which are hot."""
+        matrix = self._x if self._source.matrix is None else self._source.matrix
+        margins = self._margins(matrix, self._index[rows])
         # |w|^2 + bias * balance is the sum of alpha y margin over all rows: but for what the two biases
         # differ by, the gap is a sum over rows, here of these.
-        own = (self._alpha * self._labels * margins).sum(axis=0, dtype=np.float64)
-        gap = loss + own - self._linear(self._alpha, self._labels)
-        gap += 0.5 * (self._bias / self._bias_scale - self._bias_scale * self._balance) ** 2
-        return margins, float((np.maximum(gap, 0) / np.maximum(self._dual(), _TINY)).max())
+        gap = 0.5 * (self._bias / self._bias_scale - self._bias_scale * self._balance) ** 2
+        nearest, hot = np.empty(len(rows), self._dtype), np.empty(len(rows), bool)
+        _survey(margins, self._labels[rows], self._alpha[rows], self._cost, self._squared, gap, nearest, hot)
+        self._nearest[rows] = nearest
+        return margins, float((np.maximum(gap, 0) / np.maximum(self._dual(), _TINY)).max()), hot
 
-    def _polish(self, margins: Floats, goal: float) -> bool:
+    def _polish(self, margins: Floats, goal: float) -> None:
         """Solve each class on the rows near or inside its margin, with their whole Gram matrix.
 
-        What slows the blocks down, an error that all rows share, costs no feature products here.
-        Returns whether it ran: not where the Gram matrices would cost more than epochs do.
+        What slows the blocks down, an error that all rows share, costs no feature products here. Where the
+        Gram matrices would cost more than epochs do, rows near the margin are left out, or nothing is done.
         """
         exact = self._bias_scale**2 * self._balance
         margins += (exact - self._bias).astype(self._dtype)
-        near = (self._alpha != 0) | ((self._labels != 0) & (self._labels * margins < _POLISH_MARGIN))
-        sizes = near.sum(axis=0).astype(np.float64)
-        if (sizes**2).sum() > _POLISH_WORK * near.size or sizes.max() > _POLISH_ROWS:
-            return False
+        signed = self._labels * margins
+        for limit in (_POLISH_MARGIN, 1.0):
+            near = (self._alpha != 0) | ((self._labels != 0) & (signed < limit))
+            sizes = near.sum(axis=0).astype(np.float64)
+            if (sizes**2).sum() <= _POLISH_WORK * near.size and sizes.max() <= _POLISH_ROWS:
+                break
+        else:
+            return
         for k in range(len(self._weights)):
             rows = np.flatnonzero(near[:, k])
             if len(rows) == 0:
@@ -732,8 +841,8 @@ class BlockSolver:
             self._weights[k] += step @ x
             self._balance[k] += step.sum(dtype=np.float64)
             self._alpha[rows, k] = alpha
+            self._hot[rows] |= alpha > 0
         self._bias = self._bias_scale**2 * self._balance
-        return True
 
     def _hold_bias(self) -> tuple[float, float]:
         """Return the curvature that steps feel through the bias, and how far the last bias is held.
@@ -774,7 +883,7 @@ class BlockSolver:
         self._evict(self._max_rows)
         self._moved = False
         loss = np.zeros(len(self._weights))
-        size = len(self._part)
+        size = self._size
         for part in range(len(self._source)):
             labels, features = self._source.labels(part), self._source.features(part)
             self._rows_read += len(features)
@@ -783,12 +892,14 @@ class BlockSolver:
             _inspect(margins, labels, self._cost, self._squared, loss, violates)
             if part in self._kept:
                 violates[self._kept[part][0]] = self._unsettled(part, margins, labels)
-            violates[self._row[self._part == part]] = False
+            members = np.flatnonzero(self._part == part)
+            self._hot[members] = violates[self._row[members]] | (self._alpha[members] != 0).any(axis=1)
+            violates[self._row[members]] = False
             self._admit(part, np.flatnonzero(violates), labels, features)
-            if len(self._part) > size + max(size, _GROWTH_ROWS):
+            if self._size > size + max(size, _GROWTH_ROWS):
                 self._optimise(goal)
                 self._evict(self._max_rows)
-                size = len(self._part)
+                size = self._size
         return self._half_primal() + loss, not self._moved
 
     def _unsettled(self, part: int, margins: Floats, labels: NDArray[np.int8]) -> NDArray[np.bool_]:
@@ -824,5 +935,7 @@ class BlockSolver:
 
     def _dual(self) -> NDArray[np.float64]:
         """(K,) the dual objective: a lower bound of every primal one."""
-        dual: NDArray[np.float64] = self._linear(self._alpha, self._labels) + self._kept_linear
+        self._join()
+        hot = np.flatnonzero(self._hot)  # all other variables are 0
+        dual: NDArray[np.float64] = self._linear(self._alpha[hot], self._labels[hot]) + self._kept_linear
         return dual - self._half_norms(self._bias_scale * self._balance)

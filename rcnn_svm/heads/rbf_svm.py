@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from rcnn_svm.errors import ConfigError
 from rcnn_svm.heads.assign import SVM_RULE, LabelRule, RegionTruth
-from rcnn_svm.heads.base import HeadBase, RegionBlocks, read_features, require_positive
+from rcnn_svm.heads.base import ALL, HeadBase, RegionBlocks, Rows, read_features, require_positive
 from rcnn_svm.heads.kernel_solver import rbf_kernel, solve_pairs, squared_distances
 from rcnn_svm.heads.linear_svm import LinearSVMHead
 from rcnn_svm.heads.mining import BlocksSource
@@ -383,8 +383,8 @@ class _Mapped:
     def __len__(self) -> int:
         return len(self._blocks)
 
-    def features(self, i: int) -> NDArray[np.float32]:
-        return self._scorer.decision_function(read_features(self._blocks, i))
+    def features(self, i: int, rows: Rows = ALL) -> NDArray[np.float32]:
+        return self._scorer.decision_function(read_features(self._blocks, i, rows))
 
     def truth(self, i: int) -> RegionTruth:
         return self._blocks.truth(i)

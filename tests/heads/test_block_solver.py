@@ -64,6 +64,38 @@ def test_same_optimum_as_linear_svc(loss: str, source: type[MatrixSource]) -> No
 
 
 @pytest.mark.parametrize("squared", [False, True])
+@pytest.mark.parametrize("source", [MatrixSource, _Parts])
+def test_many_idle_rows_change_nothing(source: type[MatrixSource], squared: bool) -> None:
+    x, labels = _problem(n=400, seed=6)
+    rng = np.random.default_rng(0)
+    costs = np.full(4, 0.1)
+    options = {
+        "squared": squared,
+        "positive_weight": 2.0,
+        "bias_scale": 3.0,
+        "tol": 1e-6,
+        "dtype": np.float64,
+    }
+    few = BlockSolver(MatrixSource(x, labels), **options).solve(costs)
+    # Rows far outside every margin, and rows just outside, which are looked at again and again.
+    scores = x @ few.coef.T + few.intercept
+    easy = np.flatnonzero((labels * scores > 1.001).all(axis=1))
+    copies = np.concatenate([easy] * 60)
+    order = rng.permutation(len(x) + len(copies))
+    many_x, many_labels = (
+        np.concatenate([x, x[copies]])[order],
+        np.concatenate([labels, labels[copies]])[order],
+    )
+    assert len(many_x) > 2000
+    many = BlockSolver(source(many_x, many_labels), **options).solve(costs)
+    assert many.converged
+    np.testing.assert_allclose(many.primal, few.primal, rtol=1e-5)
+    np.testing.assert_allclose(
+        many.primal, _objective(many_x, many_labels, many, costs, squared, 3), rtol=1e-9
+    )
+
+
+@pytest.mark.parametrize("squared", [False, True])
 def test_float32_gap_is_a_true_bound(squared: bool) -> None:
     x, labels = _problem(seed=1)
     costs = np.full(4, 0.05)
