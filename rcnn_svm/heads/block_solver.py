@@ -481,7 +481,7 @@ class BlockSolver:
         source: all rows.
         squared: squared hinge instead of hinge.
         positive_weight: the cost of a positive is this times C.
-        bias_scale: value of the constant feature; 0 for no bias.
+        bias_scale: value of the constant feature, > 0.
         tol: largest relative duality gap of a class.
         max_passes: passes over all rows before giving up on `tol`.
         max_bytes: bound of the working set's copy of its rows and of their Gram matrices.
