@@ -139,6 +139,7 @@ def test_every_setting_matters(setting, tmp_path):
         "layers_rate": 1.0,
         "warm_up": 0.6,
         "weight_decay": 0.5,
+        "layers_decay": 50.0,
     }
     assert changes.keys() | {"checkpoint_every"} == {field.name for field in dataclasses.fields(TrunkConfig)}
     features = SharedFeatures(setting.backbone, TAPS, longer_sides=(96,))

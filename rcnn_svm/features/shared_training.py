@@ -288,12 +288,12 @@ def _train_chunk(
 
 def _optimizer(module: _TrunkModule, config: TrunkConfig) -> torch.optim.Optimizer:
     groups = []
-    for part, rate in (
-        (module.blocks, config.learning_rate),
-        (module.fc, config.learning_rate * config.layers_rate),
+    for part, rate, weight_decay in (
+        (module.blocks, config.learning_rate, config.weight_decay),
+        (module.fc, config.learning_rate * config.layers_rate, config.layers_decay),
     ):
         trained = [p for p in part.parameters() if p.requires_grad]
-        for is_bias, decay in ((False, config.weight_decay), (True, 0.0)):
+        for is_bias, decay in ((False, weight_decay), (True, 0.0)):
             members = [p for p in trained if (p.ndim == 1) == is_bias]
             groups.append({"params": members, "lr": rate, "base_lr": rate, "weight_decay": decay})
     return torch.optim.AdamW(groups)

@@ -25,7 +25,9 @@ class TrunkConfig:
         learning_rate: of the network; it rises over `warm_up`, then falls to zero along a cosine.
         layers_rate: how many times faster fc6, fc7 and what follows them learn.
         warm_up: fraction of the schedule over which the learning rate rises.
-        weight_decay: decoupled, of weights, not of biases.
+        weight_decay: of the network's weights, not of biases; decoupled.
+        layers_decay: the same of fc6, fc7 and what follows them. As in `FcConfig` it takes a large one to
+            matter.
         checkpoint_every: steps between checkpoints.
     """
 
@@ -38,6 +40,7 @@ class TrunkConfig:
     layers_rate: float = 1.5
     warm_up: float = 0.1
     weight_decay: float = 1e-4
+    layers_decay: float = 6.0
     checkpoint_every: int = 100
 
     def __post_init__(self) -> None:
@@ -52,8 +55,8 @@ class TrunkConfig:
         for name in ("learning_rate", "layers_rate"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"TrunkConfig: {name} must be positive, got {getattr(self, name)}.")
-        if not 0 <= self.warm_up < 1 or self.weight_decay < 0:
+        if not 0 <= self.warm_up < 1 or self.weight_decay < 0 or self.layers_decay < 0:
             raise ConfigError(
-                f"TrunkConfig: warm_up must be in [0, 1) and weight_decay not negative, got {self.warm_up} "
-                f"and {self.weight_decay}."
+                f"TrunkConfig: warm_up must be in [0, 1), weight_decay and layers_decay not negative, got "
+                f"{self.warm_up}, {self.weight_decay} and {self.layers_decay}."
             )
