@@ -75,7 +75,8 @@ class HeadResult:
         detections: one record per test image.
         evaluation: VOC AP of them.
         train_s: wall clock of the final training on trainval.
-        score_s_per_image: scoring, regression and NMS of an image's regions, mean over test.
+        score_s_per_image: scoring, regression and NMS of an image's regions, mean over test; with
+            `detect.second_look` the features of the regions that are looked at again as well.
         peak_rss_mb: largest memory of the process during the final training.
         details: chosen settings, validation mAP, what was tried, support vectors and the like.
     """
