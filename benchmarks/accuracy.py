@@ -1,6 +1,6 @@
 """What the shared path reaches, and what it costs; adds its targets to results/benchmarks/features.json.
 
-    python benchmarks/accuracy.py DATA [--only SECTION ...] [--cache DIR]
+    python benchmarks/accuracy.py DATA [--only SECTION ...] [--jobs N] [--cache DIR]
 
 DATA is the folder that holds `voc2007-mini` and `fruit`. Sections:
 
@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from joblib import Parallel, delayed
 from threadpoolctl import threadpool_limits
 
 from rcnn_svm.datasets import Splits
@@ -119,38 +120,49 @@ def detect_seconds(detector: Detector, dataset: Dataset) -> float:
     return (time.process_time() - started) / (len(samples) - 5)
 
 
+def single_threaded() -> None:
+    """Keep OpenCV and torch to one thread."""
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)
+
+
 def short_test(splits: Splits) -> Splits:
     """Return the splits with a single test image, so that a run is little but training."""
     return replace(splits, test=replace(splits.test, samples=splits.test.samples[:1]))
 
 
-def bench_voc(data: Path, rows: list[dict[str, Any]], tuned: bool) -> Targets:
-    """Train with three seeds, each from nothing cached; then measure on test."""
-    maps, seconds, per_image = [], [], []
-    what = "blocks 11 to 17 and fc layers tuned" if tuned else "frozen features, fc layers"
-    for seed in SEEDS:
-        config = (trunk_config if tuned else voc_config)(data, seed)
-        splits = load_data(config.data, seed=0)
-        with tempfile.TemporaryDirectory() as cache:
-            started = time.process_time()
-            run_experiment(config, short_test(splits), Path(cache), n_jobs=1)
-            seconds.append(time.process_time() - started)
-            # Its features, or the tuned network, lie in the cache.
-            results = run_experiment(config, splits, Path(cache), n_jobs=1).heads
+def one_seed(data: Path, seed: int, what: str, tuned: bool) -> dict[str, Any]:
+    """Train from nothing cached, on one thread; then measure on test. Returns the row of results."""
+    single_threaded()
+    config = (trunk_config if tuned else voc_config)(data, seed)
+    splits = load_data(config.data, seed=0)
+    with tempfile.TemporaryDirectory() as cache, threadpool_limits(limits=1):
+        started = time.process_time()
+        run_experiment(config, short_test(splits), Path(cache), n_jobs=1)
+        train_s = time.process_time() - started
+        # Its features, or the tuned network, lie in the cache.
+        results = run_experiment(config, splits, Path(cache), n_jobs=1).heads
         result = results["softmax-finetuned+bbox"]
-        maps.append(100 * result.evaluation.map("voc07"))
-        per_image.append(detect_seconds(result.detector, splits.test))
-        rows.append(
-            {
-                "name": f"voc2007-mini, {what}, seed {seed}",
-                "mAP": maps[-1],
-                "mAP_all_points": 100 * result.evaluation.map("voc10"),
-                "mAP_without_boxes": 100 * results["softmax-finetuned"].evaluation.map("voc07"),
-                "train_cpu_s": seconds[-1],
-                "detect_cpu_s_per_image": per_image[-1],
-            }
-        )
-        say(str(rows[-1]))
+        row = {
+            "name": f"voc2007-mini, {what}, seed {seed}",
+            "mAP": 100 * result.evaluation.map("voc07"),
+            "mAP_all_points": 100 * result.evaluation.map("voc10"),
+            "mAP_without_boxes": 100 * results["softmax-finetuned"].evaluation.map("voc07"),
+            "train_cpu_s": train_s,
+            "detect_cpu_s_per_image": detect_seconds(result.detector, splits.test),
+        }
+    say(str(row))
+    return row
+
+
+def bench_voc(data: Path, rows: list[dict[str, Any]], tuned: bool, jobs: int) -> Targets:
+    """Train with three seeds and measure each on test."""
+    what = "blocks 11 to 17 and fc layers tuned" if tuned else "frozen features, fc layers"
+    found = Parallel(n_jobs=jobs)(delayed(one_seed)(data, seed, what, tuned) for seed in SEEDS)
+    rows.extend(found)
+    maps = [row["mAP"] for row in found]
+    seconds = [row["train_cpu_s"] for row in found]
+    per_image = [row["detect_cpu_s_per_image"] for row in found]
     n, suffix = len(SEEDS), "_trunk" if tuned else ""
     view = "640" if tuned else "640 and 800"
     at_test = "softmax, box regression, mirror images, soft-NMS, voting, a second look"
@@ -282,19 +294,21 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS, help="some sections")
     parser.add_argument("--sharing-data", nargs="+", default=["fruit", "voc2007-mini"], metavar="NAME")
     parser.add_argument("--cache", type=Path, help="proposals and features of the section on sharing")
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="seeds at a time; more than 1 disturbs the timings"
+    )
     parser.add_argument("--out", type=Path, default=Path("results/benchmarks/features.json"))
     options = parser.parse_args()
-    cv2.setNumThreads(1)
-    torch.set_num_threads(1)
+    single_threaded()
     rows: list[dict[str, Any]] = []
     targets: Targets = {}
     with tempfile.TemporaryDirectory() as scratch, threadpool_limits(limits=1):
         if "voc" in options.only:
-            targets |= bench_voc(options.data / "voc2007-mini", rows, tuned=False)
+            targets |= bench_voc(options.data / "voc2007-mini", rows, tuned=False, jobs=options.jobs)
         if "detect" in options.only:
             targets |= bench_detect(options.data / "voc2007-mini")
         if "trunk" in options.only:
-            targets |= bench_voc(options.data / "voc2007-mini", rows, tuned=True)
+            targets |= bench_voc(options.data / "voc2007-mini", rows, tuned=True, jobs=options.jobs)
         if "fruit" in options.only:
             targets |= bench_fruit(options.data / "fruit", rows)
         if "sharing" in options.only:
