@@ -7,7 +7,7 @@ not loaded.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from rcnn_svm.features.backbone import Backbone, load_backbone
 from rcnn_svm.features.build import FeatureConfig, build_featurizer
 from rcnn_svm.features.fc_layers import FcLayers
 from rcnn_svm.features.scaling import FeatureScaler
+from rcnn_svm.features.store import RowReader
 from rcnn_svm.files import atomic_path, read_json, write_json
 from rcnn_svm.heads.base import Scorer
 from rcnn_svm.heads.bbox_regressor import BoxRegressor
@@ -34,12 +35,27 @@ from rcnn_svm.structures import Detections, Image, Sample, mirror_image
 if TYPE_CHECKING:
     from rcnn_svm.features.build import ImageFeaturizer
 
-__all__ = ["Detector", "Model", "load_detector"]
+__all__ = ["Detector", "Look", "Model", "load_detector", "look_at"]
 
 _FORMAT = 1
 
 Look: TypeAlias = Callable[[Boxes], tuple[NDArray[np.float32], NDArray[np.float32] | None]]
 """Boxes of one image -> their unscaled rows, and those of the mirror image where it is read too."""
+
+
+def look_at(readers: Sequence[RowReader], width: float) -> Look:
+    """Return what reads regions of an image from the image itself and, where there is one, its mirror image.
+
+    Args:
+        readers: of the image, and of its mirror image if that is read too.
+        width: of the image, in pixels.
+    """
+    own, *mirrored = readers
+
+    def look(boxes: Boxes) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+        return own(boxes), mirrored[0](flip_horizontally(boxes, width)) if mirrored else None
+
+    return look
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,10 +133,11 @@ class Model:
         """
         if config.second_look and deltas is not None and config.regression != "off":
             more = moved_regions(boxes, scores, deltas, size, config)
-            more_scores, more_deltas = self.read(*look(more), config.min_score)
-            assert more_deltas is not None
-            boxes = np.concatenate([boxes, more])
-            scores, deltas = np.concatenate([scores, more_scores]), np.concatenate([deltas, more_deltas])
+            if len(more):
+                more_scores, more_deltas = self.read(*look(more), config.min_score)
+                assert more_deltas is not None
+                boxes = np.concatenate([boxes, more])
+                scores, deltas = np.concatenate([scores, more_scores]), np.concatenate([deltas, more_deltas])
         return postprocess(image_id, size, boxes, scores, deltas, config)
 
 
@@ -183,17 +200,12 @@ class Detector:
         return self.model.detect(image_id, size, boxes, scores, deltas, config, look)
 
     def _look(self, image: Image) -> Look:
-        own = self.featurizer.of_image(image)
-        other = self.featurizer.of_image(mirror_image(image)) if self.features.mirror else None
+        views = [image, mirror_image(image)] if self.features.mirror else [image]
+        return look_at([self._reader(view) for view in views], image.shape[1])
 
-        def layers(features: NDArray[np.float32]) -> NDArray[np.float32]:
-            return features if self.layers is None else self.layers(features)
-
-        def look(boxes: Boxes) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
-            rows = layers(own(boxes))
-            return rows, layers(other(flip_horizontally(boxes, image.shape[1]))) if other else None
-
-        return look
+    def _reader(self, image: Image) -> RowReader:
+        read, layers = self.featurizer.of_image(image), self.layers
+        return read if layers is None else lambda boxes: layers(read(boxes))
 
     def save(self, folder: Path) -> None:
         """Write the detector to `folder`; `detector.json` comes last, so that it marks a whole one.

@@ -1,7 +1,8 @@
 """From scores of regions to detections: caps, box regression, clipping, NMS, box voting.
 
 One function serves training-time validation, evaluation and `detect`, so that what was chosen
-on the validation split is exactly what runs later. Needs numpy only.
+on the validation split is exactly what runs later, but for a second look, which needs features
+(`detector.Model.detect`). Needs numpy only.
 """
 
 from __future__ import annotations

@@ -129,7 +129,8 @@ class ExperimentConfig:
         heads: what is compared.
         choose: try the grids of `heads` on val. Without, everything is trained once, on trainval, with the
             middle of each grid, the learned box regression where there is one, and `detect` as it stands.
-        detect: from scores to detections; `max_iou` or `soft_nms_sigma`, and `vote_iou`, are chosen on val.
+        detect: from scores to detections; `max_iou` or `soft_nms_sigma`, and `vote_iou`, are chosen on val,
+            where no region is looked at twice.
         rule: AP of VOC2007 (11 points) or of VOC2010 and later (all points), in percent.
         n_bootstrap: resamples of the intervals.
         seed: of everything random.

@@ -14,12 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from rcnn_svm.boxes import Boxes, flip_horizontally
 from rcnn_svm.datasets import Splits
-from rcnn_svm.detector import Detector, Look, Model
+from rcnn_svm.detector import Detector, Look, Model, look_at
 from rcnn_svm.errors import ConfigError, DataError
 from rcnn_svm.evaluation.voc import EvalResult, evaluate_voc
 from rcnn_svm.experiment.config import ExperimentConfig
@@ -45,7 +41,7 @@ from rcnn_svm.experiment.selection import (
 from rcnn_svm.features.backbone import load_backbone
 from rcnn_svm.features.build import build_featurizer
 from rcnn_svm.features.scaling import FeatureScaler
-from rcnn_svm.features.store import FeatureStore, RowReader, to_float32
+from rcnn_svm.features.store import FeatureStore, to_float32
 from rcnn_svm.heads.bbox_regressor import BoxRegressor
 from rcnn_svm.postprocess import PostprocessConfig
 from rcnn_svm.progress import say, track
@@ -513,15 +509,10 @@ def _detect_both(
 
 
 def _look(views: Sequence[StoredBlocks], i: int) -> Look:
-    """Return what reads more regions of image `i`, from the image itself and its mirror image if given."""
+    """Return what reads more regions of image `i`; the image is opened when they are asked for."""
 
     @functools.cache
-    def readers() -> list[RowReader]:
-        return [view.reader(i) for view in views]
+    def opened() -> Look:
+        return look_at([view.reader(i) for view in views], views[0].regions.dataset.samples[i].size[1])
 
-    def look(boxes: Boxes) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
-        own, *other = readers()
-        width = views[0].regions.dataset.samples[i].size[1]
-        return own(boxes), other[0](flip_horizontally(boxes, width)) if other else None
-
-    return look
+    return lambda boxes: opened()(boxes)

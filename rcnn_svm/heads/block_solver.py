@@ -67,8 +67,9 @@ _WARM_GOAL = 2.0
 # tell, so that the first multiple is taken for the truth until a pass has shown it to be wrong.
 _TRUSTED = 2.0
 _CHECK_FROM = 6.0
-# Every so many epochs each class is solved alone on its rows of margin below this (or else below 1), if
-# they are few: at most so many, and their Gram matrices no more work than some epochs.
+# At a survey at least so many epochs after the last one, each class is solved alone on its rows of margin
+# below this (or else below 1), if they are few: at most so many, and their Gram matrices no more work than
+# some epochs.
 # From a warm start the hinge's rows near the margin are known, and half as many epochs are enough before.
 _POLISH_EVERY, _POLISH_EVERY_WARM = 6, 3
 _POLISH_MARGIN = 1.02
