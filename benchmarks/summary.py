@@ -81,11 +81,15 @@ def all_benchmarks(results: Path) -> str:
     ]
     for path in sorted((results / "benchmarks").glob("*.json")):
         content = json.loads(path.read_text())
-        parts += ["", f"## [{path.stem}]({path.name})", "", f"`{content['provenance']['command']}`", ""]
-        parts += ["| target | value | ours | peer | how |", "|---|--:|--:|--:|---|"]
-        parts += [
-            f"| {name} | {cells(found)} | {found['how']} |" for name, found in content["targets"].items()
-        ]
+        parts += ["", f"## [{path.stem}]({path.name})"]
+        runs: dict[tuple[str, str], list[str]] = {}
+        for name, found in content["targets"].items():
+            run = {**content["provenance"], **found}  # a target measured by a run of its own says so
+            row = f"| {name} | {cells(found)} | {found['how']} |"
+            runs.setdefault((run["command"], run["commit"]), []).append(row)
+        for (command, commit), rows in runs.items():
+            parts += ["", f"`{command}`, commit {commit[:8]}", ""]
+            parts += ["| target | value | ours | peer | how |", "|---|--:|--:|--:|---|", *rows]
     return "\n".join([*parts, ""])
 
 

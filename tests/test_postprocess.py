@@ -126,6 +126,10 @@ def test_a_second_look_reads_the_moved_regions_and_lets_them_compete() -> None:
     assert found[1].scores[0] == 0
     off = PostprocessConfig(vote_iou=None, second_look=1, regression="off")
     model.detect("a", (100, 100), boxes, *first, off, look)
+    nobody = PostprocessConfig(vote_iou=None, second_look=1, min_score=9)
+    assert len(model.detect("a", (100, 100), boxes, *first, nobody, look)) == 0
+    nothing = [np.zeros((0, 4), np.float32), np.zeros((0, 1), np.float32), np.zeros((0, 1, 4), np.float32)]
+    assert len(model.detect("a", (100, 100), *nothing, nobody, look)) == 0
     assert len(seen) == 2
 
 
