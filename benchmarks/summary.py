@@ -81,6 +81,8 @@ def all_benchmarks(results: Path) -> str:
     ]
     for path in sorted((results / "benchmarks").glob("*.json")):
         content = json.loads(path.read_text())
+        if not content["targets"]:
+            continue
         parts += ["", f"## [{path.stem}]({path.name})"]
         runs: dict[tuple[str, str], list[str]] = {}
         for name, found in content["targets"].items():
