@@ -42,12 +42,15 @@ class GroundTruth:
         labels: (G,) int64 in 0 .. K-1.
         difficult: (G,) bool, VOC's flag: ignored by the evaluation.
         crowd: (G,) bool, COCO's `iscrowd`: a region of many objects, never a positive.
+        area: (G,) float64 square pixels, by which COCO sorts objects into small, medium and large: that of
+            the segment where COCO's annotations state it, of the box by default.
     """
 
     boxes: Boxes
     labels: NDArray[np.int64]
     difficult: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, bool))
     crowd: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, bool))
+    area: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
 
     def __post_init__(self) -> None:
         boxes = as_boxes(self.boxes, where="GroundTruth")
@@ -63,12 +66,19 @@ class GroundTruth:
             value = getattr(self, name)
             value = np.zeros(n, bool) if len(value) == 0 else value
             object.__setattr__(self, name, _column(value, n, np.bool_, f"GroundTruth: {name}"))
+        value = area(boxes) if len(self.area) == 0 else self.area
+        areas = _column(value, n, np.float64, "GroundTruth: area")
+        if not ((areas >= 0) & (areas < np.inf)).all():
+            raise ShapeError(f"GroundTruth: area must be finite and not negative, got {areas.tolist()}.")
+        object.__setattr__(self, "area", areas)
 
     def __len__(self) -> int:
         return len(self.boxes)
 
     def __getitem__(self, rows: NDArray[np.generic] | slice) -> GroundTruth:
-        return GroundTruth(self.boxes[rows], self.labels[rows], self.difficult[rows], self.crowd[rows])
+        return GroundTruth(
+            self.boxes[rows], self.labels[rows], self.difficult[rows], self.crowd[rows], self.area[rows]
+        )
 
     @classmethod
     def empty(cls) -> Self:

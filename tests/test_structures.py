@@ -19,8 +19,10 @@ def test_ground_truth_fills_its_flags():
     assert truth.boxes.dtype == np.float32
     assert truth.labels.dtype == np.int64
     assert truth.difficult.tolist() == truth.crowd.tolist() == [False, False]
+    assert truth.area.tolist() == [100, 225]
     part = GroundTruth(BOXES, [1, 0], difficult=np.array([True, False]))[np.array([0])]
-    assert (part.labels.tolist(), part.difficult.tolist()) == ([1], [True])
+    assert (part.labels.tolist(), part.difficult.tolist(), part.area.tolist()) == ([1], [True], [100])
+    assert GroundTruth(BOXES, [1, 0], area=[0, 7.5])[1:].area.tolist() == [7.5]
     assert len(GroundTruth.empty()) == 0
 
 
@@ -35,6 +37,10 @@ def test_ground_truth_messages():
         GroundTruth(BOXES, [0])
     with pytest.raises(ShapeError, match=r"^GroundTruth: crowd must have shape \(2,\)"):
         GroundTruth(BOXES, [0, 0], crowd=np.array([True]))
+    with pytest.raises(
+        ShapeError, match=r"^GroundTruth: area must be finite and not negative, got \[1\.0, -1\.0\]\.$"
+    ):
+        GroundTruth(BOXES, [0, 0], area=[1, -1])
 
 
 def test_detections_are_sorted_surest_first_and_stable():

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from rcnn_svm.cli import options as shared
 from rcnn_svm.errors import ConfigError
 from rcnn_svm.progress import say, track
+
+if TYPE_CHECKING:
+    from rcnn_svm.evaluation.coco import CocoResult
+    from rcnn_svm.evaluation.voc import EvalResult
 
 __all__ = ["add_verbs"]
 
@@ -81,19 +85,33 @@ def _evaluate(options: argparse.Namespace) -> None:
     truths = [sample.truth for sample in dataset]
     voc = evaluate_voc(found, truths, dataset.classes)
     coco = evaluate_coco(found, truths, dataset.classes)
-    width = max(map(len, (*dataset.classes, "mean")))
-    print(f"{'class':<{width}}  VOC07  VOC10   COCO")
-    rows = [voc.ap("voc07"), voc.ap("voc10"), coco.ap()]
-    for k, name in enumerate(dataset.classes):
-        print(f"{name:<{width}} " + " ".join(f"{100 * row[k]:6.1f}" for row in rows))
-    means = [voc.map("voc07"), voc.map("voc10"), coco.summary()["AP"]]
-    print(f"{'mean':<{width}} " + " ".join(f"{100 * value:6.1f}" for value in means))
-    print("COCO: " + "  ".join(f"{key} {100 * value:.1f}" for key, value in coco.summary().items()))
+    _print_table(voc, coco)
     if options.out is not None:
         write_detections(options.out / "detections.json", found, dataset.classes)
         write_comp4(options.out / "comp4", found, dataset.classes, split=options.split)
         write_json(options.out / "evaluation.json", {"voc": voc.to_json(), "coco": coco.to_json()})
         say(f"Figures and exchange formats in {options.out}")
+
+
+def _print_table(voc: EvalResult, coco: CocoResult) -> None:
+    """Print a line per class, one of means, and COCO's twelve numbers."""
+    from rcnn_svm.report.tables import LOCALISATION
+
+    summary = coco.summary()
+    columns = {
+        "VOC07": (voc.ap("voc07"), voc.map("voc07")),
+        "VOC10": (voc.ap("voc10"), voc.map("voc10")),
+        "COCO AP": (coco.ap(), summary["AP"]),
+        "AP50": (coco.ap_at(0.5), summary["AP50"]),
+        "AP75": (coco.ap_at(0.75), summary["AP75"]),
+    }
+    width = max(map(len, (*voc.classes, "class")))
+    print(f"{'class':<{width}}" + "".join(f"{head:>9}" for head in columns))
+    for k, name in enumerate(voc.classes):
+        print(f"{name:<{width}}" + "".join(f"{100 * ap[k]:9.1f}" for ap, _ in columns.values()))
+    print(f"{'mean':<{width}}" + "".join(f"{100 * mean:9.1f}" for _, mean in columns.values()))
+    print("\nCOCO: " + "  ".join(f"{key} {100 * value:.1f}" for key, value in summary.items()))
+    print(LOCALISATION)
 
 
 def _read(options: argparse.Namespace) -> tuple[Any, Any]:
