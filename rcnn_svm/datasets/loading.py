@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -13,7 +13,15 @@ import numpy as np
 
 from rcnn_svm.datasets.coco import CocoSource
 from rcnn_svm.datasets.drawing import classes_to_train, draw_parts
-from rcnn_svm.datasets.records import BOX_DEFECTS, Collector, Report, Source, build, strict
+from rcnn_svm.datasets.records import (
+    BOX_DEFECTS,
+    Collector,
+    LabelledImage,
+    Report,
+    Source,
+    build,
+    strict,
+)
 from rcnn_svm.datasets.voc import VocSource
 from rcnn_svm.datasets.yolo import YoloSource
 from rcnn_svm.errors import ConfigError, DataError
@@ -21,6 +29,7 @@ from rcnn_svm.structures import Dataset
 
 __all__ = [
     "FORMATS",
+    "Chooser",
     "Classes",
     "Format",
     "Splits",
@@ -28,6 +37,7 @@ __all__ = [
     "detect_format",
     "find_split",
     "list_splits",
+    "load_chosen",
     "load_dataset",
     "load_splits",
     "open_source",
@@ -39,6 +49,9 @@ FORMATS: tuple[Format, ...] = ("voc", "coco", "yolo")
 
 Classes: TypeAlias = Sequence[str] | Path | str | None
 """Class names in the order of their labels, a text file with one name a line, or None for the data's own."""
+
+Chooser: TypeAlias = Callable[[Mapping[str, Sequence[LabelledImage]]], Sequence[LabelledImage]]
+"""From the images of each split, as their label files state them, to those that are wanted."""
 
 # The names that people give to the parts; a year may follow.
 _ROLES = {
@@ -150,6 +163,42 @@ def load_dataset(
     collector = Collector(BOX_DEFECTS) if drop_bad_boxes else None
     names = _class_names(source, classes)
     dataset = _load(source, Path(path), _resolve(source, split), names, collector or strict)
+    if collector:
+        collector.say_summary()
+    return dataset
+
+
+def load_chosen(
+    path: str | Path,
+    name: str,
+    choose: Chooser,
+    *,
+    format: str | None = None,
+    drop_bad_boxes: bool = False,
+) -> Dataset:
+    """Read the labels of chosen images, whatever splits they are of.
+
+    The boxes of all other images are not judged.
+
+    Args:
+        path: as in `load_dataset`.
+        name: of the new split.
+        choose: is given all images by split and returns those to read.
+        format: as in `load_dataset`.
+        drop_bad_boxes: as in `load_dataset`.
+
+    Returns:
+        The images with the data's own classes; empty where none was chosen.
+
+    Raises:
+        DataError: a label file of any split is broken, a box of a chosen image is bad, or an id comes twice.
+        ConfigError: an unknown format.
+    """
+    source = open_source(path, format)
+    collector = Collector(BOX_DEFECTS) if drop_bad_boxes else None
+    report = collector or strict
+    images = choose({split: source.read(split, report) for split in source.splits()})
+    dataset = build(dataset_name(Path(path)), name, _class_names(source, None), images, report)
     if collector:
         collector.say_summary()
     return dataset
