@@ -67,7 +67,7 @@ class CocoSource:
         """Return COCO's id of each class name."""
         return {name: number for split in self.splits() for number, name in self._categories(split).items()}
 
-    def image_ids(self, split: str) -> dict[str, int]:
+    def image_ids(self, split: str) -> dict[str, int | str]:
         """Return COCO's id of each image id of `split`."""
         return {_image_id(record): record["id"] for record in self._load(split)["images"]}
 
@@ -155,8 +155,8 @@ def coco_category_ids(path: str | Path) -> dict[str, int]:
     return _source(path).category_ids()
 
 
-def coco_image_ids(path: str | Path, split: str) -> dict[str, int]:
-    """Return COCO's numeric image id of each `Sample.image_id` of one split, named as its file is.
+def coco_image_ids(path: str | Path, split: str) -> dict[str, int | str]:
+    """Return COCO's image id, a number as a rule, of each `Sample.image_id` of one split, named as its file.
 
     Raises:
         DataError: `path` is no COCO folder, has no such split, or the JSON file is broken.

@@ -33,6 +33,7 @@ def test_train_leaves_a_whole_detector_and_its_figures(detector_folder: Path) ->
         "detector.json",
         "evaluation",
         "head.safetensors",
+        "splits.json",
     }
     metrics = json.loads((detector_folder / "evaluation" / "metrics.json").read_text())
     assert metrics["schema"] == 1
