@@ -40,7 +40,7 @@ def add_verbs(verbs: Any) -> None:
     propose.add_argument("--plot", type=Path, metavar="DIR", help="draw segmentations, boxes and recall")
     shared.add_data_options(propose)
     shared.add_run_options(propose)
-    propose.set_defaults(run=_propose)
+    propose.set_defaults(run=_propose, resumes=True)
 
 
 def _propose(options: argparse.Namespace) -> None:
