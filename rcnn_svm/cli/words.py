@@ -126,7 +126,7 @@ def _quality(measured: Mapping[str, Any], weak: WeakClass | None, images: str) -
         low, high = measured["mAP_interval"]
         words += f" (95 % interval {low:.1f} to {high:.1f})"
     if weak is not None:
-        words += f"; weakest is {weak.name} with {weak.ap:.1f} AP (median of the others: {weak.others:.1f})"
+        words += f"; {weak.name} is far behind: {weak.ap:.1f} AP (median of the others: {weak.others:.1f})"
     return words
 
 
