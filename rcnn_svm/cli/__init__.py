@@ -26,6 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="`rcnn-svm VERB --help` tells the options of a verb.",
     )
     parser.add_argument("--version", action="version", version=f"rcnn-svm {__version__}")
+    parser.set_defaults(resumes=False)  # a verb that keeps finished work says so
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for part in (training, using, data, regions, network, bench):
         part.add_verbs(verbs)
@@ -40,10 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options.run(options)
     except KeyboardInterrupt:
-        print(
-            "rcnn-svm: interrupted. Finished work is kept: the same command goes on from there.",
-            file=sys.stderr,
-        )
+        kept = " Finished work is kept: the same command goes on from there."
+        print(f"rcnn-svm: interrupted.{kept if options.resumes else ''}", file=sys.stderr)
         return 130
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output has seen enough

@@ -8,10 +8,9 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from rcnn_svm.config import to_dict, with_overrides
+from rcnn_svm.config import with_overrides
 from rcnn_svm.errors import ConfigError
 from rcnn_svm.experiment.config import DataConfig, ExperimentConfig, paper_config, quick_config
-from rcnn_svm.progress import say
 
 __all__ = [
     "add_data_options",
@@ -22,7 +21,6 @@ __all__ = [
     "experiment_config",
     "n_jobs_of",
     "names_of",
-    "say_config",
 ]
 
 
@@ -145,18 +143,3 @@ def n_jobs_of(options: argparse.Namespace) -> int:
         raise ConfigError(f"--jobs must be 0 or more, got {options.jobs}.")
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     return int(options.jobs or cores)
-
-
-def say_config(config: ExperimentConfig) -> None:
-    """Print the resolved configuration, one line a stage."""
-    for stage, value in to_dict(config, finite=True).items():
-        if isinstance(value, dict):
-            say(f"{stage:>10}: " + "  ".join(f"{key}={_short(item)}" for key, item in value.items()))
-        else:
-            say(f"{stage:>10}: {value}")
-
-
-def _short(value: object) -> str:
-    if isinstance(value, list):
-        return ",".join(str(item) for item in value) or "-"
-    return str(value)

@@ -41,7 +41,7 @@ def add_verbs(verbs: Any) -> None:
     group = shared.add_label_options(propose, "recall of these classes")
     group.add_argument("--max-images", type=int, metavar="N", help="the first N images of the split")
     shared.add_run_options(propose)
-    propose.set_defaults(run=_propose, skip_absent_classes=False)
+    propose.set_defaults(run=_propose, skip_absent_classes=False, resumes=True)
 
 
 def _propose(options: argparse.Namespace) -> None:

@@ -45,8 +45,8 @@ from rcnn_svm.features.scaling import FeatureScaler
 from rcnn_svm.features.store import FeatureStore, to_float32
 from rcnn_svm.heads.bbox_regressor import BoxRegressor
 from rcnn_svm.postprocess import PostprocessConfig
-from rcnn_svm.progress import say, track
-from rcnn_svm.proposals import SelectiveSearchConfig, cached_proposals
+from rcnn_svm.progress import Stages, note, track
+from rcnn_svm.proposals import ProposalRecall, SelectiveSearchConfig, cached_proposals
 from rcnn_svm.structures import Dataset, Detections, RegionSet
 
 __all__ = [
@@ -56,6 +56,7 @@ __all__ = [
     "estimate_experiment",
     "propose",
     "run_experiment",
+    "stages_of",
     "train_detector",
 ]
 
@@ -97,19 +98,29 @@ class Experiment:
         config: as it was run.
         splits: the images.
         heads: results by name, in the order of the configuration.
-        stages_s: wall clock of proposals, features, train and detect.
+        stages_s: wall clock of proposals, features, choose, train (fine-tuning of the network included) and
+            detect; 0 for one that the configuration leaves out.
+        coverage: how well the proposals of trainval cover its objects, all regions of an image counted.
     """
 
     config: ExperimentConfig
     splits: Splits
     heads: dict[str, HeadResult]
     stages_s: dict[str, float]
+    coverage: ProposalRecall
 
 
 def propose(dataset: Dataset, config: ExperimentConfig, cache: Path, *, n_jobs: int) -> dict[str, RegionSet]:
     """Return the region proposals of every image by its id, from the cache where they lie there."""
     regions = cached_proposals(dataset.samples, config.proposals, cache / "proposals", n_jobs=n_jobs)
     return {region_set.image_id: region_set for region_set in regions}
+
+
+def stages_of(config: ExperimentConfig) -> tuple[str, ...]:
+    """Return the names of the stages that `run_experiment` goes through, in order."""
+    features = () if config.learn == "trunk" else ("features",)  # read while the network is tuned
+    choose = ("choose",) if config.choose else ()
+    return ("proposals", "network", *features, *choose, "train", "detect")
 
 
 def run_experiment(
@@ -119,6 +130,7 @@ def run_experiment(
     *,
     n_jobs: int,
     finished: Callable[[HeadResult], None] | None = None,
+    stages: Stages | None = None,
 ) -> Experiment:
     """Run an experiment on `splits`.
 
@@ -128,6 +140,7 @@ def run_experiment(
         cache: folder of proposals, features and fine-tuned networks, kept between runs.
         n_jobs: threads where work is independent.
         finished: called with each result as soon as it is there, so that it can be kept.
+        stages: of a run that this is a part of, those of `stages_of` among them; None for a run of its own.
 
     Raises:
         ConfigError: a head that the configuration gives nothing to work on.
@@ -139,37 +152,41 @@ def run_experiment(
             f"heads.names: {FINETUNED} needs something that is fine-tuned. Set learn=fc or learn=network, "
             f"or leave the head out."
         )
-    stages: dict[str, float] = {}
-    with Meter() as meter:
+    stages = stages or Stages(stages_of(config))
+    n_images = len(splits.trainval) + len(splits.test)
+    with stages("proposals", f"boxes in which an object may be, in {n_images} images"):
         proposals = propose(splits.trainval, config, cache, n_jobs=n_jobs)
         test_proposals = propose(splits.test, config, cache, n_jobs=n_jobs)
-    stages["proposals"] = meter.seconds
     trainval = SplitRegions.of(splits.trainval, proposals, with_truth=True)
     train, val = trainval.part(splits.train), trainval.part(splits.val).limited(config.test_regions)
     test = SplitRegions.of(splits.test, test_proposals, with_truth=False).limited(config.test_regions)
 
-    network = prepare_network(config, train, proposals, cache)
+    tuned = f"fine-tuned on {len(train)} images of {train.dataset.split}"
+    how = tuned if config.learn == "network" else "with its weights"
+    with stages("network", f"{config.features.backbone}, {how}"):
+        network = prepare_network(config, train, proposals, cache)
     del proposals, test_proposals  # the splits keep the boxes, once: 16 bytes a region
     base = FeatureStore(cache / "features", network.featurizer, precision=config.features.precision)
-    with Meter() as meter:
-        if config.learn != "trunk":  # which reads few regions before the network is tuned
+    if config.learn != "trunk":  # which reads few regions before the network is tuned
+        with stages("features", "what the network makes of each region"):
             if config.learn != "fc" or config.reads_all_rows:
                 base.fill(trainval.dataset.samples, trainval.boxes, "features of trainval")
             base.fill(test.dataset.samples, test.boxes, "features of test")
-    stages["features"] = meter.seconds
 
-    with Meter() as meter:
-        chosen = _choose(config, network, base, train, val, cache, n_jobs) if config.choose else None
-    stages["choose"] = meter.seconds
-    with Meter() as meter:
+    chosen = None
+    if config.choose:
+        with stages("choose", f"settings, by training on {len(train)} images and measuring on {len(val)}"):
+            chosen = _choose(config, network, base, train, val, cache, n_jobs)
+    with stages(
+        "train", f"{', '.join(config.heads.names)} on {len(trainval)} images of {trainval.dataset.split}"
+    ):
         final = learn_layers(config, network, base, trainval, cache)
         chosen = chosen or _settled(config, final)
         if set(chosen) != {FINETUNED} or _needs_ridge(chosen):
             final.fill(trainval)
         trained = _train(config, final, trainval, chosen, n_jobs)
-    stages["train"] = meter.seconds + network.finetune_s
 
-    with Meter() as meter:
+    with stages("detect", f"{len(test)} images of {test.dataset.split}, looked at once"):
         views = [test, test.mirrored()] if config.features.mirror else [test]
         for view in views:
             final.fill(view)
@@ -179,8 +196,11 @@ def run_experiment(
                 results[result.detector.head] = result
                 if finished is not None:
                     finished(result)
-    stages["detect"] = meter.seconds
-    return Experiment(config, splits, results, stages)
+    seconds = {
+        name: stages.seconds.get(name, 0.0) for name in ("proposals", "features", "choose", "train", "detect")
+    }
+    seconds["train"] += network.finetune_s
+    return Experiment(config, splits, results, seconds, trainval.coverage())
 
 
 def train_detector(
@@ -344,7 +364,7 @@ def _choose(
                 )
             with_boxes = choose_postprocess(config, val_rows, replace(scored, boxes_by=box_model))
         chosen[name] = _Chosen(head, plain, boxes, with_boxes)
-        say(
+        note(
             f"{name}: {plain[0].val_map:.1f} mAP on {val.dataset.split}, {with_boxes[0].val_map:.1f} with "
             f"box regression ({_words({**head.settings, **with_boxes[0].settings})})"
         )

@@ -103,10 +103,15 @@ def test_detecting_loads_no_scikit_learn(detector_folder: Path, digits_folder: P
     assert result.stdout.split() == ["True", "False"]
 
 
-def test_compare_reports_every_head(run: Run, digits_folder: Path, tmp_path: Path) -> None:
+def test_compare_reports_every_head(
+    run: Run, digits_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     heads = "linear-svm,rbf-svm,softmax-refit"
     arguments = ["--heads", heads, "--out", tmp_path / "c", "--cache", tmp_path / "cache", *TINY]
     assert run("compare", digits_folder, *arguments) == 0
+    *found, page = capsys.readouterr().err.splitlines()[-5:]
+    assert found[-1].startswith(("Found:", " "))
+    assert page == f"Report:   {tmp_path / 'c' / 'report.html'}"
     metrics = json.loads((tmp_path / "c" / "metrics.json").read_text())
     assert set(metrics["heads"]) == {h + s for h in heads.split(",") for s in ("", "+bbox")}
     for name in (
@@ -235,6 +240,8 @@ def test_finetuned_weights_are_read_back(run: Run, digits_folder: Path, tmp_path
         == 0
     )
     assert np.load(out).shape == (1, 11)
+    config = json.loads((tmp_path / "tuned.config.json").read_text())
+    assert config["finetune"]["n_steps"] == 3
 
 
 def test_proposals_are_drawn(run: Run, digits_folder: Path, tmp_path: Path) -> None:

@@ -56,6 +56,22 @@ def test_ground_truth_comes_first_in_training_only(tmp_path: Path) -> None:
         np.testing.assert_allclose(np.linalg.norm(scaled, axis=1), 1, rtol=1e-6)
 
 
+def test_coverage_is_of_proposals_and_not_of_ground_truth_rows() -> None:
+    dataset = digits_splits(2, 1, 1).train
+    proposals = {}
+    for s, share in zip(dataset, (0.6, 0.3), strict=True):
+        part = s.truth.boxes.copy()
+        part[:, 2] = part[:, 0] + share * (part[:, 2] - part[:, 0])
+        proposals[s.image_id] = RegionSet(s.image_id, s.size, part, np.arange(len(part), dtype=np.float32))
+    coverage = SplitRegions.of(dataset, proposals, with_truth=True).coverage()
+    n = [len(s.truth) for s in dataset]
+    np.testing.assert_allclose(coverage.overlap, np.repeat([[0.6], [0.3]], n, axis=0), atol=0.01)
+    np.testing.assert_array_equal(coverage.labels, np.concatenate([s.truth.labels for s in dataset]))
+    assert coverage.n_boxes == np.mean(n)
+    nothing = {s.image_id: RegionSet(s.image_id, s.size, np.zeros((0, 4)), np.zeros(0)) for s in dataset}
+    assert not SplitRegions.of(dataset, nothing, with_truth=True).coverage().overlap.any()
+
+
 def test_thinning_leaves_objects_and_positives_and_draws_background() -> None:
     dataset = digits_splits(3, 1, 1).train
     rng = np.random.default_rng(0)
