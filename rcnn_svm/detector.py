@@ -30,7 +30,7 @@ from rcnn_svm.heads.bbox_regressor import BoxRegressor
 from rcnn_svm.heads.scorers import scorer_from_arrays
 from rcnn_svm.postprocess import PostprocessConfig, moved_regions, postprocess
 from rcnn_svm.proposals import SelectiveSearchConfig, selective_search
-from rcnn_svm.structures import Detections, Image, Sample, mirror_image
+from rcnn_svm.structures import Detections, Image, Sample, mirror_image, require_finite
 
 if TYPE_CHECKING:
     from rcnn_svm.features.build import ImageFeaturizer
@@ -211,13 +211,12 @@ class Detector:
         """Write the detector to `folder`; `detector.json` comes last, so that it marks a whole one.
 
         Raises:
-            DataError: the folder cannot be written to.
+            DataError: the folder cannot be written to, or an array is not finite; then nothing is written.
             DiskSpaceError: the disk is full.
         """
         from safetensors.numpy import save_file
 
         folder = Path(folder)
-        self.backbone.save(folder / "backbone.safetensors")
         model = self.model
         parts: dict[str, Mapping[str, NDArray[Any]]] = {"scorer": model.scorer.to_arrays()}
         if model.regressor is not None:
@@ -229,6 +228,8 @@ class Detector:
             for part, named in parts.items()
             for name, array in named.items()
         }
+        require_finite(f"Detector {self.head}", arrays)
+        self.backbone.save(folder / "backbone.safetensors")
         with atomic_path(folder / "head.safetensors") as temporary:
             save_file(arrays, temporary)
         write_json(

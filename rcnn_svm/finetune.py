@@ -170,7 +170,7 @@ def train_fc_layers(blocks: RegionBlocks, config: FcConfig | None = None, *, see
         seed: of draws, initial weights and dropout.
 
     Raises:
-        DataError: there is no positive or no background region.
+        DataError: there is no positive or no background region, or the training diverged.
     """
     return _train_fc(blocks, config, seed).to_layers()
 

@@ -78,6 +78,20 @@ def test_a_saved_detector_finds_what_the_trained_one_found(
     np.testing.assert_array_equal(one.boxes, found[0].boxes)
 
 
+def test_a_detector_that_is_not_finite_is_not_saved(detector_folder: Path, tmp_path: Path) -> None:
+    from rcnn_svm import load_detector
+    from rcnn_svm.errors import DataError
+
+    detector = load_detector(detector_folder)
+    assert detector.model.regressor is not None
+    detector.model.regressor.coef_[0, 0, 0] = np.inf
+    with pytest.raises(
+        DataError, match=r"^Detector linear-svm\+bbox: regressor\.coef must be finite, got 1 of"
+    ):
+        detector.save(tmp_path / "broken")
+    assert not (tmp_path / "broken").exists()
+
+
 def test_detecting_loads_no_scikit_learn(detector_folder: Path, digits_folder: Path) -> None:
     image = sorted((digits_folder / "images" / "test").iterdir())[0]
     code = (
