@@ -102,13 +102,16 @@ def _read(options: argparse.Namespace) -> tuple[Any, Any]:
     from rcnn_svm.evaluation.exchange import read_coco_results, read_comp4, read_detections
     from rcnn_svm.files import read_json
 
-    names: tuple[str, ...] | None = tuple(n.strip() for n in options.classes.split(",") if n.strip()) or None
-    form = None if options.format == "auto" else options.format
-    path = options.detections
+    data, path = shared.data_config(options, str(options.data)), options.detections
+    names = data.classes or None
 
     def dataset_of(classes: tuple[str, ...] | None) -> Any:
         return load_dataset(
-            options.data, options.split, format=form, classes=classes, drop_bad_boxes=options.drop_bad_boxes
+            options.data,
+            options.split,
+            format=None if data.format == "auto" else data.format,
+            classes=classes,
+            drop_bad_boxes=data.drop_bad_boxes,
         )
 
     if (path / "detector.json").exists():
