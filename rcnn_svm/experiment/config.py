@@ -65,7 +65,8 @@ class HeadsConfig:
             is R-CNN's one pass over the images.
         linear_costs: values of C for the linear SVM; one value means no choice.
         rbf_costs: values of C for the RBF SVM.
-        rbf_gammas: values of the kernel's gamma, for features scaled as above.
+        rbf_gammas: values of the kernel's gamma, for features scaled as above: about the inverse of a row's
+            squared length, which is 1 with `l2` and `sqrt-l2` and 400 with `mean-norm-20`.
         softmax_costs: values of C for the refitted softmax.
         softmax_positive_iou: a region is a positive of the softmax from this IoU on.
         ridge_strengths: penalties of the box regression.
@@ -201,6 +202,8 @@ def paper_config(base: ExperimentConfig) -> ExperimentConfig:
             positive_weight=2.0,
             mining="paper",
             linear_costs=(1e-3,),
+            # No head of the paper: the defaults for rows of length 1, at mean length 20.
+            rbf_gammas=(1 / 20**2, 2 / 20**2),
             ridge_strengths=(1000.0,),
             max_ious=(0.3,),
             soft_nms_sigmas=(),
