@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -20,6 +21,7 @@ __all__ = [
     "ExperimentConfig",
     "HeadsConfig",
     "demo_config",
+    "middle",
     "paper_config",
     "quick_config",
 ]
@@ -213,6 +215,11 @@ def paper_config(base: ExperimentConfig) -> ExperimentConfig:
     )
 
 
+def middle(grid: Sequence[float]) -> float:
+    """Return the value of a grid that is taken where none is tried: its middle by size, the larger of two."""
+    return sorted(grid)[len(grid) // 2]
+
+
 def quick_config(base: ExperimentConfig) -> ExperimentConfig:
     """Return `base` cut down for a first look: few images, regions and settings, short training."""
     return replace(
@@ -224,11 +231,11 @@ def quick_config(base: ExperimentConfig) -> ExperimentConfig:
         finetune=replace(base.finetune, n_steps=min(base.finetune.n_steps, 100)),
         heads=replace(
             base.heads,
-            linear_costs=base.heads.linear_costs[len(base.heads.linear_costs) // 2 :][:1],
-            rbf_costs=base.heads.rbf_costs[len(base.heads.rbf_costs) // 2 :][:1],
-            rbf_gammas=base.heads.rbf_gammas[len(base.heads.rbf_gammas) // 2 :][:1],
-            softmax_costs=base.heads.softmax_costs[len(base.heads.softmax_costs) // 2 :][:1],
-            ridge_strengths=base.heads.ridge_strengths[len(base.heads.ridge_strengths) // 2 :][:1],
+            linear_costs=(middle(base.heads.linear_costs),),
+            rbf_costs=(middle(base.heads.rbf_costs),),
+            rbf_gammas=(middle(base.heads.rbf_gammas),),
+            softmax_costs=(middle(base.heads.softmax_costs),),
+            ridge_strengths=(middle(base.heads.ridge_strengths),),
         ),
         n_bootstrap=min(base.n_bootstrap, 200),
     )
