@@ -224,8 +224,8 @@ class RegionSet:
         return len(self.boxes)
 
     def top(self, n: int) -> RegionSet:
-        """Return the `n` best regions."""
-        return RegionSet(self.image_id, self.size, self.boxes[:n], self.priority[:n])
+        """Return the `n` best regions, as a copy that does not keep the others in memory."""
+        return RegionSet(self.image_id, self.size, self.boxes[:n].copy(), self.priority[:n].copy())
 
 
 @dataclass(frozen=True, eq=False)

@@ -102,6 +102,10 @@ class SelectiveSearchConfig:
         """Return all that the boxes of an image depend on, as JSON-able values."""
         return {"proposer": "selective search", "version": ALGORITHM_VERSION, **dataclasses.asdict(self)}
 
+    def whole(self) -> SelectiveSearchConfig:
+        """Return the same settings without `max_regions`, which only cuts the list."""
+        return dataclasses.replace(self, max_regions=None)
+
     def propose(self, image: Image, *, image_id: str = "") -> RegionSet:
         """Run `selective_search` with these settings."""
         return selective_search(image, self, image_id=image_id)
