@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rcnn_svm.datasets import image_size, read_image
+from rcnn_svm.datasets.images import IMAGE_SUFFIXES
 from rcnn_svm.errors import DataError
 from rcnn_svm.structures import GroundTruth, Sample
 
 __all__ = ["open_images"]
-
-_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
 
 def open_images(paths: Sequence[Path]) -> list[Sample]:
@@ -23,9 +22,9 @@ def open_images(paths: Sequence[Path]) -> list[Sample]:
     samples: list[Sample] = []
     for path in paths:
         if path.is_dir():
-            files = sorted(file for file in path.iterdir() if file.suffix.lower() in _SUFFIXES)
+            files = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
             if not files:
-                raise DataError(f"{path}: holds no image ({', '.join(sorted(_SUFFIXES))}).")
+                raise DataError(f"{path}: holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}).")
         elif path.exists():
             files = [path]
         else:
