@@ -8,6 +8,7 @@ from typing import Literal
 
 from rcnn_svm import postprocess
 from rcnn_svm.errors import ConfigError
+from rcnn_svm.evaluation.voc import Rule
 from rcnn_svm.features.build import FeatureConfig
 from rcnn_svm.features.fc_layers import FcConfig
 from rcnn_svm.features.trunk_config import TrunkConfig
@@ -134,7 +135,8 @@ class ExperimentConfig:
             middle of each grid, the learned box regression where there is one, and `detect` as it stands.
         detect: from scores to detections; `max_iou` or `soft_nms_sigma`, and `vote_iou`, are chosen on val,
             where no region is looked at twice.
-        rule: AP of VOC2007 (11 points) or of VOC2010 and later (all points), in percent.
+        rule: AP of VOC2007 (11 points, with `voc07-exact` at their exact places) or of VOC2010 and later (all
+            points), in percent.
         n_bootstrap: resamples of the intervals.
         seed: of everything random.
     """
@@ -152,7 +154,7 @@ class ExperimentConfig:
     heads: HeadsConfig = field(default_factory=HeadsConfig)
     choose: bool = True
     detect: PostprocessConfig = field(default_factory=PostprocessConfig)
-    rule: Literal["voc07", "voc10"] = "voc07"
+    rule: Rule = "voc07"
     n_bootstrap: int = 1000
     seed: int = 0
 

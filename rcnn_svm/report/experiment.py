@@ -16,6 +16,13 @@ from rcnn_svm.report.tables import head_metrics, markdown, write_tables
 
 __all__ = ["experiment_metrics", "write_experiment"]
 
+_RULES = {
+    "voc07": "VOC2007 (11 points)",
+    "voc07-exact": "VOC2007 (11 exact points)",
+    "voc10": "VOC2010 (all points)",
+    "coco": "COCO",
+}
+
 
 def experiment_metrics(
     name: str, experiment: Experiment, bootstrap: BootstrapResult, *, command: str
@@ -92,7 +99,7 @@ def write_experiment(
 
 def _readme(metrics: Mapping[str, Any], bootstrap: BootstrapResult, notes: tuple[str, ...]) -> str:
     source = metrics["provenance"]
-    rule = {"voc07": "VOC2007 (11 points)", "voc10": "VOC2010 (all points)", "coco": "COCO"}[metrics["rule"]]
+    rule = _RULES[metrics["rule"]]
     caveats = "".join(f"- {note}\n" for note in notes)
     return (
         f"# {metrics['experiment']}\n\n"
