@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +115,7 @@ def data_config(options: argparse.Namespace, path: str, base: DataConfig | None 
     """Put the options of `add_data_options` over `base`, and the data set's path."""
     if options.max_images is not None and options.max_images < 1:
         raise ConfigError(f"--max-images must be at least 1, got {options.max_images}.")
-    values = given(options, "format", "drop_bad_boxes", "skip_absent_classes", "max_images")
+    values = given(options, *(f.name for f in fields(DataConfig) if f.name not in ("path", "classes")))
     if options.classes is not None:
         values["classes"] = tuple(name.strip() for name in options.classes.split(",") if name.strip())
     return replace(base or DataConfig(), path=path, **values)

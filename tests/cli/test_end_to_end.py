@@ -171,6 +171,17 @@ def test_images_are_read_whatever_they_are(run: Run, detector_folder: Path, tmp_
     assert [image["image_id"] for image in found["images"]] == ["grey", "named-wrongly", "pixel"]
 
 
+def test_a_folder_shows_every_image_that_can_be_read(tmp_path: Path) -> None:
+    from rcnn_svm.cli.images import open_images
+    from rcnn_svm.datasets.images import IMAGE_SUFFIXES
+
+    pixels = Image.fromarray(np.zeros((3, 4, 3), np.uint8))
+    for suffix in IMAGE_SUFFIXES:
+        pixels.save(tmp_path / f"{suffix[1:]}{suffix.upper()}", format="PNG")
+    (tmp_path / "notes.txt").touch()
+    assert {sample.image_id for sample in open_images([tmp_path])} == {s[1:] for s in IMAGE_SUFFIXES}
+
+
 def test_the_scripts_are_the_command() -> None:
     for script, verb in (("train_svm.py", "train"), ("compare_heads.py", "compare")):
         path = Path(__file__).parents[2] / "scripts" / script
@@ -256,10 +267,13 @@ def test_ten_lines_of_python(digits_folder: Path, tmp_path: Path) -> None:
     config = with_overrides(
         ExperimentConfig(), None, [*network, "features.taps=fc7", "learn=nothing", *settings]
     )
-    result = train_detector(load_splits(digits_folder), "linear-svm", config=config)
+    splits = load_splits(digits_folder)
+    result = train_detector(splits, "linear-svm", config=config)
     result.detector.save(tmp_path / "detector")
     image = read_image(sorted((digits_folder / "images" / "test").iterdir())[0])
-    found = load_detector(tmp_path / "detector").detect(image)
+    detector = load_detector(tmp_path / "detector")
+    assert detector.info["data"] == splits.train.name
+    found = detector.detect(image)
     assert len(found) > 0
     assert (np.diff(found.scores) <= 0).all()
 
