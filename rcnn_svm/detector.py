@@ -8,7 +8,7 @@ not loaded.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -173,8 +173,18 @@ class Detector:
         """Find objects in one image, uint8 (H, W, 3) RGB."""
         return self._finish(image_id, image, selective_search(image, self.proposals, image_id=image_id).boxes)
 
-    def detect_all(self, samples: Iterable[Sample]) -> Iterator[Detections]:
-        """Find objects in many images; the next one is read and searched for regions meanwhile."""
+    def detect_all(
+        self, samples: Iterable[Sample], *, unreadable: Callable[[DataError], None] | None = None
+    ) -> Iterator[Detections]:
+        """Find objects in many images; the next one is read and searched for regions meanwhile.
+
+        Args:
+            samples: the images.
+            unreadable: told why an image cannot be read, which is then left out; None stops there.
+
+        Raises:
+            DataError: an image cannot be read.
+        """
 
         def prepare(sample: Sample) -> tuple[str, Image, Boxes]:
             image = sample.read()
@@ -184,15 +194,25 @@ class Detector:
                 selective_search(image, self.proposals, image_id=sample.image_id).boxes,
             )
 
+        def finish(prepared: Future[tuple[str, Image, Boxes]]) -> Iterator[Detections]:
+            try:
+                image_id, image, boxes = prepared.result()
+            except DataError as error:
+                if unreadable is None:
+                    raise
+                unreadable(error)
+            else:
+                yield self._finish(image_id, image, boxes)
+
         with ThreadPoolExecutor(1) as ahead:
             waiting = None
             for sample in samples:
                 following = ahead.submit(prepare, sample)
                 if waiting is not None:
-                    yield self._finish(*waiting.result())
+                    yield from finish(waiting)
                 waiting = following
             if waiting is not None:
-                yield self._finish(*waiting.result())
+                yield from finish(waiting)
 
     def _finish(self, image_id: str, image: Image, boxes: Boxes) -> Detections:
         look, size, config = self._look(image), image.shape[:2], self.detect_config

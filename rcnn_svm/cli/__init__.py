@@ -17,7 +17,11 @@ __all__ = ["build_parser", "main"]
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of the whole command."""
+    """Return the parser of the whole command.
+
+    What it parses holds `run`, the verb, and `resumes`: whether finished work is kept where a verb is
+    interrupted, and the same command goes on from there.
+    """
     from rcnn_svm.cli import bench, data, network, regions, training, using
 
     parser = argparse.ArgumentParser(
@@ -26,6 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="`rcnn-svm VERB --help` tells the options of a verb.",
     )
     parser.add_argument("--version", action="version", version=f"rcnn-svm {__version__}")
+    parser.set_defaults(resumes=False)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for part in (training, using, data, regions, network, bench):
         part.add_verbs(verbs)
@@ -40,10 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options.run(options)
     except KeyboardInterrupt:
-        print(
-            "rcnn-svm: interrupted. Finished work is kept: the same command goes on from there.",
-            file=sys.stderr,
-        )
+        kept = " Finished work is kept: the same command goes on from there." if options.resumes else ""
+        print(f"rcnn-svm: interrupted.{kept}", file=sys.stderr)
         return 130
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output has seen enough

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rcnn_svm.datasets import image_size, read_image
@@ -13,8 +13,14 @@ from rcnn_svm.structures import GroundTruth, Sample
 __all__ = ["open_images"]
 
 
-def open_images(paths: Sequence[Path]) -> list[Sample]:
+def open_images(
+    paths: Sequence[Path], *, unreadable: Callable[[DataError], None] | None = None
+) -> list[Sample]:
     """Return the images that are named or lie in the named folders, in order, without labels.
+
+    Args:
+        paths: files and folders.
+        unreadable: told why a file is no image, which is then left out; None stops there.
 
     Raises:
         DataError: a path is missing, a folder holds no image, or a file is none.
@@ -29,10 +35,15 @@ def open_images(paths: Sequence[Path]) -> list[Sample]:
             files = [path]
         else:
             raise DataError(f"{path}: no such file or folder.")
-        samples += [
-            Sample(file.stem, image_size(file), GroundTruth.empty(), path=file, reader=read_image)
-            for file in files
-        ]
+        for file in files:
+            try:
+                size = image_size(file)
+            except DataError as error:
+                if unreadable is None:
+                    raise
+                unreadable(error)
+            else:
+                samples.append(Sample(file.stem, size, GroundTruth.empty(), path=file, reader=read_image))
     names = [sample.image_id for sample in samples]
     twice = {name for name in names if names.count(name) > 1} if len(set(names)) < len(names) else set()
     if twice:

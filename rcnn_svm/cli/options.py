@@ -56,7 +56,8 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say how to run."""
+    """Add the options that say how to run; what lies in the cache is not computed again."""
+    parser.set_defaults(resumes=True)
     group = parser.add_argument_group("run")
     group.add_argument("--seed", type=int, help="of everything random (default: as configured, 0)")
     group.add_argument(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from rcnn_svm.cli import options as shared
-from rcnn_svm.errors import ConfigError
+from rcnn_svm.errors import ConfigError, DataError
 from rcnn_svm.progress import say, track
 
 __all__ = ["add_verbs"]
@@ -53,10 +53,17 @@ def _detect(options: argparse.Namespace) -> None:
     from rcnn_svm.report.draw import draw_detections, save_picture
 
     detector = load_detector(options.detector)
-    samples = open_images(options.images)
+    left_out: list[DataError] = []
+
+    def leave_out(error: DataError) -> None:
+        left_out.append(error)
+        say(f"{error} It is left out.")
+
+    samples = {sample.image_id: sample for sample in open_images(options.images, unreadable=leave_out)}
     found = []
-    results = track(detector.detect_all(samples), "detect", total=len(samples))
-    for sample, detections in zip(samples, results, strict=True):
+    results = detector.detect_all(samples.values(), unreadable=leave_out)
+    for detections in track(results, "detect", total=len(samples)):
+        sample = samples[detections.image_id]
         found.append(detections)
         sure = detections.scores >= options.min_score
         if not options.no_pictures:
@@ -69,6 +76,11 @@ def _detect(options: argparse.Namespace) -> None:
         print(f"{sample.path}: {words or 'nothing'}")
     write_detections(options.out / "detections.json", found, detector.classes)
     say(f"Detections of {len(found)} images in {options.out}")
+    if left_out:
+        raise DataError(
+            f"{len(left_out)} of {len(found) + len(left_out)} images could not be read and were left out. "
+            f"The first: {left_out[0]}"
+        )
 
 
 def _evaluate(options: argparse.Namespace) -> None:
