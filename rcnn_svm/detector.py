@@ -24,7 +24,7 @@ from rcnn_svm.features.build import FeatureConfig, build_featurizer
 from rcnn_svm.features.fc_layers import FcLayers
 from rcnn_svm.features.scaling import FeatureScaler
 from rcnn_svm.features.store import RowReader
-from rcnn_svm.files import atomic_path, read_json, write_json
+from rcnn_svm.files import atomic_path, read_json, remove_marker, write_json
 from rcnn_svm.heads.base import Scorer
 from rcnn_svm.heads.bbox_regressor import BoxRegressor
 from rcnn_svm.heads.scorers import scorer_from_arrays
@@ -228,7 +228,7 @@ class Detector:
         return read if layers is None else lambda boxes: layers(read(boxes))
 
     def save(self, folder: Path) -> None:
-        """Write the detector to `folder`; `detector.json` comes last, so that it marks a whole one.
+        """Write the detector to `folder`; `detector.json` goes first and comes last: it marks a whole one.
 
         Raises:
             DataError: the folder cannot be written to, or an array is not finite; then nothing is written.
@@ -249,6 +249,7 @@ class Detector:
             for name, array in named.items()
         }
         require_finite(f"Detector {self.head}", arrays)
+        remove_marker(folder / "detector.json")
         self.backbone.save(folder / "backbone.safetensors")
         with atomic_path(folder / "head.safetensors") as temporary:
             save_file(arrays, temporary)

@@ -12,7 +12,7 @@ from rcnn_svm.cli import options as shared
 from rcnn_svm.config import to_dict
 from rcnn_svm.errors import ConfigError
 from rcnn_svm.experiment.config import HEADS, ExperimentConfig, demo_config
-from rcnn_svm.files import write_json
+from rcnn_svm.files import remove_marker, write_json
 from rcnn_svm.progress import say
 
 if TYPE_CHECKING:
@@ -134,6 +134,7 @@ def _run(options: argparse.Namespace, config: ExperimentConfig, finished: Any = 
         f"{splits.train.name}: {len(splits.train)} train, {len(splits.val)} val, "
         f"{len(splits.test)} test images, {len(splits.train.classes)} classes"
     )
+    remove_marker(options.out / "metrics.json")  # where one lies, the rest of the folder belongs to it
     write_json(options.out / "config.json", to_dict(config, finite=True))
     return run_experiment(config, splits, options.cache, n_jobs=shared.n_jobs_of(options), finished=finished)
 

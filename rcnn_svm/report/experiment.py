@@ -9,7 +9,7 @@ from typing import Any
 from rcnn_svm.config import to_dict
 from rcnn_svm.evaluation.bootstrap import BootstrapResult, paired_bootstrap
 from rcnn_svm.experiment.recipe import Experiment
-from rcnn_svm.files import write_json, write_text
+from rcnn_svm.files import remove_marker, write_json, write_text
 from rcnn_svm.report.html import write_html_report
 from rcnn_svm.report.provenance import portable_path, provenance
 from rcnn_svm.report.tables import head_metrics, markdown, write_tables
@@ -78,6 +78,7 @@ def write_experiment(
     bootstrap = paired_bootstrap(evals, n_resamples=config.n_bootstrap, seed=config.seed, rule=config.rule)
     metrics = experiment_metrics(folder.name, experiment, bootstrap, command=command)
     values = to_dict(config, finite=True)
+    remove_marker(folder / "metrics.json")  # of an earlier run: where it lies, the rest is whole
     values["data"]["path"] = portable_path(config.data.path)
     write_json(folder / "config.json", values)
     write_tables(folder, metrics, bootstrap)
@@ -92,7 +93,6 @@ def write_experiment(
             config=values,
         )
     write_text(folder / "README.md", _readme(metrics, bootstrap, experiment.splits.notes))
-    # Last: where metrics.json lies, the rest is whole.
     write_json(folder / "metrics.json", metrics)
     return metrics, bootstrap
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -90,6 +92,54 @@ def test_a_detector_that_is_not_finite_is_not_saved(detector_folder: Path, tmp_p
     ):
         detector.save(tmp_path / "broken")
     assert not (tmp_path / "broken").exists()
+
+
+@pytest.mark.parametrize("n_renamed", range(4))
+def test_a_save_that_is_cut_short_leaves_no_mixture(
+    detector_folder: Path, tmp_path: Path, n_renamed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rcnn_svm import load_detector
+    from rcnn_svm.errors import DataError
+
+    folder = tmp_path / "detector"
+    shutil.copytree(detector_folder, folder)
+    detector, renamed, replace = load_detector(folder), [], os.replace
+
+    def killed(source: Path, target: Path) -> None:
+        if len(renamed) == n_renamed:
+            raise KeyboardInterrupt
+        renamed.append(target)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", killed)
+    if n_renamed == 3:  # all of them
+        detector.save(folder)
+        assert load_detector(folder).head == detector.head
+        return
+    with pytest.raises(KeyboardInterrupt):
+        detector.save(folder)
+    with pytest.raises(DataError, match="holds no trained detector"):
+        load_detector(folder)
+
+
+def test_an_interrupted_comparison_leaves_no_figures_of_an_earlier_one(
+    run: Run, digits_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rcnn_svm.experiment import recipe
+    from rcnn_svm.report import experiment
+
+    def stop(*arguments: object, **words: object) -> None:
+        raise KeyboardInterrupt
+
+    words = ["compare", digits_folder, "--out", tmp_path / "out", "--cache", tmp_path / "cache", *TINY]
+    words += ["--heads", "linear-svm", "--no-choice", "--no-pictures"]
+    for module, name in ((experiment, "write_tables"), (recipe, "propose")):
+        assert run(*words) == 0
+        assert (tmp_path / "out" / "metrics.json").exists()
+        with monkeypatch.context() as context:
+            context.setattr(module, name, stop)
+            assert run(*words) == 130
+        assert not (tmp_path / "out" / "metrics.json").exists()
 
 
 def test_detecting_loads_no_scikit_learn(detector_folder: Path, digits_folder: Path) -> None:
