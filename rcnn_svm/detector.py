@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from rcnn_svm.boxes import MIRRORED_DELTAS, Boxes, flip_horizontally
 from rcnn_svm.config import from_dict, to_dict
-from rcnn_svm.errors import DataError
+from rcnn_svm.errors import ConfigError, DataError
 from rcnn_svm.features.backbone import Backbone, load_backbone
 from rcnn_svm.features.build import FeatureConfig, build_featurizer
 from rcnn_svm.features.fc_layers import FcLayers
@@ -27,7 +27,7 @@ from rcnn_svm.features.store import RowReader
 from rcnn_svm.files import atomic_path, read_json, remove_marker, write_json
 from rcnn_svm.heads.base import Scorer
 from rcnn_svm.heads.bbox_regressor import BoxRegressor
-from rcnn_svm.heads.scorers import scorer_from_arrays
+from rcnn_svm.heads.scorers import SCORERS, scorer_from_arrays
 from rcnn_svm.postprocess import PostprocessConfig, moved_regions, postprocess
 from rcnn_svm.proposals import SelectiveSearchConfig, selective_search
 from rcnn_svm.structures import Detections, Image, Sample, mirror_image, require_finite
@@ -231,6 +231,7 @@ class Detector:
         """Write the detector to `folder`; `detector.json` goes first and comes last: it marks a whole one.
 
         Raises:
+            ConfigError: a scorer that `load_detector` could not read back.
             DataError: the folder cannot be written to, or an array is not finite; then nothing is written.
             DiskSpaceError: the disk is full.
         """
@@ -238,6 +239,11 @@ class Detector:
 
         folder = Path(folder)
         model = self.model
+        if SCORERS.get(model.scorer.kind) is not type(model.scorer):
+            raise ConfigError(
+                f"Detector {self.head}: a saved one must score with {', '.join(SCORERS)}, got "
+                f"{type(model.scorer).__name__}. Keep its arrays (to_arrays) yourself."
+            )
         parts: dict[str, Mapping[str, NDArray[Any]]] = {"scorer": model.scorer.to_arrays()}
         if model.regressor is not None:
             parts["regressor"] = model.regressor.to_arrays()

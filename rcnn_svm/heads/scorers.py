@@ -13,7 +13,7 @@ from rcnn_svm.errors import CacheError, ShapeError
 from rcnn_svm.heads.base import Scorer, check_features
 from rcnn_svm.structures import require_finite
 
-__all__ = ["LinearScorer", "RBFScorer", "SoftmaxScorer", "scorer_from_arrays"]
+__all__ = ["SCORERS", "LinearScorer", "RBFScorer", "SoftmaxScorer", "scorer_from_arrays"]
 
 # 64 MB of float32: the largest temporary that scoring makes.
 _CHUNK_ELEMENTS = 1 << 24
@@ -205,11 +205,12 @@ class RBFScorer:
         return cls(arrays["support"], arrays["dual_coef"], arrays["intercept"], float(arrays["gamma"][0]))
 
 
-_KINDS: dict[str, type[LinearScorer] | type[SoftmaxScorer] | type[RBFScorer]] = {
+SCORERS: dict[str, type[LinearScorer] | type[SoftmaxScorer] | type[RBFScorer]] = {
     "linear": LinearScorer,
     "softmax": SoftmaxScorer,
     "rbf": RBFScorer,
 }
+"""The scorers that can be read back, by their kind."""
 
 
 def scorer_from_arrays(kind: str, arrays: Mapping[str, NDArray[Any]]) -> Scorer:
@@ -219,9 +220,9 @@ def scorer_from_arrays(kind: str, arrays: Mapping[str, NDArray[Any]]) -> Scorer:
         CacheError: no such kind, or an array is missing.
         DataError: an array is not finite.
     """
-    if kind not in _KINDS:
-        raise CacheError(f"scorer: kind must be one of {', '.join(_KINDS)}, got {kind!r}.")
+    if kind not in SCORERS:
+        raise CacheError(f"scorer: kind must be one of {', '.join(SCORERS)}, got {kind!r}.")
     try:
-        return _KINDS[kind].from_arrays(arrays)
+        return SCORERS[kind].from_arrays(arrays)
     except KeyError as error:
         raise CacheError(f"scorer: array {error} is missing. The file is of another version.") from error

@@ -94,6 +94,30 @@ def test_a_detector_that_is_not_finite_is_not_saved(detector_folder: Path, tmp_p
     assert not (tmp_path / "broken").exists()
 
 
+def test_a_detector_that_could_not_be_read_back_is_not_saved(detector_folder: Path, tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    from rcnn_svm import load_detector
+    from rcnn_svm.errors import ConfigError
+    from rcnn_svm.heads.scorers import LinearScorer
+
+    class Own(LinearScorer):
+        pass
+
+    class NearestMean(Own):
+        kind = "nearest-mean"
+
+    detector = load_detector(detector_folder)
+    arrays = detector.model.scorer.to_arrays()
+    for kind in (Own, NearestMean):
+        own = replace(detector, model=replace(detector.model, scorer=kind.from_arrays(arrays)))
+        with pytest.raises(
+            ConfigError, match=rf"must score with linear, softmax, rbf, got {kind.__name__}\."
+        ):
+            own.save(tmp_path / "own")
+    assert not (tmp_path / "own").exists()
+
+
 @pytest.mark.parametrize("n_renamed", range(4))
 def test_a_save_that_is_cut_short_leaves_no_mixture(
     detector_folder: Path, tmp_path: Path, n_renamed: int, monkeypatch: pytest.MonkeyPatch
