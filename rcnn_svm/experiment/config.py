@@ -186,7 +186,9 @@ class ExperimentConfig:
 def paper_config(base: ExperimentConfig) -> ExperimentConfig:
     """Return `base` with every constant of the paper: warped AlexNet, fc7, its SVMs, its detector.
 
-    Fine-tuning follows the published schedule, which wants a GPU; `learn=nothing` leaves it out.
+    Fine-tuning follows the published schedule, which wants a GPU; `learn=nothing` leaves it out. Two things
+    differ: box regression reads the rows of the SVMs, fc7, where R-CNN's reads pool5, and no threshold of
+    scores rises with the number of images.
 
     References:
         Girshick et al., arXiv 1311.2524v5; rbgirshick/rcnn.

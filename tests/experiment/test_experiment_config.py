@@ -53,6 +53,7 @@ def test_the_paper_preset_is_the_paper() -> None:
     assert (heads.loss, heads.linear_costs, heads.positive_weight) == ("hinge", (1e-3,), 2.0)
     assert (heads.scaling, heads.mining, heads.ridge_strengths) == ("mean-norm-20", "paper", (1000.0,))
     assert (config.detect.max_iou, config.detect.max_candidates) == (0.3, 100)
+    assert config.detect.max_detections is None
     assert (config.detect.vote_iou, config.detect.regression) == (None, "before-nms")
     assert (heads.max_ious, heads.soft_nms_sigmas, heads.vote_ious) == ((0.3,), (), (0.0,))
 
