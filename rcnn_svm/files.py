@@ -25,6 +25,7 @@ __all__ = [
     "digest",
     "file_digest",
     "read_json",
+    "remove_marker",
     "require_free_space",
     "scratch_file",
     "write_json",
@@ -88,6 +89,18 @@ def scratch_file(folder: Path) -> Iterator[IO[bytes]]:
         if error.errno in _OUT_OF_SPACE:
             raise _write_error(folder, error) from error
         raise
+
+
+def remove_marker(path: Path) -> None:
+    """Remove the file that marks its folder as whole, before anything else in the folder changes.
+
+    Raises:
+        DataError: it cannot be removed.
+    """
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise _write_error(path, error) from error
 
 
 def _write_error(path: Path, error: OSError) -> DataError:

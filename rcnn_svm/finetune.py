@@ -173,7 +173,7 @@ def train_fc_layers(
         device: where torch runs.
 
     Raises:
-        DataError: there is no positive or no background region.
+        DataError: there is no positive or no background region, or the training diverged.
     """
     return _train_fc(blocks, config, seed, device).to_layers()
 

@@ -32,7 +32,7 @@ class PostprocessConfig:
         soft_nms_sigma: decay scores by exp(-IoU^2 / sigma) instead of dropping boxes; None for
             plain NMS.
         max_candidates: per class, only so many of the best regions are looked at (R-CNN: 100).
-        max_detections: per image over all classes, after NMS.
+        max_detections: per image over all classes, after NMS; None for all.
         min_score: regions that score lower are not looked at.
         second_look: so many of the surest regions are scored again where box regression has moved them, and
             compete with all others; 0 for none. Their features are computed for it, a few percent of an
@@ -44,7 +44,7 @@ class PostprocessConfig:
     vote_iou: float | None = 0.5
     soft_nms_sigma: float | None = None
     max_candidates: int = 400
-    max_detections: int = 300
+    max_detections: int | None = 300
     min_score: float = float("-inf")
     second_look: int = 0
 
@@ -56,14 +56,16 @@ class PostprocessConfig:
         if self.soft_nms_sigma is not None and self.soft_nms_sigma <= 0:
             raise ConfigError(f"detect.soft_nms_sigma must be positive, got {self.soft_nms_sigma}.")
         for name in ("max_candidates", "max_detections"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"detect.{name} must be at least 1, got {getattr(self, name)}.")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"detect.{name} must be at least 1, got {value}.")
         if self.second_look < 0:
             raise ConfigError(f"detect.second_look must not be negative, got {self.second_look}.")
 
 
-PAPER = PostprocessConfig(vote_iou=None, max_candidates=100)
-"""R-CNN's own: 100 candidates a class, regression, NMS at 0.3 [rcnn_test_bbox_regressor.m]."""
+PAPER = PostprocessConfig(vote_iou=None, max_candidates=100, max_detections=None)
+"""R-CNN's own: 100 candidates a class, regression, NMS at 0.3, no cap over classes
+[rcnn_test_bbox_regressor.m]."""
 
 
 def postprocess(
@@ -124,7 +126,7 @@ def postprocess(
         np.concatenate([s for _, s, _ in found]),
         np.concatenate([np.full(len(s), label) for _, s, label in found]),
     )
-    return detections[: config.max_detections] if len(detections) > config.max_detections else detections
+    return detections[: config.max_detections]
 
 
 def moved_regions(

@@ -5,11 +5,11 @@ Names of sizes: N boxes, G ground-truth objects, R regions, K classes, H W image
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -18,7 +18,7 @@ from rcnn_svm.boxes import Boxes, area, as_boxes
 from rcnn_svm.errors import DataError, ShapeError
 from rcnn_svm.files import bytes_digest
 
-__all__ = ["Dataset", "Detections", "GroundTruth", "Image", "RegionSet", "Sample"]
+__all__ = ["Dataset", "Detections", "GroundTruth", "Image", "RegionSet", "Sample", "require_finite"]
 
 Image = NDArray[np.uint8]
 """uint8 (H, W, 3), RGB."""
@@ -31,6 +31,25 @@ def _column(value: ArrayLike, n: int, dtype: type[_Scalar], where: str) -> NDArr
     if array.shape != (n,):
         raise ShapeError(f"{where} must have shape ({n},) like the boxes, got {array.shape}.")
     return array
+
+
+def require_finite(where: str, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Check that what was learned holds neither NaN nor infinity; no later product would tell.
+
+    Args:
+        where: what the arrays belong to.
+        arrays: of numbers, by the name that the message gives them.
+
+    Raises:
+        DataError: names the first array that is not finite.
+    """
+    for name, array in arrays.items():
+        n_bad = array.size - int(np.isfinite(array).sum())
+        if n_bad:
+            raise DataError(
+                f"{where}: {name} must be finite, got {n_bad} of {array.size} numbers that are NaN or "
+                f"infinite. Its training diverged: train again with a lower learning rate or cost."
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -235,8 +254,8 @@ class RegionSet:
         return len(self.boxes)
 
     def top(self, n: int) -> RegionSet:
-        """Return the `n` best regions."""
-        return RegionSet(self.image_id, self.size, self.boxes[:n], self.priority[:n])
+        """Return the `n` best regions, as a copy that does not keep the others in memory."""
+        return RegionSet(self.image_id, self.size, self.boxes[:n].copy(), self.priority[:n].copy())
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,7 @@ from rcnn_svm.detector import Model
 from rcnn_svm.errors import ConfigError
 from rcnn_svm.heads.bbox_regressor import BoxRegressor
 from rcnn_svm.heads.scorers import SoftmaxScorer
-from rcnn_svm.postprocess import PostprocessConfig, moved_regions, postprocess
+from rcnn_svm.postprocess import PAPER, PostprocessConfig, moved_regions, postprocess
 
 PLAIN = PostprocessConfig(vote_iou=None)
 
@@ -143,6 +143,13 @@ def test_caps_keep_the_best_and_ties_keep_input_order() -> None:
     assert len(postprocess("a", (10, 100), boxes, scores, None, limited)) == 2
     strict = PostprocessConfig(vote_iou=None, min_score=3)
     assert len(postprocess("a", (10, 100), boxes, scores, None, strict)) == 2
+
+
+def test_the_paper_caps_a_class_but_not_an_image() -> None:
+    boxes = np.array([[10 * i, 10 * j, 10 * i + 5, 10 * j + 5] for i in range(12) for j in range(12)], float)
+    scores = np.random.default_rng(0).normal(size=(144, 5)).astype(np.float32)
+    found = postprocess("a", (200, 200), boxes.astype(np.float32), scores, None, PAPER)
+    assert np.bincount(found.labels).tolist() == [100] * 5
 
 
 def test_voting_is_the_weighted_mean_of_overlapping_candidates() -> None:

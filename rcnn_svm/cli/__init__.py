@@ -17,7 +17,11 @@ __all__ = ["build_parser", "main"]
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of the whole command."""
+    """Return the parser of the whole command.
+
+    What it parses holds `run`, the verb, and `resumes`: whether finished work is kept where a verb is
+    interrupted, and the same command goes on from there.
+    """
     from rcnn_svm.cli import bench, data, network, regions, training, using
 
     parser = argparse.ArgumentParser(

@@ -1,12 +1,16 @@
-"""Options that several verbs share, and the configuration they add up to."""
+"""Options that several verbs share, and the configuration they add up to.
+
+An option that is absent is None and leaves what is configured; one that is given has the last word.
+"""
 
 from __future__ import annotations
 
 import argparse
 import os
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 from rcnn_svm.config import with_overrides
 from rcnn_svm.errors import ConfigError
@@ -19,6 +23,7 @@ __all__ = [
     "add_run_options",
     "data_config",
     "experiment_config",
+    "given",
     "n_jobs_of",
     "names_of",
 ]
@@ -33,10 +38,13 @@ def default_cache() -> Path:
 def add_label_options(parser: argparse.ArgumentParser, classes: str) -> argparse._ArgumentGroup:
     """Add the options that say how labels are read; `classes` says what `--classes` is for."""
     group = parser.add_argument_group("data")
-    group.add_argument("--format", choices=("auto", "voc", "coco", "yolo"), default="auto")
-    group.add_argument("--classes", metavar="A,B,C", default="", help=classes)
+    group.add_argument("--format", choices=("auto", "voc", "coco", "yolo"), help="default: auto")
+    group.add_argument("--classes", metavar="A,B,C", help=classes)
     group.add_argument(
-        "--drop-bad-boxes", action="store_true", help="leave broken boxes out instead of stopping"
+        "--drop-bad-boxes",
+        action="store_true",
+        default=None,
+        help="leave broken boxes out instead of stopping",
     )
     return group
 
@@ -45,15 +53,19 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that say which labelled images are learned from."""
     group = add_label_options(parser, "learn these classes, in this order")
     group.add_argument(
-        "--skip-absent-classes", action="store_true", help="leave out classes without a training object"
+        "--skip-absent-classes",
+        action="store_true",
+        default=None,
+        help="leave out classes without a training object",
     )
     group.add_argument("--max-images", type=int, metavar="N", help="at most N images of each split")
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say how to run."""
+    """Add the options that say how to run; what lies in the cache is not computed again."""
+    parser.set_defaults(resumes=True)
     group = parser.add_argument_group("run")
-    group.add_argument("--seed", type=int, default=0, help="of everything random (default 0)")
+    group.add_argument("--seed", type=int, help="of everything random (default: as configured, 0)")
     group.add_argument(
         "--jobs", type=int, default=0, metavar="N", help="threads; 0 (default) takes all cores"
     )
@@ -100,23 +112,25 @@ def add_experiment_options(parser: argparse.ArgumentParser) -> None:
     add_run_options(parser)
 
 
-def data_config(options: argparse.Namespace, path: str) -> DataConfig:
-    """Return the data configuration that the options name."""
+def given(options: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """Return those of the named options that the command line has, by name."""
+    values = {name: getattr(options, name) for name in names}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def data_config(options: argparse.Namespace, path: str, base: DataConfig | None = None) -> DataConfig:
+    """Put the options of `add_data_options` over `base`, and the data set's path."""
     if options.max_images is not None and options.max_images < 1:
         raise ConfigError(f"--max-images must be at least 1, got {options.max_images}.")
-    return DataConfig(
-        path=path,
-        format=options.format,
-        classes=names_of(options),
-        drop_bad_boxes=options.drop_bad_boxes,
-        skip_absent_classes=options.skip_absent_classes,
-        max_images=options.max_images,
-    )
+    values = given(options, *(f.name for f in fields(DataConfig) if f.name not in ("path", "classes")))
+    if options.classes is not None:
+        values["classes"] = names_of(options)
+    return replace(base or DataConfig(), path=path, **values)
 
 
 def names_of(options: argparse.Namespace) -> tuple[str, ...]:
     """Return the class names of `--classes`; none where it was not given."""
-    return tuple(name.strip() for name in options.classes.split(",") if name.strip())
+    return tuple(name.strip() for name in (options.classes or "").split(",") if name.strip())
 
 
 def experiment_config(options: argparse.Namespace, base: ExperimentConfig) -> ExperimentConfig:
@@ -127,14 +141,9 @@ def experiment_config(options: argparse.Namespace, base: ExperimentConfig) -> Ex
     if options.quick:
         config = quick_config(config)
     config = with_overrides(config, options.config, options.set)
-    features = {
-        key: getattr(options, key)
-        for key in ("backbone", "weights", "taps", "path")
-        if getattr(options, key) is not None
-    }
-    config = replace(config, seed=options.seed, features=replace(config.features, **features))
-    config = replace(config, choose=config.choose and not options.no_choice)
-    return replace(config, learn=options.learn) if options.learn else config
+    features = replace(config.features, **given(options, "backbone", "weights", "taps", "path"))
+    choose = config.choose and not options.no_choice
+    return replace(config, features=features, choose=choose, **given(options, "learn", "seed"))
 
 
 def n_jobs_of(options: argparse.Namespace) -> int:

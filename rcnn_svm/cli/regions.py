@@ -27,13 +27,13 @@ def add_verbs(verbs: Any) -> None:
     propose = verbs.add_parser("propose", help="region proposals by selective search, and their recall")
     propose.add_argument("path", type=Path, help="an image, a folder of images, or a labelled data set")
     propose.add_argument("--split", default="test", help="of a data set (default test)")
-    propose.add_argument("--mode", choices=("fast", "quality"), default="fast")
+    propose.add_argument("--mode", choices=("fast", "quality"), help="default: fast")
     propose.add_argument(
-        "--ranking", choices=("paper", "diverse"), default="paper", help="diverse: more recall for few boxes"
+        "--ranking",
+        choices=("paper", "diverse"),
+        help="diverse: more recall for few boxes (default: paper)",
     )
-    propose.add_argument(
-        "--min-size", type=int, default=20, metavar="PX", help="drop smaller boxes (default 20)"
-    )
+    propose.add_argument("--min-size", type=int, metavar="PX", help="drop smaller boxes (default 20)")
     propose.add_argument("--max-width", type=int, metavar="PX", help="shrink wider images first")
     propose.add_argument("--max-regions", type=int, metavar="N", help="keep the best N boxes")
     propose.add_argument("--out", type=Path, metavar="FILE", help="write the boxes as JSON")
@@ -51,14 +51,8 @@ def _propose(options: argparse.Namespace) -> None:
     from rcnn_svm.files import write_text
     from rcnn_svm.proposals import SelectiveSearchConfig, cached_proposals, proposal_recall
 
-    config = SelectiveSearchConfig(
-        mode=options.mode,
-        ranking=options.ranking,
-        min_size=options.min_size,
-        max_width=options.max_width,
-        max_regions=options.max_regions,
-        seed=options.seed,
-    )
+    settings = ("mode", "ranking", "min_size", "max_width", "max_regions", "seed")
+    config = SelectiveSearchConfig(**shared.given(options, *settings))
     truths = None
     classes: tuple[str, ...] = ()
     try:
@@ -73,7 +67,7 @@ def _propose(options: argparse.Namespace) -> None:
         samples = list(dataset.samples[: data.max_images])
         truths, classes = [sample.truth for sample in samples], dataset.classes
     except DataError as no_dataset:
-        if options.format != "auto" or not (options.path.is_file() or options.path.is_dir()):
+        if options.format not in (None, "auto") or not (options.path.is_file() or options.path.is_dir()):
             raise
         try:
             samples = open_images([options.path])

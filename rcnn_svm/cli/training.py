@@ -13,7 +13,7 @@ from rcnn_svm.cli import words
 from rcnn_svm.config import to_dict
 from rcnn_svm.errors import ConfigError
 from rcnn_svm.experiment.config import HEADS, ExperimentConfig, demo_config
-from rcnn_svm.files import write_json
+from rcnn_svm.files import remove_marker, write_json
 from rcnn_svm.progress import Stages, say
 
 if TYPE_CHECKING:
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from rcnn_svm.experiment.recipe import Experiment, HeadResult
 
 __all__ = ["add_verbs"]
+
+_HEAD = "linear-svm"
+"""What `train` trains unless told otherwise."""
 
 Verbs = Any  # argparse keeps the type of its subparsers to itself
 
@@ -52,7 +55,9 @@ def add_verbs(verbs: Verbs) -> None:
     train = verbs.add_parser("train", help="from labelled images to a trained, evaluated, saved detector")
     train.add_argument("data", help="a VOC, COCO or YOLO data set, or `digits`")
     train.add_argument("--out", type=Path, required=True, metavar="DIR", help="the detector goes here")
-    train.add_argument("--head", choices=HEADS, default="linear-svm")
+    train.add_argument(
+        "--head", choices=HEADS, help=f"(default: as configured, {_HEAD}); `compare` trains several"
+    )
     train.add_argument("--no-bbox", action="store_true", help="save the detector without box regression")
     train.add_argument("--dry-run", action="store_true", help="say what it would cost, and stop")
     shared.add_experiment_options(train)
@@ -62,7 +67,7 @@ def add_verbs(verbs: Verbs) -> None:
     compare.add_argument("data", help="a VOC, COCO or YOLO data set, or `digits`")
     compare.add_argument("--out", type=Path, required=True, metavar="DIR", help="tables and report go here")
     compare.add_argument(
-        "--heads", default=",".join(HEADS), metavar="A,B", help=f"of {', '.join(HEADS)} (default: all)"
+        "--heads", metavar="A,B", help=f"of {', '.join(HEADS)} (default: as configured, all)"
     )
     compare.add_argument(
         "--no-pictures", action="store_true", help="no report.html, which shows photographs of the data set"
@@ -83,15 +88,24 @@ def _demo(options: argparse.Namespace) -> None:
 
 
 def _compare(options: argparse.Namespace) -> None:
-    names = tuple(name.strip() for name in options.heads.split(","))
-    _run_and_report(options, _config(options, names))
+    names = tuple(name.strip() for name in options.heads.split(",")) if options.heads is not None else ()
+    _run_and_report(options, _config(options, HEADS, names))
 
 
-def _config(options: argparse.Namespace, heads: tuple[str, ...]) -> ExperimentConfig:
-    """Return the configuration for the data that the options name; the digits have one of their own."""
+def _config(
+    options: argparse.Namespace, heads: tuple[str, ...], wanted: tuple[str, ...] = ()
+) -> ExperimentConfig:
+    """Return the configuration for the data that the options name; the digits have one of their own.
+
+    Args:
+        options: of the command line.
+        heads: that are trained where neither the configuration nor an option says otherwise.
+        wanted: the heads that an option names; empty where none does.
+    """
     base = demo_config() if options.data == "digits" else ExperimentConfig()
-    data, names = shared.data_config(options, options.data), replace(base.heads, names=heads)
-    return shared.experiment_config(options, replace(base, data=data, heads=names))
+    config = shared.experiment_config(options, replace(base, heads=replace(base.heads, names=heads)))
+    data = shared.data_config(options, options.data, config.data)
+    return replace(config, data=data, heads=replace(config.heads, names=wanted or config.heads.names))
 
 
 def _run_and_report(options: argparse.Namespace, config: ExperimentConfig) -> None:
@@ -129,6 +143,7 @@ def _run(
 
     stages = Stages((*stages_of(config), "report"))
     splits = load_data(config.data, seed=config.seed)
+    remove_marker(options.out / "metrics.json")  # where one lies, the rest of the folder belongs to it
     write_json(options.out / "config.json", to_dict(config, finite=True))
     for line in words.opening(config, splits, options.out):
         say(line)
@@ -143,11 +158,17 @@ def _run(
 
 
 def _train(options: argparse.Namespace) -> None:
-    config = _config(options, (options.head,))
+    config = _config(options, (_HEAD,), (options.head,) if options.head is not None else ())
+    head, *others = config.heads.names
+    if others:
+        raise ConfigError(
+            f"heads.names: `train` saves the detector of one head, got {', '.join(config.heads.names)}. "
+            f"Name one with --head, or train them all with `rcnn-svm compare`."
+        )
     if options.dry_run:
         _estimate(options, config)
         return
-    wanted = options.head if options.no_bbox else f"{options.head}+bbox"
+    wanted = head if options.no_bbox else f"{head}+bbox"
 
     def save(result: HeadResult, splits: Splits) -> None:
         if result.detector.head == wanted:

@@ -64,10 +64,17 @@ def _detect(options: argparse.Namespace) -> None:
     from rcnn_svm.report.draw import draw_detections, save_picture
 
     detector = load_detector(options.detector)
-    samples = open_images(options.images)
+    left_out: list[DataError] = []
+
+    def leave_out(error: DataError) -> None:
+        left_out.append(error)
+        say(f"{error} It is left out.")
+
+    samples = {sample.image_id: sample for sample in open_images(options.images, unreadable=leave_out)}
     found = []
-    results = track(detector.detect_all(samples), "detect", total=len(samples))
-    for sample, detections in zip(samples, results, strict=True):
+    results = detector.detect_all(samples.values(), unreadable=leave_out)
+    for detections in track(results, "detect", total=len(samples)):
+        sample = samples[detections.image_id]
         found.append(detections)
         sure = detections.scores >= options.min_score
         if not options.no_pictures:
@@ -80,6 +87,11 @@ def _detect(options: argparse.Namespace) -> None:
         print(f"{sample.path}: {words or 'nothing'}")
     write_detections(options.out / "detections.json", found, detector.classes)
     say(f"Detections of {len(found)} images in {options.out}")
+    if left_out:
+        raise DataError(
+            f"{len(left_out)} of {len(found) + len(left_out)} images could not be read and were left out. "
+            f"The first: {left_out[0]}"
+        )
 
 
 def _evaluate(options: argparse.Namespace) -> None:
@@ -130,7 +142,7 @@ def _read(options: argparse.Namespace) -> tuple[list[Detections], Dataset]:
         return _detected(options)
     split = options.split or "test"
     dataset = load_dataset(
-        options.data, split, format=_format(options), drop_bad_boxes=options.drop_bad_boxes
+        options.data, split, format=_format(options), drop_bad_boxes=bool(options.drop_bad_boxes)
     )
     if path.is_dir():
         from rcnn_svm.evaluation.exchange import read_comp4
@@ -156,7 +168,7 @@ def _detected(options: argparse.Namespace) -> tuple[list[Detections], Dataset]:
         options.split,
         SplitRecord.read(options.detections),
         format=_format(options),
-        drop_bad_boxes=options.drop_bad_boxes,
+        drop_bad_boxes=bool(options.drop_bad_boxes),
     )
     for note in notes:
         say(note)
@@ -222,4 +234,4 @@ def _classes_to_measure(
 
 
 def _format(options: argparse.Namespace) -> str | None:
-    return None if options.format == "auto" else options.format
+    return None if options.format in (None, "auto") else str(options.format)

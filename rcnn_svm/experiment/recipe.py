@@ -476,7 +476,7 @@ def _results(
             layers=learned.layers,
             model=model,
             detect_config=detect,
-            info={"data": config.data.path, "seed": config.seed, "details": details},
+            info={"data": test.regions.dataset.name, "seed": config.seed, "details": details},
         )
         evaluation = evaluate_voc(run.detections, test.regions.truths, test.classes, rule=config.rule)
         results.append(

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from rcnn_svm.errors import DataError
+from rcnn_svm.features.chunks import require_finite_weights
 from rcnn_svm.features.fc_layers import FcConfig, FcLayers
 from rcnn_svm.features.products import linear
 from rcnn_svm.features.scaling import FeatureScaler
@@ -128,6 +130,9 @@ def train_on_batches(
         n_classes: K.
         seed: of initial weights and dropout.
         device: where torch runs; the result lies there.
+
+    Raises:
+        DataError: the loss or a weight became infinite.
     """
     scale = FeatureScaler(config.scaling)
     probes = list(itertools.islice(batches, min(32, config.n_steps)))
@@ -140,13 +145,19 @@ def train_on_batches(
             optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / config.n_steps))
         )
         steps = itertools.chain(probes, batches)
-        for batch in track(steps, "fc layers", total=config.n_steps, unit="step"):
+        for step, batch in enumerate(track(steps, "fc layers", total=config.n_steps, unit="step"), 1):
             outputs = module(torch.from_numpy(scale(batch.features)).to(device))
             loss = module.loss(outputs, batch.labels, batch.deltas)
+            if not math.isfinite(loss.item()):
+                raise DataError(
+                    f"Training fc layers: the loss is no longer finite at step {step}. "
+                    f"Lower fc.learning_rate."
+                )
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
+    require_finite_weights(module, "Training fc layers", config.n_steps)
     return module
 
 

@@ -10,12 +10,19 @@ from rcnn_svm.config import to_dict
 from rcnn_svm.evaluation.bootstrap import BootstrapResult, paired_bootstrap
 from rcnn_svm.experiment.config import ExperimentConfig
 from rcnn_svm.experiment.recipe import Experiment
-from rcnn_svm.files import write_json, write_text
+from rcnn_svm.files import remove_marker, write_json, write_text
 from rcnn_svm.report.html import write_html_report
 from rcnn_svm.report.provenance import portable_path, provenance
 from rcnn_svm.report.tables import head_metrics, markdown, write_tables
 
 __all__ = ["experiment_metrics", "write_experiment"]
+
+_RULES = {
+    "voc07": "VOC2007 (11 points)",
+    "voc07-exact": "VOC2007 (11 exact points)",
+    "voc10": "VOC2010 (all points)",
+    "coco": "COCO",
+}
 
 
 def experiment_metrics(
@@ -73,6 +80,7 @@ def write_experiment(
     bootstrap = paired_bootstrap(evals, n_resamples=config.n_bootstrap, seed=config.seed, rule=config.rule)
     metrics = experiment_metrics(folder.name, experiment, bootstrap, command=command)
     values = to_dict(config, finite=True)
+    remove_marker(folder / "metrics.json")  # of an earlier run: where it lies, the rest is whole
     values["data"]["path"] = portable_path(config.data.path)
     write_json(folder / "config.json", values)
     write_tables(folder, metrics, bootstrap)
@@ -87,7 +95,6 @@ def write_experiment(
             config=values,
         )
     write_text(folder / "README.md", _readme(metrics, bootstrap, config, experiment.splits.notes))
-    # Last: where metrics.json lies, the rest is whole.
     write_json(folder / "metrics.json", metrics)
     return metrics, bootstrap
 
@@ -96,7 +103,7 @@ def _readme(
     metrics: Mapping[str, Any], bootstrap: BootstrapResult, config: ExperimentConfig, notes: tuple[str, ...]
 ) -> str:
     source = metrics["provenance"]
-    rule = {"voc07": "VOC2007 (11 points)", "voc10": "VOC2010 (all points)", "coco": "COCO"}[metrics["rule"]]
+    rule = _RULES[metrics["rule"]]
     caveats = "".join(f"- {note}\n" for note in notes)
     return (
         f"# {metrics['experiment']}\n\n"

@@ -200,6 +200,16 @@ def test_the_meter_forgets_earlier_peaks() -> None:
     assert first.peak_rss_mb > second.peak_rss_mb + 100
 
 
+def test_a_megabyte_is_a_million_bytes() -> None:
+    n = 400_000_000
+    with Meter() as without:
+        pass
+    with Meter() as with_it:
+        block = np.ones(n, np.uint8)
+        del block
+    assert with_it.peak_rss_mb - without.peak_rss_mb == pytest.approx(n / 1e6, abs=8)
+
+
 def test_a_part_of_a_split_shares_its_boxes() -> None:
     whole = digits_splits(3, 2, 1).trainval
     box = np.array([[0, 0, 20, 10]], np.float32)

@@ -3,10 +3,15 @@ from __future__ import annotations
 import copy
 import csv
 import json
+from typing import get_args
 
 import pytest
 
+from rcnn_svm.config import from_dict
 from rcnn_svm.evaluation.bootstrap import Interval
+from rcnn_svm.evaluation.voc import Rule
+from rcnn_svm.experiment.config import ExperimentConfig
+from rcnn_svm.report import experiment, html
 from rcnn_svm.report.tables import (
     LOCALISATION,
     comparison_rows,
@@ -18,6 +23,13 @@ from rcnn_svm.report.tables import (
     signed_interval,
     write_tables,
 )
+
+
+@pytest.mark.parametrize("rule", get_args(Rule))
+def test_every_rule_can_be_asked_for_and_has_its_names(rule):
+    assert from_dict(ExperimentConfig, {"rule": rule}).rule == rule
+    assert rule in experiment._RULES
+    assert rule in html._RULES
 
 
 def test_rows_are_ranked_and_hold_the_paired_difference(comparison):
