@@ -18,7 +18,7 @@ __all__ = ["build_parser", "main"]
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command."""
-    from rcnn_svm.cli import bench, data, network, regions, training, using
+    from rcnn_svm.cli import bench, cache, data, network, regions, training, using
 
     parser = argparse.ArgumentParser(
         prog="rcnn-svm",
@@ -27,7 +27,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"rcnn-svm {__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for part in (training, using, data, regions, network, bench):
+    for part in (training, using, data, regions, network, bench, cache):
         part.add_verbs(verbs)
     return parser
 

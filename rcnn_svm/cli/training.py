@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rcnn_svm.cache import CacheLimit, describe
 from rcnn_svm.cli import options as shared
 from rcnn_svm.config import to_dict
 from rcnn_svm.errors import ConfigError
@@ -114,6 +115,7 @@ def _run(options: argparse.Namespace, config: ExperimentConfig, finished: Any = 
     from rcnn_svm.experiment.data import load_data
     from rcnn_svm.experiment.recipe import run_experiment
 
+    limit = shared.cache_limit_of(options)
     shared.say_config(config)
     splits = load_data(config.data, seed=config.seed)
     say(
@@ -121,7 +123,16 @@ def _run(options: argparse.Namespace, config: ExperimentConfig, finished: Any = 
         f"{len(splits.test)} test images, {len(splits.train.classes)} classes"
     )
     write_json(options.out / "config.json", to_dict(config, finite=True))
-    return run_experiment(config, splits, options.cache, n_jobs=shared.n_jobs_of(options), finished=finished)
+    experiment = run_experiment(
+        config,
+        splits,
+        options.cache,
+        n_jobs=shared.n_jobs_of(options),
+        cache_limit=limit,
+        finished=finished,
+    )
+    say(describe(options.cache, limit))
+    return experiment
 
 
 def _train(options: argparse.Namespace) -> None:
@@ -165,10 +176,12 @@ def _finetune(options: argparse.Namespace) -> None:
 
     if options.out.suffix != ".safetensors":
         raise ConfigError(f"--out must name a .safetensors file, got {options.out}.")
+    room = CacheLimit(options.cache, shared.cache_limit_of(options))
     config = _config(options, HEADS)
     shared.say_config(config)
     train = load_data(config.data, seed=config.seed).train
     regions = propose(train, config, options.cache, n_jobs=shared.n_jobs_of(options))
+    room.hold(finished=True)
     start = load_backbone(config.features.backbone, config.features.weights, seed=config.seed)
     result = finetune(
         start,

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from rcnn_svm.cache import CacheLimit, size_limit
 from rcnn_svm.datasets import Splits
 from rcnn_svm.detector import Detector, Look, Model, look_at
 from rcnn_svm.errors import ConfigError, DataError
@@ -115,6 +116,7 @@ def run_experiment(
     cache: Path,
     *,
     n_jobs: int,
+    cache_limit: int | None = None,
     finished: Callable[[HeadResult], None] | None = None,
 ) -> Experiment:
     """Run an experiment on `splits`.
@@ -124,6 +126,8 @@ def run_experiment(
         splits: train, val, trainval and test of one data set.
         cache: folder of proposals, features and fine-tuned networks, kept between runs.
         n_jobs: threads where work is independent.
+        cache_limit: bytes that the cache may take; room is made before the first stage, between stages and at
+            the end, and what this run uses stays until then. None keeps everything.
         finished: called with each result as soon as it is there, so that it can be kept.
 
     Raises:
@@ -136,11 +140,13 @@ def run_experiment(
             f"heads.names: {FINETUNED} needs something that is fine-tuned. Set learn=fc or learn=network, "
             f"or leave the head out."
         )
+    room = CacheLimit(cache, cache_limit)
     stages: dict[str, float] = {}
     with Meter() as meter:
         proposals = propose(splits.trainval, config, cache, n_jobs=n_jobs)
         test_proposals = propose(splits.test, config, cache, n_jobs=n_jobs)
     stages["proposals"] = meter.seconds
+    room.hold()
     trainval = SplitRegions.of(splits.trainval, proposals, with_truth=True)
     train, val = trainval.part(splits.train), trainval.part(splits.val).limited(config.test_regions)
     test = SplitRegions.of(splits.test, test_proposals, with_truth=False).limited(config.test_regions)
@@ -154,10 +160,12 @@ def run_experiment(
                 base.fill(trainval.dataset.samples, trainval.boxes, "features of trainval")
             base.fill(test.dataset.samples, test.boxes, "features of test")
     stages["features"] = meter.seconds
+    room.hold()
 
     with Meter() as meter:
         chosen = _choose(config, network, base, train, val, cache, n_jobs) if config.choose else None
     stages["choose"] = meter.seconds
+    room.hold()
     with Meter() as meter:
         final = learn_layers(config, network, base, trainval, cache)
         chosen = chosen or _settled(config, final)
@@ -165,6 +173,7 @@ def run_experiment(
             final.fill(trainval)
         trained = _train(config, final, trainval, chosen, n_jobs)
     stages["train"] = meter.seconds + network.finetune_s
+    room.hold()
 
     with Meter() as meter:
         views = [test, test.mirrored()] if config.features.mirror else [test]
@@ -177,6 +186,7 @@ def run_experiment(
                 if finished is not None:
                     finished(result)
     stages["detect"] = meter.seconds
+    room.hold(finished=True)
     return Experiment(config, splits, results, stages)
 
 
@@ -194,7 +204,8 @@ def train_detector(
         splits: as `load_splits` returns them.
         head: one of `experiment.config.HEADS`.
         config: the defaults where None.
-        cache: folder of proposals and features; a temporary one where None.
+        cache: folder of proposals and features, held within `rcnn_svm.cache.size_limit`; a temporary one
+            where None.
         n_jobs: threads where work is independent.
 
     Raises:
@@ -204,7 +215,8 @@ def train_detector(
     config = config or ExperimentConfig()
     config = replace(config, heads=replace(config.heads, names=(head,)))
     if cache is not None:
-        return run_experiment(config, splits, cache, n_jobs=n_jobs).heads[f"{head}+bbox"]
+        limit = size_limit(cache)
+        return run_experiment(config, splits, cache, n_jobs=n_jobs, cache_limit=limit).heads[f"{head}+bbox"]
     with tempfile.TemporaryDirectory() as folder:
         return run_experiment(config, splits, Path(folder), n_jobs=n_jobs).heads[f"{head}+bbox"]
 
