@@ -17,23 +17,31 @@ from rcnn_svm.progress import say
 __all__ = [
     "add_data_options",
     "add_experiment_options",
+    "add_label_options",
     "add_run_options",
     "cache_limit_of",
     "data_config",
     "experiment_config",
     "n_jobs_of",
+    "names_of",
     "say_config",
 ]
 
 
-def add_data_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say which labelled images."""
+def add_label_options(parser: argparse.ArgumentParser, classes: str) -> argparse._ArgumentGroup:
+    """Add the options that say how labels are read; `classes` says what `--classes` is for."""
     group = parser.add_argument_group("data")
     group.add_argument("--format", choices=("auto", "voc", "coco", "yolo"), default="auto")
-    group.add_argument("--classes", metavar="A,B,C", default="", help="learn these classes, in this order")
+    group.add_argument("--classes", metavar="A,B,C", default="", help=classes)
     group.add_argument(
         "--drop-bad-boxes", action="store_true", help="leave broken boxes out instead of stopping"
     )
+    return group
+
+
+def add_data_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say which labelled images are learned from."""
+    group = add_label_options(parser, "learn these classes, in this order")
     group.add_argument(
         "--skip-absent-classes", action="store_true", help="leave out classes without a training object"
     )
@@ -98,17 +106,21 @@ def add_experiment_options(parser: argparse.ArgumentParser) -> None:
 
 def data_config(options: argparse.Namespace, path: str) -> DataConfig:
     """Return the data configuration that the options name."""
-    names = tuple(name.strip() for name in options.classes.split(",") if name.strip())
     if options.max_images is not None and options.max_images < 1:
         raise ConfigError(f"--max-images must be at least 1, got {options.max_images}.")
     return DataConfig(
         path=path,
         format=options.format,
-        classes=names,
+        classes=names_of(options),
         drop_bad_boxes=options.drop_bad_boxes,
         skip_absent_classes=options.skip_absent_classes,
         max_images=options.max_images,
     )
+
+
+def names_of(options: argparse.Namespace) -> tuple[str, ...]:
+    """Return the class names of `--classes`; none where it was not given."""
+    return tuple(name.strip() for name in options.classes.split(",") if name.strip())
 
 
 def experiment_config(options: argparse.Namespace, base: ExperimentConfig) -> ExperimentConfig:

@@ -39,9 +39,10 @@ def add_verbs(verbs: Any) -> None:
     propose.add_argument("--max-regions", type=int, metavar="N", help="keep the best N boxes")
     propose.add_argument("--out", type=Path, metavar="FILE", help="write the boxes as JSON")
     propose.add_argument("--plot", type=Path, metavar="DIR", help="draw segmentations, boxes and recall")
-    shared.add_data_options(propose)
+    group = shared.add_label_options(propose, "recall of these classes")
+    group.add_argument("--max-images", type=int, metavar="N", help="the first N images of the split")
     shared.add_run_options(propose)
-    propose.set_defaults(run=_propose)
+    propose.set_defaults(run=_propose, skip_absent_classes=False)
 
 
 def _propose(options: argparse.Namespace) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from rcnn_svm.files import write_json
 from rcnn_svm.progress import say
 
 if TYPE_CHECKING:
+    from rcnn_svm.datasets import Splits
     from rcnn_svm.experiment.recipe import Experiment, HeadResult
 
 __all__ = ["add_verbs"]
@@ -92,11 +94,13 @@ def _config(options: argparse.Namespace, heads: tuple[str, ...]) -> ExperimentCo
 
 
 def _run_and_report(options: argparse.Namespace, config: ExperimentConfig) -> None:
+    from rcnn_svm.datasets import SplitRecord
     from rcnn_svm.report.experiment import write_experiment
     from rcnn_svm.report.tables import markdown
 
     started = time.perf_counter()
     experiment = _run(options, config)
+    SplitRecord.of(experiment.splits, seed=config.seed).write(options.out)
     html = not options.no_pictures
     metrics, bootstrap = write_experiment(options.out, experiment, command=_command(options), html=html)
     print(markdown(metrics, bootstrap))
@@ -111,7 +115,11 @@ def _command(options: argparse.Namespace) -> str:
     return " ".join(["rcnn-svm", *map(typed, options.words)])
 
 
-def _run(options: argparse.Namespace, config: ExperimentConfig, finished: Any = None) -> Experiment:
+def _run(
+    options: argparse.Namespace,
+    config: ExperimentConfig,
+    finished: Callable[[HeadResult, Splits], None] | None = None,
+) -> Experiment:
     from rcnn_svm.experiment.data import load_data
     from rcnn_svm.experiment.recipe import run_experiment
 
@@ -123,13 +131,14 @@ def _run(options: argparse.Namespace, config: ExperimentConfig, finished: Any = 
         f"{len(splits.test)} test images, {len(splits.train.classes)} classes"
     )
     write_json(options.out / "config.json", to_dict(config, finite=True))
+    keep = None if finished is None else lambda result: finished(result, splits)
     experiment = run_experiment(
         config,
         splits,
         options.cache,
         n_jobs=shared.n_jobs_of(options),
         cache_limit=limit,
-        finished=finished,
+        finished=keep,
     )
     say(describe(options.cache, limit))
     return experiment
@@ -143,10 +152,12 @@ def _train(options: argparse.Namespace) -> None:
         return
     wanted = options.head if options.no_bbox else f"{options.head}+bbox"
 
-    def save(result: HeadResult) -> None:
+    def save(result: HeadResult, splits: Splits) -> None:
         if result.detector.head == wanted:
+            SplitRecord.of(splits, seed=config.seed).write(options.out)
             result.detector.save(options.out)
 
+    from rcnn_svm.datasets import SplitRecord
     from rcnn_svm.report.experiment import write_experiment
     from rcnn_svm.report.tables import markdown
 

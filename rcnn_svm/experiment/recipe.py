@@ -18,6 +18,7 @@ from rcnn_svm.cache import CacheLimit, size_limit
 from rcnn_svm.datasets import Splits
 from rcnn_svm.detector import Detector, Look, Model, look_at
 from rcnn_svm.errors import ConfigError, DataError
+from rcnn_svm.evaluation.coco import CocoResult, evaluate_coco
 from rcnn_svm.evaluation.voc import EvalResult, evaluate_voc
 from rcnn_svm.experiment.config import ExperimentConfig
 from rcnn_svm.experiment.data import absent_classes
@@ -71,6 +72,7 @@ class HeadResult:
             `+bbox` where box regression is on.
         detections: one record per test image.
         evaluation: VOC AP of them.
+        coco: COCO's measures of them, which also say how closely boxes fit.
         train_s: wall clock of the final training on trainval.
         score_s_per_image: scoring, regression and NMS of an image's regions, mean over test; with
             `detect.second_look` the features of the regions that are looked at again as well.
@@ -81,6 +83,7 @@ class HeadResult:
     detector: Detector
     detections: list[Detections]
     evaluation: EvalResult
+    coco: CocoResult
     train_s: float
     score_s_per_image: float
     peak_rss_mb: float
@@ -473,6 +476,7 @@ def _results(
                 detector,
                 run.detections,
                 evaluation,
+                evaluate_coco(run.detections, test.regions.truths, test.classes),
                 trained.train_s,
                 run.seconds / len(test),
                 trained.peak_rss_mb,

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rcnn_svm.report.tables import LOCALISATION
 from tests.cli.conftest import TINY, Run
 
 
@@ -32,6 +33,7 @@ def test_train_leaves_a_whole_detector_and_its_figures(detector_folder: Path) ->
         "detector.json",
         "evaluation",
         "head.safetensors",
+        "splits.json",
     }
     metrics = json.loads((detector_folder / "evaluation" / "metrics.json").read_text())
     assert metrics["schema"] == 1
@@ -40,6 +42,10 @@ def test_train_leaves_a_whole_detector_and_its_figures(detector_folder: Path) ->
         assert 0 <= head["mAP"] <= 100
         low, high = head["mAP_interval"]
         assert low <= head["mAP"] <= high
+        assert all(0 <= head["coco"][name] <= 100 for name in ("AP", "AP50", "AP75"))
+    page = (detector_folder / "evaluation" / "README.md").read_text()
+    assert "Settings were chosen by training on train and measuring on val." in page
+    assert LOCALISATION in page
     assert set(metrics["stages_s"]) >= {"proposals", "features", "train", "detect"}
     assert (detector_folder / "evaluation" / "report.html").stat().st_size > 10_000
 
@@ -55,6 +61,13 @@ def test_detect_draws_and_writes_what_evaluate_reads(
     capsys.readouterr()
     assert run("evaluate", detector_folder, digits_folder, "--out", tmp_path / "a") == 0
     by_detector = capsys.readouterr().out
+    lines = by_detector.splitlines()
+    assert lines[0].split() == ["class", "VOC07", "VOC10", "COCO", "AP", "AP50", "AP75"]
+    assert len({len(line) for line in lines[:12]}) == 1
+    (summary,) = [line.split() for line in lines if line.startswith("COCO: ")]
+    mean = lines[11].split()
+    assert mean[0] == "mean"
+    assert mean[3:] == [summary[summary.index(name) + 1] for name in ("AP", "AP50", "AP75")]
     assert run("evaluate", tmp_path / "found" / "detections.json", digits_folder) == 0
     assert capsys.readouterr().out == by_detector
     assert run("evaluate", tmp_path / "a" / "comp4", digits_folder) == 0
@@ -266,6 +279,9 @@ def test_tuning_the_trunk_without_choosing_leaves_a_detector_that_reads_mirror_i
     assert run(*arguments) == 0
     metrics = json.loads((out / "evaluation" / "metrics.json").read_text())
     assert metrics["heads"]["linear-svm+bbox"]["details"]["val_map"] is None
+    page = (out / "evaluation" / "README.md").read_text()
+    assert "No setting was chosen on these images: all were fixed beforehand." in page
+    assert "measuring on val" not in page
     assert metrics["stages_s"]["choose"] < 1
     assert load_detector(out).proposals.max_regions == 30
     # The saved detector finds what the experiment found from stored features.

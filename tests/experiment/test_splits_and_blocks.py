@@ -157,6 +157,15 @@ def test_absent_classes_are_left_out_where_wanted(
         np.testing.assert_array_equal(before.truth.boxes, after.truth.boxes)
 
 
+def test_digits_that_a_few_scenes_do_not_show_are_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    splits = load_data(DataConfig(path="digits", max_images=1), seed=0)
+    assert 0 < len(splits.train.classes) < 10
+    assert absent_classes(splits) == []
+    assert {part.classes for part in (splits.val, splits.trainval, splits.test)} == {splits.train.classes}
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("The draw of 1 from 400 images for train has no object of ")
+
+
 @pytest.fixture
 def digits_in_voc(tmp_path: Path) -> Path:
     from rcnn_svm.datasets.write import write_dataset
