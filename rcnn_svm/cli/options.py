@@ -12,6 +12,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+from rcnn_svm.cache import LIMIT_VARIABLE, default_cache, parse_size, size_limit
 from rcnn_svm.config import with_overrides
 from rcnn_svm.errors import ConfigError
 from rcnn_svm.experiment.config import DataConfig, ExperimentConfig, paper_config, quick_config
@@ -21,18 +22,13 @@ __all__ = [
     "add_experiment_options",
     "add_label_options",
     "add_run_options",
+    "cache_limit_of",
     "data_config",
     "experiment_config",
     "given",
     "n_jobs_of",
     "names_of",
 ]
-
-
-def default_cache() -> Path:
-    """Return where proposals and features are kept between runs."""
-    home = os.environ.get("XDG_CACHE_HOME")
-    return Path(home) / "rcnn_svm" if home else Path.home() / ".cache" / "rcnn_svm"
 
 
 def add_label_options(parser: argparse.ArgumentParser, classes: str) -> argparse._ArgumentGroup:
@@ -74,7 +70,13 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=default_cache(),
         metavar="DIR",
-        help="proposals and features are kept here",
+        help="proposals and features are kept here (see `rcnn-svm cache`)",
+    )
+    group.add_argument(
+        "--cache-limit",
+        metavar="SIZE",
+        help=f"what may stay there, such as 2GB (default: as {LIMIT_VARIABLE} says, else a tenth of the disk "
+        f"space that is free but for the cache)",
     )
 
 
@@ -152,3 +154,9 @@ def n_jobs_of(options: argparse.Namespace) -> int:
         raise ConfigError(f"--jobs must be 0 or more, got {options.jobs}.")
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     return int(options.jobs or cores)
+
+
+def cache_limit_of(options: argparse.Namespace) -> int:
+    """Return the bytes that the cache may take."""
+    given: str | None = options.cache_limit
+    return size_limit(options.cache) if given is None else parse_size(given, "--cache-limit")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rcnn_svm.cache import CacheLimit
 from rcnn_svm.cli import options as shared
 from rcnn_svm.progress import say
 
@@ -53,6 +54,7 @@ def _propose(options: argparse.Namespace) -> None:
 
     settings = ("mode", "ranking", "min_size", "max_width", "max_regions", "seed")
     config = SelectiveSearchConfig(**shared.given(options, *settings))
+    room = CacheLimit(options.cache, shared.cache_limit_of(options))
     truths = None
     classes: tuple[str, ...] = ()
     try:
@@ -76,6 +78,7 @@ def _propose(options: argparse.Namespace) -> None:
                 f"{options.path}: is neither a data set ({no_dataset}) nor images."
             ) from no_images
     regions = cached_proposals(samples, config, options.cache / "proposals", n_jobs=shared.n_jobs_of(options))
+    room.hold(finished=True)
     counts = np.array([len(one) for one in regions])
     print(f"{len(regions)} images, {counts.mean():.0f} boxes each ({counts.min()} to {counts.max()})")
     if options.out is not None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rcnn_svm.cache import CacheLimit
 from rcnn_svm.cli import options as shared
 from rcnn_svm.cli import words
 from rcnn_svm.config import to_dict
@@ -141,6 +142,7 @@ def _run(
     from rcnn_svm.experiment.recipe import run_experiment, stages_of
     from rcnn_svm.report.experiment import write_experiment
 
+    limit = shared.cache_limit_of(options)
     stages = Stages((*stages_of(config), "report"))
     splits = load_data(config.data, seed=config.seed)
     remove_marker(options.out / "metrics.json")  # where one lies, the rest of the folder belongs to it
@@ -149,7 +151,13 @@ def _run(
         say(line)
     keep = None if finished is None else lambda result: finished(result, splits)
     experiment = run_experiment(
-        config, splits, options.cache, n_jobs=shared.n_jobs_of(options), finished=keep, stages=stages
+        config,
+        splits,
+        options.cache,
+        n_jobs=shared.n_jobs_of(options),
+        cache_limit=limit,
+        finished=keep,
+        stages=stages,
     )
     with stages("report", "intervals, tables and figures"):
         metrics, bootstrap = write_experiment(folder, experiment, command=_command(options), html=html)
@@ -202,6 +210,7 @@ def _finetune(options: argparse.Namespace) -> None:
 
     if options.out.suffix != ".safetensors":
         raise ConfigError(f"--out must name a .safetensors file, got {options.out}.")
+    room = CacheLimit(options.cache, shared.cache_limit_of(options))
     config = _config(options, HEADS)
     stages = Stages(("proposals", "finetune"))
     train = load_data(config.data, seed=config.seed).train
@@ -211,6 +220,7 @@ def _finetune(options: argparse.Namespace) -> None:
         say(line)
     with stages("proposals", f"boxes in which an object may be, in {len(train)} images"):
         regions = propose(train, config, options.cache, n_jobs=shared.n_jobs_of(options))
+    room.hold(finished=True)
     with stages("finetune", f"{config.features.backbone} on {len(train)} images of {train.split}"):
         result = finetune(
             load_backbone(config.features.backbone, config.features.weights, seed=config.seed),

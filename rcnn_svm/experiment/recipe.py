@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from rcnn_svm.cache import CacheLimit, size_limit
 from rcnn_svm.datasets import Splits
 from rcnn_svm.detector import Detector, Look, Model, look_at
 from rcnn_svm.errors import ConfigError, DataError
@@ -129,6 +130,7 @@ def run_experiment(
     cache: Path,
     *,
     n_jobs: int,
+    cache_limit: int | None = None,
     finished: Callable[[HeadResult], None] | None = None,
     stages: Stages | None = None,
 ) -> Experiment:
@@ -139,6 +141,8 @@ def run_experiment(
         splits: train, val, trainval and test of one data set.
         cache: folder of proposals, features and fine-tuned networks, kept between runs.
         n_jobs: threads where work is independent.
+        cache_limit: bytes that the cache may take; room is made before the first stage, between stages and at
+            the end, and what this run uses stays until then. None keeps everything.
         finished: called with each result as soon as it is there, so that it can be kept.
         stages: of a run that this is a part of, those of `stages_of` among them; None for a run of its own.
 
@@ -152,11 +156,13 @@ def run_experiment(
             f"heads.names: {FINETUNED} needs something that is fine-tuned. Set learn=fc or learn=network, "
             f"or leave the head out."
         )
+    room = CacheLimit(cache, cache_limit)
     stages = stages or Stages(stages_of(config))
     n_images = len(splits.trainval) + len(splits.test)
     with stages("proposals", f"boxes in which an object may be, in {n_images} images"):
         proposals = propose(splits.trainval, config, cache, n_jobs=n_jobs)
         test_proposals = propose(splits.test, config, cache, n_jobs=n_jobs)
+    room.hold()
     trainval = SplitRegions.of(splits.trainval, proposals, with_truth=True)
     train, val = trainval.part(splits.train), trainval.part(splits.val).limited(config.test_regions)
     test = SplitRegions.of(splits.test, test_proposals, with_truth=False).limited(config.test_regions)
@@ -173,10 +179,12 @@ def run_experiment(
                 base.fill(trainval.dataset.samples, trainval.boxes, "features of trainval")
             base.fill(test.dataset.samples, test.boxes, "features of test")
 
+    room.hold()
     chosen = None
     if config.choose:
         with stages("choose", f"settings, by training on {len(train)} images and measuring on {len(val)}"):
             chosen = _choose(config, network, base, train, val, cache, n_jobs)
+    room.hold()
     with stages(
         "train", f"{', '.join(config.heads.names)} on {len(trainval)} images of {trainval.dataset.split}"
     ):
@@ -185,6 +193,7 @@ def run_experiment(
         if set(chosen) != {FINETUNED} or _needs_ridge(chosen):
             final.fill(trainval)
         trained = _train(config, final, trainval, chosen, n_jobs)
+    room.hold()
 
     with stages("detect", f"{len(test)} images of {test.dataset.split}, looked at once"):
         views = [test, test.mirrored()] if config.features.mirror else [test]
@@ -200,6 +209,7 @@ def run_experiment(
         name: stages.seconds.get(name, 0.0) for name in ("proposals", "features", "choose", "train", "detect")
     }
     seconds["train"] += network.finetune_s
+    room.hold(finished=True)
     return Experiment(config, splits, results, seconds, trainval.coverage())
 
 
@@ -217,7 +227,8 @@ def train_detector(
         splits: as `load_splits` returns them.
         head: one of `experiment.config.HEADS`.
         config: the defaults where None.
-        cache: folder of proposals and features; a temporary one where None.
+        cache: folder of proposals and features, held within `rcnn_svm.cache.size_limit`; a temporary one
+            where None.
         n_jobs: threads where work is independent.
 
     Raises:
@@ -227,7 +238,8 @@ def train_detector(
     config = config or ExperimentConfig()
     config = replace(config, heads=replace(config.heads, names=(head,)))
     if cache is not None:
-        return run_experiment(config, splits, cache, n_jobs=n_jobs).heads[f"{head}+bbox"]
+        limit = size_limit(cache)
+        return run_experiment(config, splits, cache, n_jobs=n_jobs, cache_limit=limit).heads[f"{head}+bbox"]
     with tempfile.TemporaryDirectory() as folder:
         return run_experiment(config, splits, Path(folder), n_jobs=n_jobs).heads[f"{head}+bbox"]
 

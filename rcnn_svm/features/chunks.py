@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from rcnn_svm.cache import note_use
 from rcnn_svm.errors import CacheError, DataError
 from rcnn_svm.files import atomic_path
 from rcnn_svm.progress import track
@@ -92,7 +93,7 @@ def train_in_chunks(
     """
     path = checkpoints.path
     history: list[Progress] = []
-    if path is not None and path.exists():
+    if path is not None and note_use(path):
         history = _resume(path, module, optimizer, checkpoints.identity, device)
     starts = list(range(0, n_steps, per_chunk))
     lengths = [min(per_chunk, n_steps - start) for start in starts]
@@ -146,6 +147,8 @@ def _resume(
         with safe_open(path, framework="pt", device=device) as stream:
             metadata = stream.metadata() or {}
             tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
+    except FileNotFoundError:  # another process made room in the cache that it lay in
+        return []
     except (SafetensorError, OSError) as error:
         raise CacheError(f"{path}: is no readable checkpoint ({error}). Delete it to start anew.") from error
     if metadata.get("identity") != identity:

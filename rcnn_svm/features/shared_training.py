@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from rcnn_svm.boxes import MIRRORED_DELTAS, Boxes, flip_horizontally
+from rcnn_svm.cache import note_use
 from rcnn_svm.errors import CacheError, ConfigError, DataError
 from rcnn_svm.features.backbone import Backbone
 from rcnn_svm.features.chunks import Checkpoints, Progress, train_in_chunks
@@ -128,19 +129,23 @@ class FrozenMaps:
         """
         sample = self._samples[image]
         path = self._folder / f"{sample.digest()}{'-mirrored' if mirrored else ''}.npy"
-        if not path.exists():
-            resized, _ = resize(sample.read(), self._side / max(sample.size))
-            source = mirror_image(resized) if mirrored else resized
-            x = torch.from_numpy(self._network.normalise(source)[None]).permute(0, 3, 1, 2)
-            with torch.inference_mode():
-                value = self._network.run_maps(x.to(self.device), (self.layer,))[self.layer][0].cpu()
-            with atomic_path(path, durable=False) as temporary, open(temporary, "wb") as stream:
-                np.save(stream, value.permute(1, 2, 0).numpy().astype(np.float16), allow_pickle=False)
-        try:
-            stored: NDArray[np.float16] = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (ValueError, OSError, EOFError) as error:
-            raise CacheError(f"{path}: is damaged ({error}). Delete it and run again.") from error
-        return stored
+        if note_use(path):
+            try:
+                stored: NDArray[np.float16] = np.load(path, mmap_mode="r", allow_pickle=False)
+                return stored
+            except FileNotFoundError:
+                pass  # another process made room since the line before
+            except (ValueError, OSError, EOFError) as error:
+                raise CacheError(f"{path}: is damaged ({error}). Delete it and run again.") from error
+        resized, _ = resize(sample.read(), self._side / max(sample.size))
+        source = mirror_image(resized) if mirrored else resized
+        x = torch.from_numpy(self._network.normalise(source)[None]).permute(0, 3, 1, 2)
+        with torch.inference_mode():
+            value = self._network.run_maps(x.to(self.device), (self.layer,))[self.layer][0].cpu()
+        computed = value.permute(1, 2, 0).numpy().astype(np.float16)
+        with atomic_path(path, durable=False) as temporary, open(temporary, "wb") as stream:
+            np.save(stream, computed, allow_pickle=False)
+        return computed
 
 
 class _TrunkModule(nn.Module):

@@ -11,6 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from rcnn_svm.cache import note_use
 from rcnn_svm.errors import CacheError, ConfigError, ShapeError
 from rcnn_svm.files import atomic_path, digest
 from rcnn_svm.progress import say, track
@@ -103,9 +104,11 @@ def proposals_of(sample: Sample, proposer: Proposer, folder: Path | None) -> Reg
         return proposals_of(sample, proposer.whole(), folder).top(proposer.max_regions)
     name = digest({"image": sample.digest(), "proposer": proposer.key()})
     path = folder / name[:2] / f"{name}.npz"
-    if path.exists():
+    if note_use(path):
         try:
             return _load(path, sample)
+        except FileNotFoundError:
+            pass  # another process made room since the line before
         except CacheError as error:
             say(f"{error} It is computed again.")
     regions = proposer.propose(sample.read(), image_id=sample.image_id)
@@ -119,6 +122,8 @@ def _load(path: Path, sample: Sample) -> RegionSet:
         with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as stored:
             height, width = (int(side) for side in stored["size"])
             regions = RegionSet(sample.image_id, (height, width), stored["boxes"], stored["priority"])
+    except FileNotFoundError:
+        raise
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, ShapeError) as error:
         raise CacheError(f"{path}: is no readable file of proposals ({error}).") from error
     if regions.size != sample.size:
