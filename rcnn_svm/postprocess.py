@@ -120,8 +120,9 @@ def postprocess(
         else:
             likely = _sigmoid(class_scores)
             kept, decayed = soft_nms(moved, likely, config.soft_nms_sigma)
-            untouched = decayed == likely[kept]
-            kept_scores = np.where(untouched, class_scores[kept], _log_odds(decayed)).astype(np.float32)
+            before = class_scores[kept]
+            after = np.minimum(_log_odds(decayed), before)
+            kept_scores = np.where(decayed == likely[kept], before, after).astype(np.float32)
         result = refined[kept]
         if config.vote_iou is not None and len(kept):
             result = vote_boxes(result, refined, _sigmoid(class_scores), config.vote_iou)
