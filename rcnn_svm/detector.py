@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from rcnn_svm.boxes import MIRRORED_DELTAS, Boxes, flip_horizontally
 from rcnn_svm.config import from_dict, to_dict
 from rcnn_svm.errors import ConfigError, DataError
+from rcnn_svm.evaluation.thresholds import Thresholds
 from rcnn_svm.features.backbone import Backbone, load_backbone
 from rcnn_svm.features.build import FeatureConfig, build_featurizer
 from rcnn_svm.features.fc_layers import FcLayers
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Detector", "Look", "Model", "load_detector", "look_at"]
 
-_FORMAT = 1
+_FORMAT = 2
 
 Look: TypeAlias = Callable[[Boxes], tuple[NDArray[np.float32], NDArray[np.float32] | None]]
 """Boxes of one image -> their unscaled rows, and those of the mirror image where it is read too."""
@@ -155,6 +156,7 @@ class Detector:
         layers: learned fc6 and fc7 on top of them, or None.
         model: reads the rows that `layers` return.
         detect_config: caps, NMS, box voting.
+        thresholds: from which score on a detection of each class is believed; None where none was chosen.
         info: where it comes from: provenance and figures, for people.
     """
 
@@ -167,10 +169,14 @@ class Detector:
     layers: FcLayers | None
     model: Model
     detect_config: PostprocessConfig
+    thresholds: Thresholds | None
     info: Mapping[str, Any]
 
     def detect(self, image: Image, image_id: str = "image") -> Detections:
-        """Find objects in one image, uint8 (H, W, 3) RGB."""
+        """Find objects in one image, uint8 (H, W, 3) RGB.
+
+        Unlikely ones are among them; `thresholds.believed` returns those that are worth showing.
+        """
         return self._finish(image_id, image, selective_search(image, self.proposals, image_id=image_id).boxes)
 
     def detect_all(
@@ -271,6 +277,7 @@ class Detector:
                 "scaler": model.scaler and model.scaler.to_dict(),
                 "regressor_scaler": model.regressor_scaler and model.regressor_scaler.to_dict(),
                 "detect": to_dict(self.detect_config, finite=True),
+                "thresholds": self.thresholds and self.thresholds.to_json(),
                 "info": dict(self.info),
             },
         )
@@ -322,6 +329,8 @@ def load_detector(folder: str | Path) -> Detector:
                 regressor_scaler=_scaler(values["regressor_scaler"]),
             ),
             detect_config=from_dict(PostprocessConfig, values["detect"], where=str(manifest)),
+            thresholds=values["thresholds"]
+            and Thresholds.from_json(values["thresholds"], values["classes"], where=str(manifest)),
             info=values["info"],
         )
     except KeyError as error:

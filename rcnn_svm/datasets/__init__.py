@@ -9,6 +9,7 @@ from __future__ import annotations
 from rcnn_svm.datasets.check import CheckReport, check_dataset
 from rcnn_svm.datasets.coco import coco_category_ids, coco_image_ids
 from rcnn_svm.datasets.digits import digits_in_scenes, digits_splits
+from rcnn_svm.datasets.drawing import draw_folds
 from rcnn_svm.datasets.held_out import images_to_measure
 from rcnn_svm.datasets.images import image_size, read_image
 from rcnn_svm.datasets.loading import (
@@ -32,6 +33,7 @@ __all__ = [
     "detect_format",
     "digits_in_scenes",
     "digits_splits",
+    "draw_folds",
     "image_size",
     "images_to_measure",
     "list_splits",

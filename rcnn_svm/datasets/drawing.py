@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from rcnn_svm.structures import Dataset, Sample
 
-__all__ = ["classes_to_train", "draw_parts"]
+__all__ = ["classes_to_train", "draw_folds", "draw_parts"]
 
 
 def classes_to_train(dataset: Dataset) -> list[str]:
@@ -65,6 +66,40 @@ def draw_parts(dataset: Dataset, sizes: Sequence[int], rng: np.random.Generator)
         part += left[:n]
         left = left[n:]
     return [replace(dataset, samples=tuple(dataset.samples[i] for i in sorted(part))) for part in parts]
+
+
+def draw_folds(dataset: Dataset, n: int, rng: np.random.Generator) -> list[Dataset]:
+    """Draw `n` disjoint parts of a data set, each of which leaves every class in the rest.
+
+    The images of a class are dealt out in turn, those of the rarest class first. An image that is the only
+    one of some class is in no part.
+
+    Args:
+        dataset: to draw from.
+        n: number of parts, at least 2; there are fewer where there are not so many images to deal out.
+        rng: of the draw.
+
+    Returns:
+        The parts that have an image, their images in the order of `dataset`.
+    """
+    labels = [_labels(sample) for sample in dataset]
+    counts = Counter(label for own in labels for label in own)
+    order = [
+        i for i in rng.permutation(len(dataset)).tolist() if all(counts[label] > 1 for label in labels[i])
+    ]
+    parts: list[list[int]] = [[] for _ in range(n)]
+    shown = [Counter[int]() for _ in range(n)]
+    left = dict.fromkeys(order)
+    # None stands for the images without objects, which come last.
+    for label in (*sorted(counts, key=lambda label: (counts[label], label)), None):
+        for i in [i for i in left if label is None or label in labels[i]]:
+            k = min(range(n), key=lambda k: (shown[k][label] if label is not None else 0, len(parts[k]), k))
+            parts[k].append(i)
+            shown[k].update(labels[i])
+            del left[i]
+    return [
+        replace(dataset, samples=tuple(dataset.samples[i] for i in sorted(part))) for part in parts if part
+    ]
 
 
 def _labels(sample: Sample) -> set[int]:

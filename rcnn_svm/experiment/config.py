@@ -76,6 +76,10 @@ class HeadsConfig:
         max_ious: NMS thresholds.
         soft_nms_sigmas: decays of soft-NMS, which is tried beside plain NMS; empty for plain NMS only.
         vote_ious: box voting thresholds; 0 stands for no voting.
+        box_steps: how much of the way box regression moves a box; tried wherever images are held out.
+        svm_positive_iou: a region is a positive of an SVM from this IoU on; None takes the labelled boxes
+            alone, as R-CNN does.
+        svm_negative_iou: a region is a negative of an SVM when its IoU is less (R-CNN: 0.3).
     """
 
     names: tuple[str, ...] = HEADS
@@ -93,6 +97,9 @@ class HeadsConfig:
     max_ious: tuple[float, ...] = (0.3, 0.4)
     soft_nms_sigmas: tuple[float, ...] = (0.2,)
     vote_ious: tuple[float, ...] = (0.0, 0.5)
+    box_steps: tuple[float, ...] = (0.5, 1.0)
+    svm_positive_iou: float | None = None
+    svm_negative_iou: float = 0.3
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.names if name not in HEADS]
@@ -108,6 +115,7 @@ class HeadsConfig:
             "ridge_strengths",
             "max_ious",
             "vote_ious",
+            "box_steps",
         ):
             if not getattr(self, grid):
                 raise ConfigError(f"heads.{grid} must hold at least one value, got none.")
@@ -131,8 +139,12 @@ class ExperimentConfig:
         trunk: training of the second part of `trunk`.
         finetune: training of `network`.
         heads: what is compared.
-        choose: try the grids of `heads` on val. Without, everything is trained once, on trainval, with the
-            middle of each grid, the learned box regression where there is one, and `detect` as it stands.
+        choose: try the grids of `heads` on val. Without, everything is trained with the middle of each grid,
+            the learned box regression where there is one, and `detect` as it stands.
+        folds: where nothing is chosen, how thresholds, `heads.box_steps`, and whether boxes are regressed at
+            all, are decided before the training on trainval: 1 by training on train and measuring on val,
+            more by training without each of so many folds of trainval, 0 not at all. None takes val where
+            it holds 50 objects, else 3 folds.
         detect: from scores to detections; `max_iou` or `soft_nms_sigma`, and `vote_iou`, are chosen on val,
             where no region is looked at twice.
         rule: AP of VOC2007 (11 points, with `voc07-exact` at their exact places) or of VOC2010 and later (all
@@ -153,6 +165,7 @@ class ExperimentConfig:
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
     heads: HeadsConfig = field(default_factory=HeadsConfig)
     choose: bool = True
+    folds: int | None = None
     detect: PostprocessConfig = field(default_factory=PostprocessConfig)
     rule: Rule = "voc07"
     n_bootstrap: int = 1000
@@ -161,6 +174,8 @@ class ExperimentConfig:
     def __post_init__(self) -> None:
         if self.test_regions is not None and self.test_regions < 1:
             raise ConfigError(f"test_regions must be at least 1, got {self.test_regions}.")
+        if self.folds is not None and self.folds < 0:
+            raise ConfigError(f"folds must not be negative, got {self.folds}.")
         if self.learn == "trunk" and self.fc.scaling != "none":
             raise ConfigError(
                 f"fc.scaling must be none with learn=trunk, which trains through unscaled rows, "

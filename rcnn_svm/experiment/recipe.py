@@ -14,12 +14,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from rcnn_svm.cache import CacheLimit, size_limit
-from rcnn_svm.datasets import Splits
+from rcnn_svm.datasets import Splits, draw_folds
 from rcnn_svm.detector import Detector, Look, Model, look_at
 from rcnn_svm.errors import ConfigError, DataError
 from rcnn_svm.evaluation.coco import CocoResult, evaluate_coco
-from rcnn_svm.evaluation.voc import EvalResult, evaluate_voc
+from rcnn_svm.evaluation.thresholds import Thresholds, choose_thresholds
+from rcnn_svm.evaluation.voc import EvalResult, Rule, evaluate_voc
 from rcnn_svm.experiment.config import ExperimentConfig
 from rcnn_svm.experiment.data import absent_classes
 from rcnn_svm.experiment.measure import Meter
@@ -36,6 +39,7 @@ from rcnn_svm.experiment.selection import (
     choose_head,
     choose_postprocess,
     choose_regressor,
+    detected,
     scored_once,
     settled,
     train_candidates,
@@ -44,6 +48,7 @@ from rcnn_svm.features.backbone import load_backbone
 from rcnn_svm.features.build import build_featurizer
 from rcnn_svm.features.scaling import FeatureScaler
 from rcnn_svm.features.store import FeatureStore, to_float32
+from rcnn_svm.features.taps import format_taps
 from rcnn_svm.heads.bbox_regressor import BoxRegressor
 from rcnn_svm.postprocess import PostprocessConfig
 from rcnn_svm.progress import Stages, note, track
@@ -79,6 +84,8 @@ class HeadResult:
             `detect.second_look` the features of the regions that are looked at again as well.
         peak_rss_mb: largest memory of the process during the final training.
         details: chosen settings, validation mAP, what was tried, support vectors and the like.
+        preferred: whether this variant of its head, without or with box regression, did better on the images
+            that were held out; with it where none were.
     """
 
     detector: Detector
@@ -89,6 +96,7 @@ class HeadResult:
     score_s_per_image: float
     peak_rss_mb: float
     details: dict[str, Any]
+    preferred: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,7 +128,7 @@ def propose(dataset: Dataset, config: ExperimentConfig, cache: Path, *, n_jobs: 
 def stages_of(config: ExperimentConfig) -> tuple[str, ...]:
     """Return the names of the stages that `run_experiment` goes through, in order."""
     features = () if config.learn == "trunk" else ("features",)  # read while the network is tuned
-    choose = ("choose",) if config.choose else ()
+    choose = ("choose",) if config.choose or config.folds != 0 else ()
     return ("proposals", "network", *features, *choose, "train", "detect")
 
 
@@ -184,6 +192,11 @@ def run_experiment(
     if config.choose:
         with stages("choose", f"settings, by training on {len(train)} images and measuring on {len(val)}"):
             chosen = _choose(config, network, base, train, val, cache, n_jobs)
+    elif parts := held_out_parts(config, trainval, train, val):
+        n_held = sum(len(held) for _, held in parts)
+        once = f"without {n_held} images" if len(parts) == 1 else f"{len(parts)} times without a part"
+        with stages("choose", f"thresholds and how far boxes move, by training {once} and looking there"):
+            chosen = _hold_out(config, network, base, parts, cache, n_jobs)
     room.hold()
     with stages(
         "train", f"{', '.join(config.heads.names)} on {len(trainval)} images of {trainval.dataset.split}"
@@ -196,7 +209,7 @@ def run_experiment(
     room.hold()
 
     with stages("detect", f"{len(test)} images of {test.dataset.split}, looked at once"):
-        views = [test, test.mirrored()] if config.features.mirror else [test]
+        views = views_of(config, test)
         for view in views:
             final.fill(view)
         results: dict[str, HeadResult] = {}
@@ -327,20 +340,51 @@ def _require_objects(splits: Splits) -> None:
 
 
 @dataclass(frozen=True, eq=False)
+class _Variant:
+    """One head without or with box regression: what held-out images decided.
+
+    Attributes:
+        choice: of post-processing.
+        detect: as chosen.
+        thresholds: None where no image was held out.
+        value: mean of mAP and COCO AP on the held-out images, in percent; None where there were none.
+    """
+
+    choice: Choice
+    detect: PostprocessConfig
+    thresholds: Thresholds | None = None
+    value: float | None = None
+
+    def measured(self, found: Sequence[Detections], dataset: Dataset, rule: Rule) -> _Variant:
+        """Return the same with thresholds, and with the value of these detections of held-out images."""
+        truths = [sample.truth for sample in dataset]
+        evaluation = evaluate_voc(found, truths, dataset.classes, rule=rule)
+        coco = evaluate_coco(found, truths, dataset.classes).summary()["AP"]
+        value = 50 * (evaluation.map(rule) + coco)
+        return replace(self, thresholds=choose_thresholds(evaluation.matches), value=value)
+
+
+@dataclass(frozen=True, eq=False)
 class _Chosen:
-    """What validation decided for one head.
+    """What was decided for one head before the final training.
 
     Attributes:
         head: its own setting.
-        plain: post-processing without box regression.
+        plain: without box regression.
         boxes: the box regression, the same for all heads.
-        with_boxes: post-processing with it.
+        with_boxes: with it.
     """
 
     head: Choice
-    plain: tuple[Choice, PostprocessConfig]
+    plain: _Variant
     boxes: Choice
-    with_boxes: tuple[Choice, PostprocessConfig]
+    with_boxes: _Variant
+
+    @property
+    def regress(self) -> bool:
+        """Whether box regression did no harm on the held-out images."""
+        plain, boxed = self.plain.value, self.with_boxes.value
+        return plain is None or boxed is None or not boxed < plain
 
 
 def _choose(
@@ -368,23 +412,29 @@ def _choose(
         else:
             head, model = choose_head(name, config, train_rows, val_rows, scaler, n_jobs=n_jobs)
         with scored_once(val_rows, model) as scored:
-            plain = choose_postprocess(config, val_rows, scored)
+            plain = _Variant(*choose_postprocess(config, val_rows, scored))
+            plain = plain.measured(detected(val_rows, scored, plain.detect), val.dataset, config.rule)
             if boxes is None or box_model is None:
                 # The first head decides for all: heads shall differ in their scores alone.
                 boxes, box_model = choose_regressor(
                     config, train_rows, val_rows, scaler, learned.regressor, model, scored
                 )
-            with_boxes = choose_postprocess(config, val_rows, replace(scored, boxes_by=box_model))
+            moved = replace(scored, boxes_by=box_model)
+            with_boxes = _Variant(*choose_postprocess(config, val_rows, moved))
+            with_boxes = with_boxes.measured(
+                detected(val_rows, moved, with_boxes.detect), val.dataset, config.rule
+            )
         chosen[name] = _Chosen(head, plain, boxes, with_boxes)
         note(
-            f"{name}: {plain[0].val_map:.1f} mAP on {val.dataset.split}, {with_boxes[0].val_map:.1f} with "
-            f"box regression ({_words({**head.settings, **with_boxes[0].settings})})"
+            f"{name}: {plain.choice.val_map:.1f} mAP on {val.dataset.split}, "
+            f"{with_boxes.choice.val_map:.1f} with box regression "
+            f"({_words({**head.settings, **with_boxes.choice.settings})})"
         )
     return chosen
 
 
 def _settled(config: ExperimentConfig, learned: Representation) -> dict[str, _Chosen]:
-    """Settle everything without a look at val."""
+    """Settle everything unseen."""
     boxes = {"learned": True} if learned.regressor is not None else settled("ridge", config.heads)
     plain = replace(config.detect, regression="off", vote_iou=None)
 
@@ -394,12 +444,97 @@ def _settled(config: ExperimentConfig, learned: Representation) -> dict[str, _Ch
     return {
         name: _Chosen(
             unseen({} if name == FINETUNED else settled(name, config.heads)),
-            (unseen({}), plain),
+            _Variant(unseen({}), plain),
             unseen(boxes),
-            (unseen({}), config.detect),
+            _Variant(unseen({}), config.detect),
         )
         for name in config.heads.names
     }
+
+
+_FEW_OBJECTS = 50
+"""Objects of val below which folds of trainval are held out instead."""
+
+
+def held_out_parts(
+    config: ExperimentConfig, trainval: SplitRegions, train: SplitRegions, val: SplitRegions
+) -> list[tuple[SplitRegions, SplitRegions]]:
+    """Return what is trained on, and what is then measured on, before the final training on trainval.
+
+    Args:
+        config: `folds` and seed.
+        trainval: all training images.
+        train: some of them.
+        val: the others.
+    """
+    folds = config.folds
+    if folds is None:
+        counted = [~(truth.difficult | truth.crowd) for truth in val.truths]
+        folds = 1 if sum(int(own.sum()) for own in counted) >= _FEW_OBJECTS else 3
+    if folds == 0:
+        return []
+    if folds == 1:
+        return [(train, val)]
+    parts = []
+    for held in draw_folds(trainval.dataset, folds, np.random.default_rng(config.seed)):
+        out = {sample.image_id for sample in held}
+        rest = tuple(sample for sample in trainval.dataset if sample.image_id not in out)
+        if rest:
+            own = replace(trainval.dataset, samples=rest)
+            parts.append((trainval.part(own), trainval.part(held).limited(config.test_regions)))
+    return parts
+
+
+def _hold_out(
+    config: ExperimentConfig,
+    network: Network,
+    base: FeatureStore,
+    parts: Sequence[tuple[SplitRegions, SplitRegions]],
+    cache: Path,
+    n_jobs: int,
+) -> dict[str, _Chosen]:
+    """Train without some images and look at them: how far boxes move, whether at all, and thresholds."""
+    plain = replace(config.detect, regression="off", vote_iou=None)
+    steps = [replace(config.detect, box_step=step) for step in config.heads.box_steps]
+    found: dict[str, list[list[Detections]]] = {}
+    for training, held in parts:
+        learned = learn_layers(config, network, base, training, cache)
+        settled_now = _settled(config, learned)
+        if set(settled_now) != {FINETUNED} or _needs_ridge(settled_now):
+            learned.fill(training)
+        for view in views_of(config, held):
+            learned.fill(view)
+        blocks = [learned.blocks(view) for view in views_of(config, held)]
+        for head in _train(config, learned, training, settled_now, n_jobs):
+            runs = _detect_all(head, blocks, [plain, *steps])
+            mine = found.setdefault(head.name, [[] for _ in runs])
+            for so_far, run in zip(mine, runs, strict=True):
+                so_far += run.detections
+    images = replace(
+        parts[0][1].dataset, samples=tuple(sample for _, held in parts for sample in held.dataset)
+    )
+    chosen = {}
+    for name, own in settled_now.items():
+        first, *others = found[name]
+        without = own.plain.measured(first, images, config.rule)
+        boxed = [
+            _Variant(Choice({"box_step": detect.box_step}, None, ()), detect).measured(
+                detections, images, config.rule
+            )
+            for detect, detections in zip(steps, others, strict=True)
+        ]
+        best = max(boxed, key=lambda one: -np.inf if one.value is None or np.isnan(one.value) else one.value)
+        chosen[name] = replace(own, plain=without, with_boxes=best)
+        note(
+            f"{name}: (mAP + COCO AP) / 2 of {len(images)} images held out {without.value:.1f}, "
+            + ", ".join(f"{one.value:.1f} with boxes moved by {one.detect.box_step:.0%}" for one in boxed)
+        )
+    return chosen
+
+
+def views_of(config: ExperimentConfig, regions: SplitRegions) -> list[SplitRegions]:
+    """Return a split as it is looked at when objects are detected: itself and, as configured, mirrored."""
+    return [regions, regions.mirrored()] if config.features.mirror else [regions]
 
 
 def _needs_ridge(chosen: Mapping[str, _Chosen]) -> bool:
@@ -463,15 +598,17 @@ def _results(
 ) -> list[HeadResult]:
     """Detect in the test split, and its mirror images if given, without and with box regression."""
     test = views[0]
-    chosen = (trained.chosen.plain, trained.chosen.with_boxes)
-    plain, boxed = _detect_both(trained, views, *(detect for _, detect in chosen))
+    variants = (trained.chosen.plain, trained.chosen.with_boxes)
+    runs = _detect_all(trained, views, [variant.detect for variant in variants])
     results = []
-    for suffix, (choice, detect), run in zip(("", "+bbox"), chosen, (plain, boxed), strict=True):
+    for suffix, variant, run in zip(("", "+bbox"), variants, runs, strict=True):
+        choice, detect = variant.choice, variant.detect
         model = trained.model
         if not suffix:
             model = replace(model, regressor=None, regressor_scaler=None)
         details = {
             "val_map": choice.val_map,
+            "held_out": variant.value,
             "settings": trained.chosen.head.settings | choice.settings,
             "tried": [{"settings": s, "val_map": v} for s, v in trained.chosen.head.tried],
             **trained.details,
@@ -482,12 +619,13 @@ def _results(
             head=trained.name + suffix,
             classes=test.classes,
             proposals=_proposals_at_test(config),
-            features=config.features,
+            features=replace(config.features, taps=format_taps(learned.network.featurizer.taps)),
             backbone=learned.network.backbone,
             featurizer=learned.network.featurizer,
             layers=learned.layers,
             model=model,
             detect_config=detect,
+            thresholds=variant.thresholds,
             info={"data": test.regions.dataset.name, "seed": config.seed, "details": details},
         )
         evaluation = evaluate_voc(run.detections, test.regions.truths, test.classes, rule=config.rule)
@@ -501,6 +639,7 @@ def _results(
                 run.seconds / len(test),
                 trained.peak_rss_mb,
                 details,
+                preferred=bool(suffix) == trained.chosen.regress,
             )
         )
     return results
@@ -520,23 +659,21 @@ class _Run:
     seconds: float = 0.0
 
 
-def _detect_both(
-    trained: _Trained,
-    views: Sequence[StoredBlocks],
-    plain: PostprocessConfig,
-    with_boxes: PostprocessConfig,
-) -> tuple[_Run, _Run]:
-    """Detect without and with box regression; regions are read once for both."""
-    test, model, runs = views[0], trained.model, (_Run([]), _Run([]))
-    for i, sample in enumerate(track(test.regions.dataset, f"{trained.name} on test", total=len(test))):
-        n_gt = test.regions.n_gt[i]
-        boxes, rows = test.regions.boxes[i][n_gt:], to_float32(test.features(i, slice(n_gt, None)))
+def _detect_all(
+    trained: _Trained, views: Sequence[StoredBlocks], configs: Sequence[PostprocessConfig]
+) -> list[_Run]:
+    """Detect in every image once for each configuration; regions are read once for all."""
+    images, model, runs = views[0], trained.model, [_Run([]) for _ in configs]
+    dataset = images.regions.dataset
+    for i, sample in enumerate(track(dataset, f"{trained.name} on {dataset.split}", total=len(images))):
+        n_gt = images.regions.n_gt[i]
+        boxes, rows = images.regions.boxes[i][n_gt:], to_float32(images.features(i, slice(n_gt, None)))
         mirrored = to_float32(views[1].features(i)) if len(views) > 1 else None
         look = _look(views, i)
         started = time.perf_counter()
         scores, deltas = model.read(rows, mirrored)
         scored = time.perf_counter() - started
-        for run, detect in zip(runs, (plain, with_boxes), strict=True):
+        for run, detect in zip(runs, configs, strict=True):
             started = time.perf_counter()
             found = model.detect(sample.image_id, sample.size, boxes, scores, deltas, detect, look)
             run.seconds += scored + time.perf_counter() - started
