@@ -18,7 +18,7 @@ from rcnn_svm.datasets import Splits
 from rcnn_svm.detector import Detector, Look, Model, look_at
 from rcnn_svm.errors import ConfigError, DataError
 from rcnn_svm.evaluation.voc import EvalResult, evaluate_voc
-from rcnn_svm.experiment.config import ExperimentConfig
+from rcnn_svm.experiment.config import ExperimentConfig, HeadName
 from rcnn_svm.experiment.data import absent_classes
 from rcnn_svm.experiment.measure import Meter
 from rcnn_svm.experiment.regions import SplitRegions, StoredBlocks
@@ -182,7 +182,7 @@ def run_experiment(
 
 def train_detector(
     splits: Splits,
-    head: str = "linear-svm",
+    head: HeadName = "linear-svm",
     *,
     config: ExperimentConfig | None = None,
     cache: Path | None = None,
