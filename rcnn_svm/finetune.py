@@ -79,7 +79,7 @@ class _RegionIndex:
 
     def __init__(self, regions: Iterable[RegionTruth], rule: LabelRule, n_classes: int, where: str) -> None:
         self.n_classes = n_classes
-        self._background: list[NDArray[np.uint16]] = []
+        self._background: list[NDArray[np.uint32]] = []
         image, row, label, delta = [], [], [], []
         for i, truth in enumerate(regions):
             labels = rule.multiclass(truth)

@@ -8,16 +8,19 @@ on the validation split is exactly what runs later, but for a second look, which
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rcnn_svm.boxes import Boxes, area, clip, decode_deltas, nms, soft_nms, vote_boxes
-from rcnn_svm.errors import ConfigError
+from rcnn_svm.config import Count, Interval, Positive, Share, check
 from rcnn_svm.structures import Detections
 
-__all__ = ["PAPER", "PostprocessConfig", "moved_regions", "postprocess"]
+__all__ = ["PAPER", "PostprocessConfig", "Step", "moved_regions", "postprocess"]
+
+Step: TypeAlias = Annotated[float, Interval(0, 1, "right")]
+"""A part of the way that box regression asks for, from nearly none to all of it."""
 
 
 @dataclass(frozen=True)
@@ -41,31 +44,18 @@ class PostprocessConfig:
             image's work with 100 of 1000 regions.
     """
 
-    max_iou: float = 0.3
+    max_iou: Share = 0.3
     regression: Literal["before-nms", "after-nms", "off"] = "before-nms"
-    box_step: float = 1.0
-    vote_iou: float | None = 0.5
-    soft_nms_sigma: float | None = None
-    max_candidates: int = 400
-    max_detections: int | None = 300
+    box_step: Step = 1.0
+    vote_iou: Share | None = 0.5
+    soft_nms_sigma: Positive | None = None
+    max_candidates: Count = 400
+    max_detections: Count | None = 300
     min_score: float = float("-inf")
-    second_look: int = 0
+    second_look: Annotated[int, Interval(0)] = 0
 
     def __post_init__(self) -> None:
-        for name in ("max_iou", "vote_iou"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value <= 1:
-                raise ConfigError(f"detect.{name} must lie in [0, 1], got {value}.")
-        if not 0 < self.box_step <= 1:
-            raise ConfigError(f"detect.box_step must lie in (0, 1], got {self.box_step}.")
-        if self.soft_nms_sigma is not None and self.soft_nms_sigma <= 0:
-            raise ConfigError(f"detect.soft_nms_sigma must be positive, got {self.soft_nms_sigma}.")
-        for name in ("max_candidates", "max_detections"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"detect.{name} must be at least 1, got {value}.")
-        if self.second_look < 0:
-            raise ConfigError(f"detect.second_look must not be negative, got {self.second_look}.")
+        check(self, where="detect")
 
 
 PAPER = PostprocessConfig(vote_iou=None, max_candidates=100, max_detections=None)

@@ -298,5 +298,5 @@ def test_errors(dataset, proposals, start, tmp_path):
     ],
 )
 def test_config(field, value):
-    with pytest.raises(ConfigError, match=f"FinetuneConfig: {field} must be .*got"):
+    with pytest.raises(ConfigError, match=rf"^finetune\.{field} must .*, got "):
         FinetuneConfig(**{field: value})

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rcnn_svm.boxes import encode_deltas, iou
@@ -72,6 +72,7 @@ def test_regression_before_nms_merges_what_regression_after_keeps() -> None:
 
 
 @given(st.integers(0, 10_000), st.integers(1, 50))
+@example(3298, 32)  # one of the surest regions moves out of the image
 @settings(max_examples=25, deadline=None)
 def test_moved_regions_are_the_surest_ones_after_regression(seed: int, n: int) -> None:
     boxes, scores = scene(seed)
@@ -81,11 +82,12 @@ def test_moved_regions_are_the_surest_ones_after_regression(seed: int, n: int) -
     assert (moved >= 0).all()
     assert (moved <= 100).all()
     assert (moved[:, 2:] - moved[:, :2] >= 1).all()
-    # Detections without suppression, box by box, are these same boxes.
+    # Detections without suppression, box by box, are these same boxes, but for those without any area.
     everything = PostprocessConfig(max_iou=1, vote_iou=None, max_candidates=40, max_detections=120)
     best = np.where(scores == scores.max(axis=1, keepdims=True), scores, -9).astype(np.float32)
     found = postprocess("a", (100, 100), boxes, best, deltas, everything)
-    expected = found.boxes[found.scores > -9][:n]
+    least = np.sort(scores.max(axis=1))[-min(n, 40)]
+    expected = found.boxes[found.scores >= least]
     solid = (expected[:, 2:] - expected[:, :2] >= 1).all(axis=1)
     distance = np.abs(moved[:, None] - expected[None]).max(axis=2)
     assert (distance.min(axis=1) < 1e-3).all()

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from rcnn_svm.cache import LIMIT_VARIABLE, default_cache, parse_size, size_limit
-from rcnn_svm.config import with_overrides
+from rcnn_svm.config import choices, with_overrides
 from rcnn_svm.errors import ConfigError
 from rcnn_svm.experiment.config import DataConfig, ExperimentConfig, paper_config, quick_config
+from rcnn_svm.features.build import FeatureConfig
 
 __all__ = [
     "add_data_options",
@@ -34,7 +35,7 @@ __all__ = [
 def add_label_options(parser: argparse.ArgumentParser, classes: str) -> argparse._ArgumentGroup:
     """Add the options that say how labels are read; `classes` says what `--classes` is for."""
     group = parser.add_argument_group("data")
-    group.add_argument("--format", choices=("auto", "voc", "coco", "yolo"), help="default: auto")
+    group.add_argument("--format", choices=choices(DataConfig, "format"), help="default: auto")
     group.add_argument("--classes", metavar="A,B,C", help=classes)
     group.add_argument(
         "--drop-bad-boxes",
@@ -90,10 +91,10 @@ def add_experiment_options(parser: argparse.ArgumentParser) -> None:
         "--taps", metavar="TAPS", help="layers to read, such as fc7 or block13@3x3,block17@1x1"
     )
     group.add_argument(
-        "--path", choices=("shared", "warped"), help="convolutions once per image, or per region"
+        "--path", choices=choices(FeatureConfig, "path"), help="convolutions once per image, or per region"
     )
     group.add_argument(
-        "--learn", choices=("nothing", "fc", "trunk", "network"), help="what is trained before the heads"
+        "--learn", choices=choices(ExperimentConfig, "learn"), help="what is trained before the heads"
     )
     group = parser.add_argument_group("configuration")
     group.add_argument("--config", type=Path, metavar="FILE", help="a TOML file over the defaults")
@@ -122,8 +123,6 @@ def given(options: argparse.Namespace, *names: str) -> dict[str, Any]:
 
 def data_config(options: argparse.Namespace, path: str, base: DataConfig | None = None) -> DataConfig:
     """Put the options of `add_data_options` over `base`, and the data set's path."""
-    if options.max_images is not None and options.max_images < 1:
-        raise ConfigError(f"--max-images must be at least 1, got {options.max_images}.")
     values = given(options, *(f.name for f in fields(DataConfig) if f.name not in ("path", "classes")))
     if options.classes is not None:
         values["classes"] = names_of(options)

@@ -11,10 +11,12 @@ import numpy as np
 
 from rcnn_svm.cache import CacheLimit
 from rcnn_svm.cli import options as shared
+from rcnn_svm.config import choices
 from rcnn_svm.progress import say
+from rcnn_svm.proposals import SelectiveSearchConfig
 
 if TYPE_CHECKING:
-    from rcnn_svm.proposals import ProposalRecall, SelectiveSearchConfig
+    from rcnn_svm.proposals import ProposalRecall
     from rcnn_svm.structures import RegionSet, Sample
 
 __all__ = ["add_verbs"]
@@ -28,10 +30,10 @@ def add_verbs(verbs: Any) -> None:
     propose = verbs.add_parser("propose", help="region proposals by selective search, and their recall")
     propose.add_argument("path", type=Path, help="an image, a folder of images, or a labelled data set")
     propose.add_argument("--split", default="test", help="of a data set (default test)")
-    propose.add_argument("--mode", choices=("fast", "quality"), help="default: fast")
+    propose.add_argument("--mode", choices=choices(SelectiveSearchConfig, "mode"), help="default: fast")
     propose.add_argument(
         "--ranking",
-        choices=("paper", "diverse"),
+        choices=choices(SelectiveSearchConfig, "ranking"),
         help="diverse: more recall for few boxes (default: paper)",
     )
     propose.add_argument("--min-size", type=int, metavar="PX", help="drop smaller boxes (default 20)")
@@ -50,7 +52,7 @@ def _propose(options: argparse.Namespace) -> None:
     from rcnn_svm.datasets import load_dataset
     from rcnn_svm.errors import DataError
     from rcnn_svm.files import write_text
-    from rcnn_svm.proposals import SelectiveSearchConfig, cached_proposals, proposal_recall
+    from rcnn_svm.proposals import cached_proposals, proposal_recall
 
     settings = ("mode", "ranking", "min_size", "max_width", "max_regions", "seed")
     config = SelectiveSearchConfig(**shared.given(options, *settings))

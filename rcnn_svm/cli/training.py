@@ -13,7 +13,7 @@ from rcnn_svm.cli import options as shared
 from rcnn_svm.cli import words
 from rcnn_svm.config import to_dict
 from rcnn_svm.errors import ConfigError
-from rcnn_svm.experiment.config import HEADS, ExperimentConfig, demo_config
+from rcnn_svm.experiment.config import HEADS, ExperimentConfig, HeadName, demo_config
 from rcnn_svm.files import remove_marker, write_json
 from rcnn_svm.progress import Stages, say
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["add_verbs"]
 
-_HEAD = "linear-svm"
+_HEAD: HeadName = "linear-svm"
 """What `train` trains unless told otherwise."""
 
 Verbs = Any  # argparse keeps the type of its subparsers to itself
@@ -94,7 +94,7 @@ def _compare(options: argparse.Namespace) -> None:
 
 
 def _config(
-    options: argparse.Namespace, heads: tuple[str, ...], wanted: tuple[str, ...] = ()
+    options: argparse.Namespace, heads: tuple[HeadName, ...], wanted: tuple[HeadName, ...] = ()
 ) -> ExperimentConfig:
     """Return the configuration for the data that the options name; the digits have one of their own.
 

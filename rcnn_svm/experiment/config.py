@@ -4,22 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Annotated, Literal, TypeAlias, get_args
 
 from rcnn_svm import postprocess
+from rcnn_svm.config import Count, Interval, Positive, Seed, Share, Values, check
 from rcnn_svm.errors import ConfigError
 from rcnn_svm.evaluation.voc import Rule
 from rcnn_svm.features.build import FeatureConfig
 from rcnn_svm.features.fc_layers import FcConfig
 from rcnn_svm.features.trunk_config import TrunkConfig
-from rcnn_svm.finetune import FinetuneConfig
-from rcnn_svm.postprocess import PostprocessConfig
+from rcnn_svm.finetune import FinetuneConfig, label_rule
+from rcnn_svm.heads.assign import LabelRule
+from rcnn_svm.postprocess import PostprocessConfig, Step
 from rcnn_svm.proposals import SelectiveSearchConfig
 
 __all__ = [
     "HEADS",
     "DataConfig",
     "ExperimentConfig",
+    "Grid",
+    "HeadName",
     "HeadsConfig",
     "demo_config",
     "middle",
@@ -27,8 +31,12 @@ __all__ = [
     "quick_config",
 ]
 
-HEADS = ("linear-svm", "rbf-svm", "softmax-refit", "softmax-finetuned")
+HeadName: TypeAlias = Literal["linear-svm", "rbf-svm", "softmax-refit", "softmax-finetuned"]
+HEADS: tuple[HeadName, ...] = get_args(HeadName)
 """The heads that can be compared; `+bbox` is appended where box regression is on."""
+
+Grid: TypeAlias = Annotated[tuple[Positive, ...], Values(least=1)]
+"""What is tried for a setting; one value means no choice."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +57,10 @@ class DataConfig:
     classes: tuple[str, ...] = ()
     drop_bad_boxes: bool = False
     skip_absent_classes: bool = False
-    max_images: int | None = None
+    max_images: Count | None = None
+
+    def __post_init__(self) -> None:
+        check(self, where="data")
 
 
 @dataclass(frozen=True)
@@ -82,43 +93,28 @@ class HeadsConfig:
         svm_negative_iou: a region is a negative of an SVM when its IoU is less (R-CNN: 0.3).
     """
 
-    names: tuple[str, ...] = HEADS
+    names: Annotated[tuple[HeadName, ...], Values(least=1, distinct=True)] = HEADS
     scaling: Literal["none", "l2", "sqrt-l2", "mean-norm-20"] = "l2"
     loss: Literal["hinge", "squared_hinge"] = "hinge"
     solver: Literal["block", "liblinear"] = "block"
-    positive_weight: float = 2.0
+    positive_weight: Positive = 2.0
     mining: Literal["fixed-point", "paper"] = "fixed-point"
-    linear_costs: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0, 3.0)
-    rbf_costs: tuple[float, ...] = (1.0, 10.0)
-    rbf_gammas: tuple[float, ...] = (1.0, 2.0)
-    softmax_costs: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0, 3.0)
-    softmax_positive_iou: float = 0.5
-    ridge_strengths: tuple[float, ...] = (0.3, 3.0, 30.0)
-    max_ious: tuple[float, ...] = (0.3, 0.4)
-    soft_nms_sigmas: tuple[float, ...] = (0.2,)
-    vote_ious: tuple[float, ...] = (0.0, 0.5)
-    box_steps: tuple[float, ...] = (0.5, 1.0)
-    svm_positive_iou: float | None = None
-    svm_negative_iou: float = 0.3
+    linear_costs: Grid = (0.03, 0.1, 0.3, 1.0, 3.0)
+    rbf_costs: Grid = (1.0, 10.0)
+    rbf_gammas: Grid = (1.0, 2.0)
+    softmax_costs: Grid = (0.03, 0.1, 0.3, 1.0, 3.0)
+    softmax_positive_iou: Annotated[float, Interval(0, 1, "right")] = 0.5
+    ridge_strengths: Grid = (0.3, 3.0, 30.0)
+    max_ious: Annotated[tuple[Share, ...], Values(least=1)] = (0.3, 0.4)
+    soft_nms_sigmas: tuple[Positive, ...] = (0.2,)
+    vote_ious: Annotated[tuple[Share, ...], Values(least=1)] = (0.0, 0.5)
+    box_steps: Annotated[tuple[Step, ...], Values(least=1)] = (0.5, 1.0)
+    svm_positive_iou: Share | None = None
+    svm_negative_iou: Share = 0.3
 
     def __post_init__(self) -> None:
-        unknown = [name for name in self.names if name not in HEADS]
-        if unknown or not self.names:
-            raise ConfigError(
-                f"heads.names must be some of {', '.join(HEADS)}, got {', '.join(unknown) or 'none'}."
-            )
-        for grid in (
-            "linear_costs",
-            "rbf_costs",
-            "rbf_gammas",
-            "softmax_costs",
-            "ridge_strengths",
-            "max_ious",
-            "vote_ious",
-            "box_steps",
-        ):
-            if not getattr(self, grid):
-                raise ConfigError(f"heads.{grid} must hold at least one value, got none.")
+        check(self, where="heads")
+        LabelRule(self.svm_positive_iou, self.svm_negative_iou)
 
 
 @dataclass(frozen=True)
@@ -157,7 +153,7 @@ class ExperimentConfig:
     proposals: SelectiveSearchConfig = field(
         default_factory=lambda: SelectiveSearchConfig(max_width=500, max_regions=2000)
     )
-    test_regions: int | None = None
+    test_regions: Count | None = None
     features: FeatureConfig = field(default_factory=FeatureConfig)
     learn: Literal["nothing", "fc", "trunk", "network"] = "fc"
     fc: FcConfig = field(default_factory=FcConfig)
@@ -165,17 +161,17 @@ class ExperimentConfig:
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
     heads: HeadsConfig = field(default_factory=HeadsConfig)
     choose: bool = True
-    folds: int | None = None
+    folds: Annotated[int, Interval(0)] | None = None
     detect: PostprocessConfig = field(default_factory=PostprocessConfig)
     rule: Rule = "voc07"
-    n_bootstrap: int = 1000
-    seed: int = 0
+    n_bootstrap: Count = 1000
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
-        if self.test_regions is not None and self.test_regions < 1:
-            raise ConfigError(f"test_regions must be at least 1, got {self.test_regions}.")
-        if self.folds is not None and self.folds < 0:
-            raise ConfigError(f"folds must not be negative, got {self.folds}.")
+        check(self)
+        # Rules that contradict themselves are refused now, before anything is computed.
+        label_rule(self.fc)
+        LabelRule(self.finetune.positive_iou, self.finetune.negative_iou)
         if self.learn == "trunk" and self.fc.scaling != "none":
             raise ConfigError(
                 f"fc.scaling must be none with learn=trunk, which trains through unscaled rows, "

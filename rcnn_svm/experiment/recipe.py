@@ -23,7 +23,7 @@ from rcnn_svm.errors import ConfigError, DataError
 from rcnn_svm.evaluation.coco import CocoResult, evaluate_coco
 from rcnn_svm.evaluation.thresholds import Thresholds, choose_thresholds
 from rcnn_svm.evaluation.voc import EvalResult, Rule, evaluate_voc
-from rcnn_svm.experiment.config import ExperimentConfig
+from rcnn_svm.experiment.config import ExperimentConfig, HeadName
 from rcnn_svm.experiment.data import absent_classes
 from rcnn_svm.experiment.measure import Meter
 from rcnn_svm.experiment.regions import SplitRegions, StoredBlocks
@@ -228,7 +228,7 @@ def run_experiment(
 
 def train_detector(
     splits: Splits,
-    head: str = "linear-svm",
+    head: HeadName = "linear-svm",
     *,
     config: ExperimentConfig | None = None,
     cache: Path | None = None,

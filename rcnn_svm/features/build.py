@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
+from rcnn_svm.config import Count, Interval, Values, check
 from rcnn_svm.errors import ConfigError
 from rcnn_svm.features.store import Precision
 
@@ -40,14 +41,15 @@ class FeatureConfig:
     weights: str = "default"
     path: Literal["shared", "warped"] = "shared"
     taps: str = ""
-    longer_sides: tuple[int, ...] = (480,)
-    crop_size: int | None = None
-    padding: int | None = None
+    longer_sides: Annotated[tuple[Count, ...], Values(least=1)] = (480,)
+    crop_size: Count | None = None
+    padding: Annotated[int, Interval(0)] | None = None
     crop_mode: Literal["warp", "square"] = "warp"
     precision: Precision = "float16"
     mirror: bool = False
 
     def __post_init__(self) -> None:
+        check(self, where="features")
         if self.path == "shared" and self.backbone.startswith("small_cnn"):
             raise ConfigError(
                 "features.path: small_cnn reads small crops and needs the warped path. "

@@ -10,12 +10,13 @@ import dataclasses
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rcnn_svm.errors import ConfigError, ShapeError
+from rcnn_svm.config import Count, Interval, Seed, check
+from rcnn_svm.errors import ShapeError
 from rcnn_svm.proposals.ranking import WEIGHTS, cues, diverse_order
 from rcnn_svm.structures import Image, RegionSet
 
@@ -62,26 +63,15 @@ class SelectiveSearchConfig:
     """
 
     mode: Mode = "fast"
-    sigma: float = 0.8
-    min_size: int = 20
+    sigma: Annotated[float, Interval(0, 10)] = 0.8
+    min_size: Count = 20
     ranking: Ranking = "paper"
-    seed: int = 0
-    max_width: int | None = None
-    max_regions: int | None = None
+    seed: Seed = 0
+    max_width: Count | None = None
+    max_regions: Count | None = None
 
     def __post_init__(self) -> None:
-        where = "SelectiveSearchConfig"
-        for name, known in (("mode", get_args(Mode)), ("ranking", get_args(Ranking))):
-            if getattr(self, name) not in known:
-                raise ConfigError(
-                    f"{where}: {name} must be one of {', '.join(known)}, got {getattr(self, name)!r}."
-                )
-        if not 0 <= self.sigma <= 10:
-            raise ConfigError(f"{where}: sigma must be in 0 .. 10 pixels, got {self.sigma}.")
-        for name, least in (("min_size", 1), ("seed", 0), ("max_width", 1), ("max_regions", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ConfigError(f"{where}: {name} must be at least {least}, got {value}.")
+        check(self, where="proposals")
 
     @property
     def colours(self) -> tuple[str, ...]:

@@ -131,10 +131,12 @@ def test_an_unknown_key_names_its_nearest_match(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--max-images", "0"], "--max-images must be at least 1"),
+        (["--max-images", "0"], "data.max_images must be at least 1, got 0."),
         (["--backbone", "vgg17"], "vgg17"),
-        (["--set", "heads.names=[]"], "heads.names"),
+        (["--set", "heads.names=[]"], "heads.names must hold at least one value, got none."),
         (["--jobs", "-1"], "--jobs must be 0 or more"),
+        (["--seed", "-1"], "seed must not be negative, got -1."),
+        (["--set", "rule=voc11"], "rule must be one of 'voc07', 'voc07-exact', 'voc10', got 'voc11'."),
         (["--config", "none.toml"], "none.toml"),
     ],
 )
