@@ -301,8 +301,8 @@ def _stored_batches(
     from rcnn_svm.features.fc_training import Batch
 
     n_positive, n_background = _split_batch(config.batch_size, config.positive_share)
-    left = config.n_steps
-    per_pass = -(-config.n_steps // _PASSES)
+    left = config.steps(index.n_classes)
+    per_pass = -(-left // _PASSES)
     while left:
         steps = min(per_pass, left)
         draw = index.draw(rng, steps * n_positive, steps * n_background, config.balanced)

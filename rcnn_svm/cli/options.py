@@ -15,7 +15,7 @@ from typing import Any
 from rcnn_svm.cache import LIMIT_VARIABLE, default_cache, parse_size, size_limit
 from rcnn_svm.config import choices, with_overrides
 from rcnn_svm.errors import ConfigError
-from rcnn_svm.experiment.config import DataConfig, ExperimentConfig, paper_config, quick_config
+from rcnn_svm.experiment.config import PRESETS, DataConfig, ExperimentConfig, paper_config
 from rcnn_svm.features.build import FeatureConfig
 
 __all__ = [
@@ -106,12 +106,17 @@ def add_experiment_options(parser: argparse.ArgumentParser) -> None:
         help="one key, such as heads.loss=squared_hinge",
     )
     group.add_argument(
-        "--no-choice",
-        action="store_true",
-        help="train once, with settings that do well in general, instead of choosing them on val",
+        "--preset", choices=tuple(PRESETS), default="default", help="a recipe (see `rcnn-svm presets`)"
+    )
+    group.add_argument(
+        "--quick", dest="preset", action="store_const", const="quick", help="the same as --preset quick"
+    )
+    group.add_argument(
+        "--choice",
+        action=argparse.BooleanOptionalAction,
+        help="choose settings on val, or take those that do well in general (default: as configured)",
     )
     group.add_argument("--paper", action="store_true", help="every constant as in the paper")
-    group.add_argument("--quick", action="store_true", help="a first look: few images, regions and settings")
     add_run_options(parser)
 
 
@@ -139,11 +144,10 @@ def experiment_config(options: argparse.Namespace, base: ExperimentConfig) -> Ex
     config = base
     if options.paper:
         config = paper_config(config)
-    if options.quick:
-        config = quick_config(config)
+    config = PRESETS[options.preset].apply(config)
     config = with_overrides(config, options.config, options.set)
     features = replace(config.features, **given(options, "backbone", "weights", "taps", "path"))
-    choose = config.choose and not options.no_choice
+    choose = config.choose if options.choice is None else options.choice
     return replace(config, features=features, choose=choose, **given(options, "learn", "seed"))
 
 

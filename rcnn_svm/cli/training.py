@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rcnn_svm.cache import CacheLimit
+from rcnn_svm.cache import CacheLimit, describe
 from rcnn_svm.cli import options as shared
 from rcnn_svm.cli import words
 from rcnn_svm.config import to_dict
 from rcnn_svm.errors import ConfigError
-from rcnn_svm.experiment.config import HEADS, ExperimentConfig, HeadName, demo_config
+from rcnn_svm.experiment.config import HEADS, PRESETS, ExperimentConfig, HeadName, demo_config
 from rcnn_svm.files import remove_marker, write_json
 from rcnn_svm.progress import Stages, say
 
@@ -24,8 +25,11 @@ if TYPE_CHECKING:
 
 __all__ = ["add_verbs"]
 
-_HEAD: HeadName = "linear-svm"
-"""What `train` trains unless told otherwise."""
+_HEAD: HeadName = "softmax-finetuned"
+"""What `train` trains unless told otherwise: the softmax that fc layers were trained with reaches more on folds
+than SVMs on the same layers, and takes less time (docs/presets.md)."""
+_HEAD_OF_NOTHING: HeadName = "linear-svm"
+"""The same where nothing is trained before the head."""
 
 Verbs = Any  # argparse keeps the type of its subparsers to itself
 
@@ -47,10 +51,17 @@ def add_verbs(verbs: Verbs) -> None:
         taps=None,
         path=None,
         learn=None,
-        no_choice=False,
+        choice=None,
         no_pictures=False,
     )
-    demo.add_argument("--quick", action="store_true", help="a first look: few scenes, short training")
+    demo.add_argument(
+        "--quick",
+        dest="preset",
+        action="store_const",
+        const="quick",
+        default="default",
+        help="a first look: few scenes, short training",
+    )
     shared.add_run_options(demo)
 
     train = verbs.add_parser("train", help="from labelled images to a trained, evaluated, saved detector")
@@ -76,6 +87,9 @@ def add_verbs(verbs: Verbs) -> None:
     shared.add_experiment_options(compare)
     compare.set_defaults(run=_compare, resumes=True)
 
+    presets = verbs.add_parser("presets", help="the recipes that --preset names, and what tells them apart")
+    presets.set_defaults(run=_presets)
+
     finetune = verbs.add_parser("finetune", help="train a network on warped regions by R-CNN's recipe")
     finetune.add_argument("data", help="a VOC, COCO or YOLO data set, or `digits`")
     finetune.add_argument("--out", type=Path, required=True, metavar="FILE", help="weights, as .safetensors")
@@ -90,11 +104,16 @@ def _demo(options: argparse.Namespace) -> None:
 
 def _compare(options: argparse.Namespace) -> None:
     names = tuple(name.strip() for name in options.heads.split(",")) if options.heads is not None else ()
-    _run_and_report(options, _config(options, HEADS, names))
+    # A fair comparison tries as much for each head.
+    _run_and_report(options, _config(options, HEADS, names, choose=True))
 
 
 def _config(
-    options: argparse.Namespace, heads: tuple[HeadName, ...], wanted: tuple[HeadName, ...] = ()
+    options: argparse.Namespace,
+    heads: tuple[HeadName, ...],
+    wanted: tuple[HeadName, ...] = (),
+    *,
+    choose: bool = False,
 ) -> ExperimentConfig:
     """Return the configuration for the data that the options name; the digits have one of their own.
 
@@ -102,8 +121,9 @@ def _config(
         options: of the command line.
         heads: that are trained where neither the configuration nor an option says otherwise.
         wanted: the heads that an option names; empty where none does.
+        choose: settings are chosen on val where neither says otherwise.
     """
-    base = demo_config() if options.data == "digits" else ExperimentConfig()
+    base = demo_config() if options.data == "digits" else ExperimentConfig(choose=choose)
     config = shared.experiment_config(options, replace(base, heads=replace(base.heads, names=heads)))
     data = shared.data_config(options, options.data, config.data)
     return replace(config, data=data, heads=replace(config.heads, names=wanted or config.heads.names))
@@ -118,7 +138,8 @@ def _run_and_report(options: argparse.Namespace, config: ExperimentConfig) -> No
     SplitRecord.of(experiment.splits, seed=config.seed).write(options.out)
     print(markdown(metrics, bootstrap), flush=True)
     page = options.out / ("report.html" if html else "README.md")
-    for line in words.closing_of_comparison(metrics, bootstrap, page):
+    cache = describe(options.cache, shared.cache_limit_of(options))
+    for line in words.closing_of_comparison(metrics, bootstrap, page, cache):
         say(line)
 
 
@@ -167,6 +188,8 @@ def _run(
 
 def _train(options: argparse.Namespace) -> None:
     config = _config(options, (_HEAD,), (options.head,) if options.head is not None else ())
+    if config.learn == "nothing" and config.heads.names == (_HEAD,) and options.head is None:
+        config = replace(config, heads=replace(config.heads, names=(_HEAD_OF_NOTHING,)))
     head, *others = config.heads.names
     if others:
         raise ConfigError(
@@ -176,10 +199,11 @@ def _train(options: argparse.Namespace) -> None:
     if options.dry_run:
         _estimate(options, config)
         return
-    wanted = head if options.no_bbox else f"{head}+bbox"
+    saved: list[str] = []
 
     def save(result: HeadResult, splits: Splits) -> None:
-        if result.detector.head == wanted:
+        if result.detector.head == head if options.no_bbox else result.preferred:
+            saved.append(result.detector.head)
             SplitRecord.of(splits, seed=config.seed).write(options.out)
             result.detector.save(options.out)
 
@@ -189,7 +213,8 @@ def _train(options: argparse.Namespace) -> None:
     folder = options.out / "evaluation"
     experiment, metrics, bootstrap = _run(options, config, folder, finished=save)
     print(markdown(metrics, bootstrap), flush=True)
-    for line in words.closing_of_training(experiment, metrics, wanted, options.out, folder):
+    cache = describe(options.cache, shared.cache_limit_of(options))
+    for line in words.closing_of_training(experiment, metrics, saved[0], options.out, folder, cache):
         say(line)
 
 
@@ -200,6 +225,30 @@ def _estimate(options: argparse.Namespace, config: ExperimentConfig) -> None:
     splits = load_data(config.data, seed=config.seed)
     for estimate in estimate_experiment(config, splits, options.cache):
         print(estimate)
+
+
+def _presets(options: argparse.Namespace) -> None:
+    """Print each preset and the settings in which it differs from the default one."""
+    default = _flat(to_dict(ExperimentConfig()))
+    for name, preset in PRESETS.items():
+        print(f"{name}: {preset.words}")
+        for key, value in _flat(to_dict(preset.apply(ExperimentConfig()))).items():
+            if value != default[key]:
+                print(f"    {key} = {_toml(value)}  (default: {_toml(default[key])})")
+    print(f"`train` trains the head {_HEAD} unless --head names another.")
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested settings by their dotted keys, as `--set` takes them."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        inner = _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        flat |= inner
+    return flat
+
+
+def _toml(value: Any) -> str:
+    return "none" if value is None else json.dumps(value)
 
 
 def _finetune(options: argparse.Namespace) -> None:

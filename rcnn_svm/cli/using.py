@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from rcnn_svm.errors import ConfigError, DataError
 from rcnn_svm.progress import say, track
 
 if TYPE_CHECKING:
+    from rcnn_svm.detector import Detector
     from rcnn_svm.evaluation.coco import CocoResult
     from rcnn_svm.evaluation.voc import EvalResult
     from rcnn_svm.structures import Dataset, Detections
@@ -28,13 +30,14 @@ def add_verbs(verbs: Any) -> None:
     detect.add_argument("detector", type=Path, help="a folder that `rcnn-svm train` made")
     detect.add_argument("images", type=Path, nargs="+", help="image files or folders")
     detect.add_argument("--out", type=Path, required=True, metavar="DIR")
-    detect.add_argument(
-        "--min-score",
+    shown = detect.add_mutually_exclusive_group()
+    shown.add_argument(
+        "--threshold",
         type=float,
         metavar="S",
-        help="draw what scores at least this (default: 0)",
-        default=0.0,
+        help="show what scores at least this (default: the threshold of each class that training chose)",
     )
+    shown.add_argument("--all", action="store_true", help="show everything, however unlikely")
     detect.add_argument("--no-pictures", action="store_true", help="write JSON only")
     detect.set_defaults(run=_detect)
 
@@ -73,25 +76,39 @@ def _detect(options: argparse.Namespace) -> None:
     samples = {sample.image_id: sample for sample in open_images(options.images, unreadable=leave_out)}
     found = []
     results = detector.detect_all(samples.values(), unreadable=leave_out)
-    for detections in track(results, "detect", total=len(samples)):
+    believed = _threshold(options, detector)
+    for everything in track(results, "detect", total=len(samples)):
+        detections = believed(everything)
         sample = samples[detections.image_id]
         found.append(detections)
-        sure = detections.scores >= options.min_score
         if not options.no_pictures:
-            picture = draw_detections(
-                sample.read(), detections, detector.classes, min_score=options.min_score
-            )
+            picture = draw_detections(sample.read(), detections, detector.classes)
             save_picture(options.out / f"{sample.image_id}.png", picture)
-        names, counts = np.unique(detections.labels[sure], return_counts=True)
+        names, counts = np.unique(detections.labels, return_counts=True)
         words = ", ".join(f"{n} {detector.classes[k]}" for k, n in zip(names, counts, strict=True))
         print(f"{sample.path}: {words or 'nothing'}")
     write_detections(options.out / "detections.json", found, detector.classes)
-    say(f"Detections of {len(found)} images in {options.out}")
+    n_found = sum(map(len, found))
+    say(f"{n_found} detections in {len(found)} images, in {options.out}")
     if left_out:
         raise DataError(
             f"{len(left_out)} of {len(found) + len(left_out)} images could not be read and were left out. "
             f"The first: {left_out[0]}"
         )
+
+
+def _threshold(options: argparse.Namespace, detector: Detector) -> Callable[[Detections], Detections]:
+    """Return what keeps the detections that are to be shown."""
+    if options.all:
+        return lambda found: found
+    if options.threshold is not None:
+        if math.isnan(options.threshold):
+            raise ConfigError("--threshold must be a number, got nan.")
+        return lambda found: found[found.scores >= options.threshold]
+    if detector.thresholds is None:
+        say("This detector was trained without held-out images: shown is what scores at least 0.")
+        return lambda found: found[found.scores >= 0]
+    return detector.thresholds.believed
 
 
 def _evaluate(options: argparse.Namespace) -> None:

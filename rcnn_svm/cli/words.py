@@ -13,8 +13,9 @@ from rcnn_svm.experiment.config import ExperimentConfig
 
 if TYPE_CHECKING:
     from rcnn_svm.datasets import Splits
+    from rcnn_svm.detector import Detector
     from rcnn_svm.evaluation.bootstrap import BootstrapResult
-    from rcnn_svm.experiment.recipe import Experiment
+    from rcnn_svm.experiment.recipe import Experiment, HeadResult
     from rcnn_svm.report.advice import WeakClass
     from rcnn_svm.structures import Dataset
 
@@ -41,8 +42,10 @@ def opening(config: ExperimentConfig, splits: Splits, out: Path) -> list[str]:
             "and test is looked at once, at the end"
         )
     else:
-        settings = (
-            "the middle of each list (choose=false); one training on train and val, then one look at test"
+        settings = "those that did well on folds of other data; " + (
+            "one training on train and val, then one look at test"
+            if config.folds == 0
+            else "thresholds and how far boxes move are decided on images held out of a first training"
         )
     return [
         *_item("Data", f"{splits.train.name}; {train}, {val} and {test} images; {objects}"),
@@ -75,7 +78,7 @@ def opening_of_finetuning(
 
 
 def closing_of_training(
-    experiment: Experiment, metrics: Mapping[str, Any], head: str, out: Path, evaluation: Path
+    experiment: Experiment, metrics: Mapping[str, Any], head: str, out: Path, evaluation: Path, cache: str
 ) -> list[str]:
     """Say where a trained detector is, how good it is, and what to do next.
 
@@ -85,6 +88,7 @@ def closing_of_training(
         head: the one that was saved.
         out: the detector's folder.
         evaluation: the folder of tables and report.
+        cache: a line on what it holds.
     """
     from rcnn_svm.report.advice import TrainingObjects, advice, weak_class
 
@@ -95,27 +99,68 @@ def closing_of_training(
     return [
         *_item("Detector", f"{out} ({head})"),
         *_item("Quality", _quality(measured, weak, f"the {metrics['n_test_images']} images of test")),
+        *_boxes(result),
+        *_believed(result.detector, measured),
         *_item("Report", f"{evaluation / 'report.html'}, tables beside it"),
         *_commands(
             f"rcnn-svm detect {_typed(out)} IMAGES --out FOLDER",
             f"rcnn-svm evaluate {_typed(out)} LABELLED_IMAGES",
         ),
+        *_item(*cache.split(": ", 1)),
         *(line for one in advice(objects, weak, experiment.config) for line in _item("To try", one)),
     ]
 
 
-def closing_of_comparison(metrics: Mapping[str, Any], bootstrap: BootstrapResult, page: Path) -> list[str]:
+def closing_of_comparison(
+    metrics: Mapping[str, Any], bootstrap: BootstrapResult, page: Path, cache: str
+) -> list[str]:
     """Say what a comparison of heads found, and where it can be read.
 
     Args:
         metrics: of the experiment, as in `metrics.json`.
         bootstrap: over its heads.
         page: the report.
+        cache: a line on what it holds.
     """
     from rcnn_svm.report.findings import findings
 
     answers = [finding.answer for finding in findings(metrics, bootstrap)]
-    return [*(line for one in answers for line in _item("Found", one)), *_item("Report", str(page))]
+    return [
+        *(line for one in answers for line in _item("Found", one)),
+        *_item("Report", str(page)),
+        *_item(*cache.split(": ", 1)),
+    ]
+
+
+def _boxes(result: HeadResult) -> list[str]:
+    """Say it where boxes fit loosely, and where held-out images spoke against box regression."""
+    lines = []
+    coco = result.coco.summary()
+    if coco["AP75"] < 0.5 * coco["AP50"]:
+        lines += _item(
+            "Boxes", f"fit loosely: AP50 is {100 * coco['AP50']:.1f}, AP75 {100 * coco['AP75']:.1f}"
+        )
+    name = result.detector.head
+    if not name.endswith("+bbox") and result.preferred:
+        lines += _item("", "box regression is left out, the images held out did better without it")
+    return lines
+
+
+def _believed(detector: Detector, measured: Mapping[str, Any]) -> list[str]:
+    """Say what `detect` will show."""
+    if detector.thresholds is None:
+        return []
+    sure, n = measured["details"]["at_threshold"], detector.thresholds.n_images
+    words = (
+        f"by `detect`: what reaches the threshold of its class, chosen on {n} images held out; on test "
+        f"{_share(sure['precision'])} of that is right and {_share(sure['recall'])} of the objects are found "
+        f"({sure['boxes_per_image']:.1f} boxes an image, {sure['objects_per_image']:.1f} objects)"
+    )
+    return _item("Shown", words)
+
+
+def _share(percent: float | None) -> str:
+    return "none" if percent is None else f"{percent:.0f} %"
 
 
 def _quality(measured: Mapping[str, Any], weak: WeakClass | None, images: str) -> str:
@@ -143,7 +188,7 @@ def _network(config: ExperimentConfig) -> str:
 
 
 def _reading(config: ExperimentConfig) -> str:
-    taps = config.features.taps.replace(",", ", ")
+    taps = config.features.taps.replace(",", ", ") or "the layers that it has for this"
     if config.features.path == "warped":
         return f"{taps}, from a crop of the region alone"
     sides = " and ".join(map(str, config.features.longer_sides))
@@ -158,7 +203,7 @@ def _learned(config: ExperimentConfig) -> str:
     before = {
         "nothing": "",
         "fc": f"{layers} on what it reads, then ",
-        "trunk": f"{layers} on what it reads, with the network from {config.trunk.first_layer} on, then ",
+        "trunk": f"{layers} on what it reads, with the end of the network, then ",
         "network": "the whole network on crops of regions, then ",
     }[config.learn]
     return f"{before}{heads}"

@@ -47,6 +47,22 @@ class Thresholds:
         """Return the detections that reach the threshold of their class."""
         return found[found.scores >= self.scores[found.labels]]
 
+    def measure(self, matches: Matches) -> dict[str, float | None]:
+        """Return what believing the detections of a split comes to: precision and recall in percent, counts.
+
+        Args:
+            matches: of all detections, believed or not.
+        """
+        sure = (matches.score >= self.scores[matches.label]) & (matches.outcome != IGNORED)
+        n_right, n_believed = int((matches.outcome[sure] == HIT).sum()), int(sure.sum())
+        n_images, n_objects = len(matches.n_objects), int(matches.n_objects.sum())
+        return {
+            "precision": 100 * n_right / n_believed if n_believed else None,
+            "recall": 100 * n_right / n_objects if n_objects else None,
+            "boxes_per_image": n_believed / n_images,
+            "objects_per_image": n_objects / n_images,
+        }
+
     def to_json(self) -> dict[str, Any]:
         """Return the record as plain data; figures in percent, null where there are none."""
 

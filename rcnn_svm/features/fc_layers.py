@@ -49,7 +49,7 @@ class FcConfig:
         batch_size: regions a step.
         positive_share: share of positives in a batch (R-CNN: 32 of 128).
         balanced: draw positives evenly over classes instead of evenly over regions.
-        n_steps: training steps.
+        n_steps: training steps; None takes 200 and 20 for every class, at most 1000.
         optimizer: `adam` (with decoupled weight decay) or `sgd` (momentum 0.9).
         learning_rate: at the start; it falls to zero along a cosine.
         weight_decay: of weights, not of biases. With adam it is decoupled: a step takes the share
@@ -71,7 +71,7 @@ class FcConfig:
     batch_size: Annotated[int, Interval(2)] = 512
     positive_share: Annotated[float, Interval(0, 1, "neither")] = 0.25
     balanced: bool = True
-    n_steps: Count = 1500
+    n_steps: Count | None = None
     optimizer: Literal["adam", "sgd"] = "adam"
     learning_rate: Positive = 1e-3
     weight_decay: NotNegative = 2.0
@@ -79,6 +79,10 @@ class FcConfig:
 
     def __post_init__(self) -> None:
         check(self, where="fc")
+
+    def steps(self, n_classes: int) -> int:
+        """Return the number of training steps for so many classes."""
+        return self.n_steps or min(200 + 20 * n_classes, 1000)
 
 
 @dataclass(frozen=True, eq=False)

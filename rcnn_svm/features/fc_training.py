@@ -122,7 +122,7 @@ class FcModule(nn.Module):
 def train_on_batches(
     batches: Iterator[Batch], config: FcConfig, n_classes: int, seed: int, device: str = "cpu"
 ) -> FcModule:
-    """Train on `config.n_steps` batches; the statistics of the first ones standardise the features.
+    """Train on `config.steps` batches; the statistics of the first ones standardise the features.
 
     Args:
         batches: as many as there are steps.
@@ -134,18 +134,18 @@ def train_on_batches(
     Raises:
         DataError: the loss or a weight became infinite.
     """
-    scale = FeatureScaler(config.scaling)
-    probes = list(itertools.islice(batches, min(32, config.n_steps)))
+    scale, n_steps = FeatureScaler(config.scaling), config.steps(n_classes)
+    probes = list(itertools.islice(batches, min(32, n_steps)))
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         rows = np.concatenate([scale(batch.features) for batch in probes])
         module = FcModule(rows, config, n_classes).to(device)
         optimizer = _optimizer(list(module.parameters()), config)
         schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / config.n_steps))
+            optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / n_steps))
         )
         steps = itertools.chain(probes, batches)
-        for step, batch in enumerate(track(steps, "fc layers", total=config.n_steps, unit="step"), 1):
+        for step, batch in enumerate(track(steps, "fc layers", total=n_steps, unit="step"), 1):
             outputs = module(torch.from_numpy(scale(batch.features)).to(device))
             loss = module.loss(outputs, batch.labels, batch.deltas)
             if not math.isfinite(loss.item()):
@@ -157,7 +157,7 @@ def train_on_batches(
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
-    require_finite_weights(module, "Training fc layers", config.n_steps)
+    require_finite_weights(module, "Training fc layers", n_steps)
     return module
 
 
