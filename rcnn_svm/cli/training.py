@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 __all__ = ["add_verbs"]
 
 _HEAD: HeadName = "softmax-finetuned"
-"""What `train` trains unless told otherwise: the softmax that fc layers were trained with reaches more on folds
-than SVMs on the same layers, and takes less time (docs/presets.md)."""
+"""What `train` trains unless told otherwise: the softmax that fc layers were trained with reaches more on
+folds than SVMs on the same layers, and takes less time (docs/presets.md)."""
 _HEAD_OF_NOTHING: HeadName = "linear-svm"
 """The same where nothing is trained before the head."""
 

@@ -133,17 +133,14 @@ def closing_of_comparison(
 
 
 def _boxes(result: HeadResult) -> list[str]:
-    """Say it where boxes fit loosely, and where held-out images spoke against box regression."""
-    lines = []
+    """Say how closely boxes fit, and where held-out images spoke against box regression."""
     coco = result.coco.summary()
+    words = [f"COCO AP {100 * coco['AP']:.1f}, AP50 {100 * coco['AP50']:.1f}, AP75 {100 * coco['AP75']:.1f}"]
     if coco["AP75"] < 0.5 * coco["AP50"]:
-        lines += _item(
-            "Boxes", f"fit loosely: AP50 is {100 * coco['AP50']:.1f}, AP75 {100 * coco['AP75']:.1f}"
-        )
-    name = result.detector.head
-    if not name.endswith("+bbox") and result.preferred:
-        lines += _item("", "box regression is left out, the images held out did better without it")
-    return lines
+        words.append("they fit loosely")
+    if not result.detector.head.endswith("+bbox") and result.preferred:
+        words.append("box regression is left out, since images held out did better without it")
+    return _item("Boxes", "; ".join(words))
 
 
 def _believed(detector: Detector, measured: Mapping[str, Any]) -> list[str]:

@@ -529,9 +529,9 @@ def _hold_out(
         ]
         best = max(boxed, key=lambda one: -np.inf if one.value is None or np.isnan(one.value) else one.value)
         chosen[name] = replace(own, plain=without, with_boxes=best)
+        moved = ", ".join(f"{one.value:.1f} moved by {one.detect.box_step:.0%}" for one in boxed)
         note(
-            f"{name}: (mAP + COCO AP) / 2 of {len(images)} images held out {without.value:.1f}, "
-            + ", ".join(f"{one.value:.1f} with boxes moved by {one.detect.box_step:.0%}" for one in boxed)
+            f"{name} on {len(images)} images held out, mean of mAP and COCO AP: {without.value:.1f}, {moved}"
         )
     return chosen
 

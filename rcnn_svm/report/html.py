@@ -38,7 +38,13 @@ from rcnn_svm.report.plots import (
     score_figure,
     svg,
 )
-from rcnn_svm.report.tables import LOCALISATION, comparison_table, ranked_differences, ranked_heads
+from rcnn_svm.report.tables import (
+    LOCALISATION,
+    comparison_table,
+    ranked_differences,
+    ranked_heads,
+    threshold_table,
+)
 from rcnn_svm.structures import Dataset, Detections, Image
 
 __all__ = ["write_html_report"]
@@ -136,7 +142,7 @@ class _Page:
             name: false_positive_types(evals[name].matches, detections[name], self.truths)
             for name in self.names
         }
-        self.shown = {name: _shown(evals[name]) for name in self.names}
+        self.shown = {name: _shown(evals[name], metrics["heads"][name]) for name in self.names}
         # One column per family of heads in pictures: its better version.
         families: dict[str, str] = {}
         for name in self.names:
@@ -314,6 +320,7 @@ class _Page:
                 "Round: with box regression; diamonds: without. The grey band spans the heads.",
             )
             + _table_html(head, body, "Average precision in percent; the best of each class in bold.")
+            + self._thresholds()
             + _figure(
                 precision_recall_figure({name: self.evals[name] for name in self.metrics["heads"]}),
                 "Precision-recall curves per class, one line per head.",
@@ -321,6 +328,14 @@ class _Page:
                 "precision that can still be had at that recall; dashed: without box regression.",
             )
         )
+
+    def _thresholds(self) -> str:
+        found = threshold_table(self.metrics, self.best)
+        if found is None:
+            return ""
+        words, head, lines = found
+        body = [(escape(label), list(map(_number, cells))) for label, *cells in lines]
+        return f"<p>{self._sentence(words)}</p>\n" + _table_html(head, body, "")
 
     def _mistakes(self) -> str:
         words = []
@@ -357,8 +372,8 @@ class _Page:
             + _figure(
                 score_figure({name: self.evals[name] for name in self.metrics["heads"]}),
                 "Histograms of the scores of hits and of false detections, one panel per head.",
-                "How well a score tells hits from false detections, on a logarithmic count. Scores of "
-                "different heads live on different scales and cannot be compared with each other.",
+                "How well a score tells hits from false detections, on a logarithmic count. All scores are "
+                "margins or log-odds, whatever suppresses rivals; 0 is undecided for a head, not a threshold.",
             )
         )
 
@@ -527,13 +542,18 @@ class _Page:
         return _inline(drawn, f"{name} on image {image_id}: {tally}.", f"{caption}<br>{tally}")
 
 
-def _shown(result: EvalResult) -> _Shown:
-    """Decide which detections pictures show: down to the score where precision falls below one half."""
-    matches = result.matches
+def _shown(result: EvalResult, head: Mapping[str, Any]) -> _Shown:
+    """Decide which detections pictures show: those that `detect` shows.
+
+    Where the head has no thresholds they are shown down to the score where precision falls below one half.
+    """
+    matches, thresholds = result.matches, head.get("details", {}).get("thresholds")
     limit = np.full(len(result.classes), np.inf)
     for k, curve in enumerate(result.curves):
         good = np.flatnonzero(curve.precision >= _MIN_PRECISION)
-        if len(good):
+        if thresholds is not None:
+            limit[k] = thresholds["classes"][result.classes[k]]["score"]
+        elif len(good):
             limit[k] = curve.scores[good[-1]]
     n_images = len(matches.n_objects)
     shown = matches.score >= limit[matches.label]

@@ -22,6 +22,7 @@ __all__ = [
     "ranked_differences",
     "ranked_heads",
     "signed_interval",
+    "threshold_table",
     "write_tables",
 ]
 
@@ -143,10 +144,41 @@ def comparison_table(
     return shown, [[line[key] for key in shown] for line in lines]
 
 
+def threshold_table(metrics: Mapping[str, Any], name: str) -> tuple[str, list[str], list[list[str]]] | None:
+    """Return what the thresholds of a head say: a sentence, heads of columns, a line per class; None without.
+
+    Args:
+        metrics: as in `metrics.json`.
+        name: of the head.
+    """
+    details = metrics["heads"][name].get("details", {})
+    if "thresholds" not in details:
+        return None
+    chosen, sure = details["thresholds"], details["at_threshold"]
+    words = (
+        f"{name}: `detect` shows what scores at least the threshold of its class, which gave the best F1 on "
+        f"{chosen['n_images']} images held out (with few objects of a class, those of all classes count too). "
+        f"On test {_number(sure['precision'], 0) or 'none'} % of what is shown is right and "
+        f"{_number(sure['recall'], 0) or 'none'} % of the objects are found, in "
+        f"{sure['boxes_per_image']:.1f} boxes an image ({sure['objects_per_image']:.1f} objects)."
+    )
+    lines = [
+        [
+            label,
+            f"{row['score']:.2f}",
+            _number(row["precision"], 0),
+            _number(row["recall"], 0),
+            str(row["n_objects"]),
+        ]
+        for label, row in chosen["classes"].items()
+    ]
+    return words, ["threshold of", "score", "precision %", "recall %", "objects held out"], lines
+
+
 def markdown(metrics: Mapping[str, Any], bootstrap: BootstrapResult | None = None) -> str:
     """Return the comparison as Markdown, aligned so that it reads well on a terminal too.
 
-    Three tables: the heads by falling mAP; AP of each class; all differences between two heads.
+    The heads by falling mAP; AP of each class; the thresholds of the best; all differences between two heads.
     """
     names = ranked_heads(metrics)
     head, body = comparison_table(metrics, bootstrap)
@@ -158,6 +190,9 @@ def markdown(metrics: Mapping[str, Any], bootstrap: BootstrapResult | None = Non
         [label, *(_number(metrics["heads"][name]["ap"].get(label), 1) for name in names)] for label in classes
     ]
     parts.append(_table(["AP", *names], per_class))
+    if names and (thresholds := threshold_table(metrics, names[0])) is not None:
+        words, columns, lines = thresholds
+        parts += [f"{words}\n", _table(columns, lines)]
     if bootstrap is not None and bootstrap.differences:
         lines = [_difference_line(each) for each in ranked_differences(bootstrap)]
         parts.append(
