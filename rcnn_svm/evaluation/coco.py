@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from rcnn_svm.boxes import area, iou
+from rcnn_svm.compiled import kernel
 from rcnn_svm.errors import ConfigError, ShapeError
 from rcnn_svm.evaluation.voc import FALSE, HIT, IGNORED, mean_precision
 from rcnn_svm.structures import Detections, GroundTruth
@@ -198,7 +198,7 @@ def _share_inside(found: Detections, crowds: GroundTruth) -> NDArray[np.float64]
     return share
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def _match(
     overlaps: NDArray[np.float64],
     spared: NDArray[np.bool_],

@@ -373,7 +373,7 @@ class _Page:
                 score_figure({name: self.evals[name] for name in self.metrics["heads"]}),
                 "Histograms of the scores of hits and of false detections, one panel per head.",
                 "How well a score tells hits from false detections, on a logarithmic count. All scores are "
-                "margins or log-odds, whatever suppresses rivals; 0 is undecided for a head, not a threshold.",
+                "margins or log-odds, whatever suppresses rivals; 0 is where a head is undecided.",
             )
         )
 

@@ -157,7 +157,7 @@ def threshold_table(metrics: Mapping[str, Any], name: str) -> tuple[str, list[st
     chosen, sure = details["thresholds"], details["at_threshold"]
     words = (
         f"{name}: `detect` shows what scores at least the threshold of its class, which gave the best F1 on "
-        f"{chosen['n_images']} images held out (with few objects of a class, those of all classes count too). "
+        f"{chosen['n_images']} images held out (where a class has few objects, those of all count too). "
         f"On test {_number(sure['precision'], 0) or 'none'} % of what is shown is right and "
         f"{_number(sure['recall'], 0) or 'none'} % of the objects are found, in "
         f"{sure['boxes_per_image']:.1f} boxes an image ({sure['objects_per_image']:.1f} objects)."
