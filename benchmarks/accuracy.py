@@ -14,8 +14,8 @@ choice   the default preset with `--choice`: what trying grids on val buys.
 former   what the default was before 2026-11-26: MobileNetV2, linear SVM, 1500 steps, 2000 regions, everything
          chosen on val.
 
-All settings were chosen on folds of train and val. CPU seconds are of the process and its children; on another
-machine scale what is matrix products by the GFLOP/s that `rcnn-svm bench` prints, stated for this one.
+All settings were chosen on folds of train and val. On another machine scale what is matrix products by the
+GFLOP/s that `rcnn-svm bench` prints, stated for this one.
 """
 
 from __future__ import annotations

@@ -81,7 +81,7 @@ def bench_sharing(data: Path, cache: Path, rows: list[dict[str, Any]]) -> Target
         "ours": values[0],
         "peer": values[1],
         "peer_name": "the warped path, same regions and head",
-        "how": f"linear SVM, boxes regressed, on ImageNet features of {SHARING_REGIONS} regions an image, test; "
+        "how": f"linear SVM, boxes regressed, on ImageNet features of {SHARING_REGIONS} regions an image; "
         f"shared {taps} (best on val) against warped {warped_taps} at {CROP_SIZE} pixels",
     }
     say(f"  shared_minus_warped_map_{name} = {figure['value']:.3f} mAP")
