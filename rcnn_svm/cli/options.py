@@ -39,6 +39,11 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
         "--drop-bad-boxes", action="store_true", help="leave broken boxes out instead of stopping"
     )
     group.add_argument(
+        "--skip-bad",
+        action="store_true",
+        help="leave out images that are missing, damaged or have bad labels",
+    )
+    group.add_argument(
         "--skip-absent-classes", action="store_true", help="leave out classes without a training object"
     )
     group.add_argument("--max-images", type=int, metavar="N", help="at most N images of each split")
@@ -104,6 +109,7 @@ def data_config(options: argparse.Namespace, path: str) -> DataConfig:
         format=options.format,
         classes=names,
         drop_bad_boxes=options.drop_bad_boxes,
+        skip_bad=options.skip_bad,
         skip_absent_classes=options.skip_absent_classes,
         max_images=options.max_images,
     )

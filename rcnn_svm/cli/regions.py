@@ -68,6 +68,7 @@ def _propose(options: argparse.Namespace) -> None:
             format=None if data.format == "auto" else data.format,
             classes=data.classes or None,
             drop_bad_boxes=data.drop_bad_boxes,
+            skip_bad=data.skip_bad,
         )
         samples = list(dataset.samples[: data.max_images])
         truths, classes = [sample.truth for sample in samples], dataset.classes

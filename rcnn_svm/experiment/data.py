@@ -34,6 +34,7 @@ def load_data(config: DataConfig, *, seed: int) -> Splits:
         format=None if config.format == "auto" else config.format,
         classes=config.classes or None,
         drop_bad_boxes=config.drop_bad_boxes,
+        skip_bad=config.skip_bad,
         seed=seed,
         max_images=config.max_images,
     )

@@ -8,6 +8,7 @@ import pytest
 from rcnn_svm.datasets import coco_category_ids, coco_image_ids, detect_format, list_splits, load_dataset
 from rcnn_svm.errors import DataError
 
+ADVICE = " Correct the label, or leave such objects out with --drop-bad-boxes."
 CATEGORIES = {90: "zebra", 3: "car", 17: "cat"}
 
 
@@ -55,10 +56,10 @@ def test_exports_with_a_json_in_each_split(make_coco):
 )
 def test_a_bad_box_is_an_error_unless_dropped(make_coco, capsys, annotation, rule):
     root = make_coco({"train": {"x.jpg": [one(), annotation]}}, CATEGORIES)
-    message = f"{root}/annotations/instances_train.json: object 2 {rule}"
+    message = f"{root}/annotations/instances_train.json: annotation 2 {rule}"
     with pytest.raises(DataError) as caught:
         load_dataset(root, "train")
-    assert str(caught.value) == f"{message} Correct the label, or ask for bad boxes to be dropped."
+    assert str(caught.value) == f"{message}{ADVICE}"
     assert len(load_dataset(root, "train", drop_bad_boxes=True).samples[0].truth) == 1
     assert capsys.readouterr().err == f"Dropped 1 bad box, the first: {message}\n"
 
@@ -73,17 +74,17 @@ def test_broken_json(make_coco):
         ('{"images": []}', "must hold the list 'categories' of COCO, got ['images']."),
         (
             json.dumps(content | {"images": [{"id": 1}]}),
-            "each of 'images' must have 'id' and 'file_name', got {'id': 1}.",
+            "each of 'images' must have a whole number or a text as 'id' and a text as 'file_name', "
+            "got {'id': 1}.",
         ),
         (
             json.dumps(content | {"annotations": [{"image_id": 101, "category_id": 3}]}),
-            "annotation 1 must have a known image_id, a category_id and a bbox of four numbers, "
-            "got {'image_id': 101, 'category_id': 3}.",
+            "annotation 1 must have a bbox of four finite numbers or polygons, "
+            f"got {{'image_id': 101, 'category_id': 3}}.{ADVICE}",
         ),
         (
             json.dumps(content | {"annotations": [one(image_id=7)]}),
-            "annotation 1 must have a known image_id, a category_id and a bbox of four numbers, "
-            "got {'category_id': 3, 'bbox': [1, 2, 10, 20], 'image_id': 7}.",
+            f"annotation 1 is of image 7, which is not listed.{ADVICE}",
         ),
     ]
     for text, message in cases:
@@ -103,7 +104,8 @@ def test_missing_image_and_empty_split(make_coco):
     with pytest.raises(DataError) as caught:
         load_dataset(root, "train")
     assert str(caught.value) == (
-        f"{root}/train/x.jpg: no such image file, though {root}/annotations/instances_train.json names it."
+        f"{root}/annotations/instances_train.json: names 'x.jpg', there is no such image file below {root}. "
+        "Mend it, or leave such images out with --skip-bad."
     )
     with pytest.raises(DataError) as caught:
         load_dataset(root, "val")
