@@ -6,39 +6,35 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rcnn_svm.datasets import image_size, read_image
+from rcnn_svm.datasets.images import IMAGE_SUFFIXES
+from rcnn_svm.datasets.layout import Files, image_ids
 from rcnn_svm.errors import DataError
 from rcnn_svm.structures import GroundTruth, Sample
 
 __all__ = ["open_images"]
 
-_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
-
 
 def open_images(paths: Sequence[Path]) -> list[Sample]:
-    """Return the images that are named or lie in the named folders, in order, without labels.
+    """Return the images that are named or lie in or below the named folders, in order, without labels.
+
+    Each is known by its file name, and by as much of its path or suffix as tells it from the others.
 
     Raises:
         DataError: a path is missing, a folder holds no image, or a file is none.
     """
-    samples: list[Sample] = []
+    files: dict[Path, None] = {}
     for path in paths:
         if path.is_dir():
-            files = sorted(file for file in path.iterdir() if file.suffix.lower() in _SUFFIXES)
-            if not files:
-                raise DataError(f"{path}: holds no image ({', '.join(sorted(_SUFFIXES))}).")
+            found = Files.walk(path, leave=True).images
+            if not found:
+                raise DataError(f"{path}: holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}).")
+            files |= dict.fromkeys(found)
         elif path.exists():
-            files = [path]
+            files[path] = None
         else:
             raise DataError(f"{path}: no such file or folder.")
-        samples += [
-            Sample(file.stem, image_size(file), GroundTruth.empty(), path=file, reader=read_image)
-            for file in files
-        ]
-    names = [sample.image_id for sample in samples]
-    twice = {name for name in names if names.count(name) > 1} if len(set(names)) < len(names) else set()
-    if twice:
-        raise DataError(
-            f"{sorted(twice)[0]}: two of the images have this name, and results are kept by name. "
-            f"Give them in two calls."
-        )
-    return samples
+    ids = image_ids(files)
+    return [
+        Sample(ids[file], image_size(file), GroundTruth.empty(), path=file, reader=read_image)
+        for file in files
+    ]

@@ -45,8 +45,7 @@ def add_verbs(verbs: Any) -> None:
 
 def _propose(options: argparse.Namespace) -> None:
     from rcnn_svm.cli.images import open_images
-    from rcnn_svm.datasets import load_dataset
-    from rcnn_svm.errors import DataError
+    from rcnn_svm.datasets import holds_dataset, load_dataset
     from rcnn_svm.files import write_text
     from rcnn_svm.proposals import SelectiveSearchConfig, cached_proposals, proposal_recall
 
@@ -60,7 +59,9 @@ def _propose(options: argparse.Namespace) -> None:
     )
     truths = None
     classes: tuple[str, ...] = ()
-    try:
+    if options.format == "auto" and not holds_dataset(options.path):
+        samples = open_images([options.path])
+    else:
         data = shared.data_config(options, str(options.path))
         dataset = load_dataset(
             options.path,
@@ -72,15 +73,6 @@ def _propose(options: argparse.Namespace) -> None:
         )
         samples = list(dataset.samples[: data.max_images])
         truths, classes = [sample.truth for sample in samples], dataset.classes
-    except DataError as no_dataset:
-        if options.format != "auto" or not (options.path.is_file() or options.path.is_dir()):
-            raise
-        try:
-            samples = open_images([options.path])
-        except DataError as no_images:
-            raise DataError(
-                f"{options.path}: is neither a data set ({no_dataset}) nor images."
-            ) from no_images
     regions = cached_proposals(samples, config, options.cache / "proposals", n_jobs=shared.n_jobs_of(options))
     counts = np.array([len(one) for one in regions])
     print(f"{len(regions)} images, {counts.mean():.0f} boxes each ({counts.min()} to {counts.max()})")

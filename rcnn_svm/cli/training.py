@@ -111,7 +111,7 @@ def _command(options: argparse.Namespace) -> str:
 
 
 def _run(options: argparse.Namespace, config: ExperimentConfig, finished: Any = None) -> Experiment:
-    from rcnn_svm.experiment.data import load_data
+    from rcnn_svm.experiment.data import load_data, too_small
     from rcnn_svm.experiment.recipe import run_experiment
 
     shared.say_config(config)
@@ -120,6 +120,9 @@ def _run(options: argparse.Namespace, config: ExperimentConfig, finished: Any = 
         f"{splits.train.name}: {len(splits.train)} train, {len(splits.val)} val, "
         f"{len(splits.test)} test images, {len(splits.train.classes)} classes"
     )
+    warning = too_small(splits.trainval, config.proposals.min_size)
+    if warning:
+        say(warning)
     write_json(options.out / "config.json", to_dict(config, finite=True))
     return run_experiment(config, splits, options.cache, n_jobs=shared.n_jobs_of(options), finished=finished)
 

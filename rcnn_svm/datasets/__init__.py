@@ -13,6 +13,7 @@ from rcnn_svm.datasets.images import image_size, read_image
 from rcnn_svm.datasets.loading import (
     Splits,
     detect_format,
+    holds_dataset,
     list_splits,
     load_dataset,
     load_splits,
@@ -29,6 +30,7 @@ __all__ = [
     "detect_format",
     "digits_in_scenes",
     "digits_splits",
+    "holds_dataset",
     "image_size",
     "list_splits",
     "load_dataset",

@@ -355,13 +355,13 @@ def _object(annotation: Any, names: Mapping[Id, str], place: str) -> tuple[Id, L
     crowd, difficult = annotation.get("iscrowd") or 0, annotation.get("difficult") or 0
     if crowd not in (0, 1) or difficult not in (0, 1):
         raise ValueError("0 or 1 as iscrowd and difficult")
-    box, written = _box(annotation)
+    box, written, turned = _box(annotation)
     name = names.get(category, f"category {category}")
-    return image, LabelledObject(name, box, written, place, bool(difficult), bool(crowd))
+    return image, LabelledObject(name, box, written, place, bool(difficult), bool(crowd), turned=turned)
 
 
-def _box(annotation: Mapping[str, Any]) -> tuple[tuple[float, float, float, float], str]:
-    """Return the half-open box of `bbox`, or around the polygons where there is none."""
+def _box(annotation: Mapping[str, Any]) -> tuple[tuple[float, float, float, float], str, bool]:
+    """Return the half-open box of `bbox`, or of the polygons, how it is written, whether it is turned."""
     given = annotation.get("bbox")
     try:
         if given:
@@ -382,8 +382,12 @@ def _box(annotation: Mapping[str, Any]) -> tuple[tuple[float, float, float, floa
             angle = math.radians(parse_number(turn))
         except ValueError as error:
             raise ValueError("a number as rotation") from error
-        return around(x + width / 2, y + height / 2, width, height, angle), f"{written} turned by {turn}"
-    return (x, y, x + max(width, 0.0), y + max(height, 0.0)), written
+        return (
+            around(x + width / 2, y + height / 2, width, height, angle),
+            f"{written} turned by {turn}",
+            True,
+        )
+    return (x, y, x + max(width, 0.0), y + max(height, 0.0)), written, False
 
 
 def _no_text(value: object) -> object:

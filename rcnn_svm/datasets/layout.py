@@ -130,8 +130,12 @@ class Files:
     links: tuple[Path, ...]
 
     @classmethod
-    def walk(cls, root: Path) -> Files:
+    def walk(cls, root: Path, *, leave: bool = False) -> Files:
         """Find the files below `root`.
+
+        Args:
+            root: the folder.
+            leave: follow links out of it as well.
 
         Raises:
             DataError: a folder cannot be listed, or there are more than five million files.
@@ -148,7 +152,8 @@ class Files:
                 if entry.name.startswith(".") or entry.name == "__MACOSX":
                     continue
                 real = os.path.realpath(entry.path) if entry.is_symlink() else ""
-                if real and (not os.path.exists(real) or os.path.commonpath([real, inside]) != inside):
+                outside = real and not leave and os.path.commonpath([real, inside]) != inside
+                if outside or (real and not os.path.exists(real)):
                     links.append(Path(entry.path))
                 elif entry.is_dir():
                     place = real or os.path.join(above[-1], entry.name)

@@ -36,6 +36,7 @@ __all__ = [
     "Splits",
     "dataset_name",
     "detect_format",
+    "holds_dataset",
     "list_splits",
     "load_dataset",
     "load_splits",
@@ -84,6 +85,19 @@ def detect_format(path: str | Path) -> Format:
         ConfigError: `path` holds several VOC folders.
     """
     return open_source(path).format
+
+
+def holds_dataset(path: str | Path) -> bool:
+    """Tell whether `path` is a labelled data set, broken or not, and no file or folder of bare images.
+
+    Raises:
+        ConfigError: as `detect_format`.
+    """
+    try:
+        open_source(path)
+    except _NoDataset:
+        return False
+    return True
 
 
 def list_splits(path: str | Path, *, format: str | None = None) -> tuple[str, ...]:
@@ -203,6 +217,10 @@ def load_splits(
     splits = _complete(parts, seed, str(path))
     splits = splits if max_images is None else _limit(splits, max_images, seed)
     return replace(splits, notes=(*notes, *splits.notes, *_shared(splits)))
+
+
+class _NoDataset(DataError):
+    """There is no data set of any format."""
 
 
 class _MissingSplit(DataError):
@@ -326,7 +344,7 @@ def open_source(path: str | Path, format: str | None = None) -> Opened:
             "coco": "a COCO data set with annotations/instances_SPLIT.json or SPLIT/_annotations.coco.json",
             "yolo": "a YOLO data set with data.yaml",
         }[format]
-        raise DataError(f"{path}: must be {what}, found none of it.")
+        raise _NoDataset(f"{path}: must be {what}, found none of it.")
     warnings = [
         Defect(
             "link", link, f"{link}: is a link that leads out of the data set or nowhere, and is not followed."

@@ -70,7 +70,7 @@ _TOLERANCE = 1.0
 _ADVICE = {
     kind: " Correct the label, or leave such objects out with --drop-bad-boxes." for kind in BOX_DEFECTS
 }
-_ADVICE |= {kind: " Mend it, or leave such images out with --skip-bad." for kind in FILE_DEFECTS}
+_ADVICE |= {kind: " --skip-bad leaves such images out." for kind in FILE_DEFECTS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +163,7 @@ class LabelledObject:
         difficult: VOC's flag.
         crowd: COCO's flag.
         relative: the box is in shares of the image and not in pixels.
+        turned: the box was put around a turned one, and may leave the image where that does not.
     """
 
     name: str
@@ -172,6 +173,7 @@ class LabelledObject:
     difficult: bool = False
     crowd: bool = False
     relative: bool = False
+    turned: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -362,7 +364,7 @@ def _truth(
         elif not all(map(math.isfinite, given)) or x2 <= x1 or y2 <= y1:
             message = f"{where} must have a positive area, got {thing.written}."
             report(Defect("no-area", image.labels, message))
-        elif moved > _TOLERANCE or inside[2] <= inside[0] or inside[3] <= inside[1]:
+        elif (moved > _TOLERANCE and not thing.turned) or inside[2] <= inside[0] or inside[3] <= inside[1]:
             message = f"{where} must lie inside the {width} x {height} image, got {thing.written}."
             report(Defect("outside", image.labels, message))
         elif box[0] == box[2] or box[1] == box[3]:  # thinner than float32 can tell

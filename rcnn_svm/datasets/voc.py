@@ -213,7 +213,9 @@ class VocSource:
             return Defect("labels", xml, str(error))
         found = self.files.images_of(xml)
         if name and len(found) != 1:
-            named = self.files.image_named(name, by=xml)
+            named = self.files.nearest(
+                self.files.image_named(name, by=xml), self.files.folders_of(xml), by=xml
+            )
             found = [path for path in found if path in named] or found or named
         if len(found) > 1:
             names = ", ".join(str(path) for path in found)
@@ -343,14 +345,15 @@ def _object(element: ElementTree.Element, place: str) -> LabelledObject:
     name = (element.findtext("name") or "").strip()
     if not name:
         raise DataError(" must have a <name>.")
-    box, written = _box(element, f" ({short(name)[1:-1]})")
+    box, written, turned = _box(element, f" ({short(name)[1:-1]})")
     flag = (element.findtext("difficult") or "").strip().lower()
     if flag not in _FLAGS:
         raise DataError(f" ({name}) must have 0 or 1 as <difficult>, got {short(flag)}.")
-    return LabelledObject(name, box, written, place, _FLAGS[flag])
+    return LabelledObject(name, box, written, place, _FLAGS[flag], turned=turned)
 
 
-def _box(element: ElementTree.Element, where: str) -> tuple[tuple[float, float, float, float], str]:
+def _box(element: ElementTree.Element, where: str) -> tuple[tuple[float, float, float, float], str, bool]:
+    """Return the half-open box, how it is written, and whether it is around a turned one."""
     polygon, turned = element.find("polygon"), element.find("robndbox")
     if element.find("bndbox") is None and polygon is not None:
         # x1 y1 x2 y2 as tags (LabelMe's converters, Roboflow), or a <pt> with x and y each.
@@ -359,15 +362,15 @@ def _box(element: ElementTree.Element, where: str) -> tuple[tuple[float, float, 
         if len(xs) != len(ys) or len(xs) < 3:
             raise DataError(f"{where} must have 3 or more points in its <polygon>, got {len(xs)}.")
         written = f"a polygon from {min(xs):g} {min(ys):g} to {max(xs):g} {max(ys):g}"
-        return (min(xs) - 1, min(ys) - 1, max(xs), max(ys)), written
+        return (min(xs) - 1, min(ys) - 1, max(xs), max(ys)), written, False
     if element.find("bndbox") is None and turned is not None:
         values = [_number(turned.find(tag), tag, where) for tag in ("cx", "cy", "w", "h", "angle")]
-        return around(*values), f"a turned box {values}"
+        return around(*values), f"a turned box {values}", True
     corners = ("xmin", "ymin", "xmax", "ymax")
     xmin, ymin, xmax, ymax = (_number(element.find(f"bndbox/{tag}"), tag, where) for tag in corners)
     # The corner that would become a positive width only through the pixel rule is left where it is.
     box = (xmin - 1 if xmax > xmin else xmin, ymin - 1 if ymax > ymin else ymin, xmax, ymax)
-    return box, f"xmin {xmin:g}, ymin {ymin:g}, xmax {xmax:g}, ymax {ymax:g}"
+    return box, f"xmin {xmin:g}, ymin {ymin:g}, xmax {xmax:g}, ymax {ymax:g}", False
 
 
 def _number(element: ElementTree.Element | None, tag: str, where: str) -> float:

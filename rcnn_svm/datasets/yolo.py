@@ -145,8 +145,8 @@ class YoloSource:
             images.append(LabelledImage(path, file or path, None, tuple(objects), tuple(faults)))
         if unlabelled and not used:
             message = (
-                f"{unlabelled[0].parent}: none of the {len(unlabelled)} images of split {split!r} has a label "
-                f"file, neither beside it nor in a folder labels/ in place of images/. An empty one says that "
+                f"{unlabelled[0].parent}: none of the {len(unlabelled)} images of split {split!r} has a "
+                f"label file, neither beside it nor in labels/ in place of images/. An empty one says that "
                 f"there is no object."
             )
             report(Defect("split", unlabelled[0].parent, message))
@@ -279,7 +279,7 @@ class YoloSource:
         known = first.is_integer() and 0 <= first < len(names)
         written = row if len(row) <= 60 else row[:57] + "..."
         name = names[int(first)] if known else f"class {first:g}"
-        return LabelledObject(name, corners, written, place, relative=True)
+        return LabelledObject(name, corners, written, place, relative=True, turned=len(values) == 8)
 
 
 def _exists(path: Path) -> bool:

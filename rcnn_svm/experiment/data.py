@@ -13,7 +13,7 @@ from rcnn_svm.experiment.config import DataConfig
 from rcnn_svm.progress import say
 from rcnn_svm.structures import Dataset
 
-__all__ = ["DIGITS_IMAGES", "absent_classes", "load_data"]
+__all__ = ["DIGITS_IMAGES", "absent_classes", "load_data", "too_small"]
 
 DIGITS_IMAGES = {"train": 400, "val": 100, "test": 200}
 """Scenes of each split of the embedded data set."""
@@ -49,6 +49,27 @@ def load_data(config: DataConfig, *, seed: int) -> Splits:
         )
         return Splits(train, val, trainval, test, splits.notes)
     return splits
+
+
+def too_small(dataset: Dataset, min_size: int) -> str | None:
+    """Say how many objects no region of `min_size` pixels a side reaches with IoU 0.5, and what would.
+
+    Returns:
+        A sentence, or None where they are less than one in ten.
+    """
+    boxes = np.concatenate([np.zeros((0, 4)), *(sample.truth.boxes for sample in dataset)])
+    sides = boxes[:, 2:] - boxes[:, :2]
+    reach = sides.prod(axis=1) / np.maximum(sides, min_size).prod(
+        axis=1
+    )  # IoU of the smallest region around it
+    small = reach < 0.5
+    if not small.any() or small.mean() < 0.1:
+        return None
+    fitting = max(int(np.percentile(sides[small].min(axis=1), 10)), 1)
+    return (
+        f"{dataset.name}: {small.sum()} of {len(boxes)} training objects are smaller than proposals.min_size "
+        f"= {min_size} and out of reach of any region. Try --set proposals.min_size={fitting}."
+    )
 
 
 def absent_classes(splits: Splits) -> list[str]:

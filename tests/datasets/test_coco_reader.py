@@ -105,7 +105,7 @@ def test_missing_image_and_empty_split(make_coco):
         load_dataset(root, "train")
     assert str(caught.value) == (
         f"{root}/annotations/instances_train.json: names 'x.jpg', there is no such image file below {root}. "
-        "Mend it, or leave such images out with --skip-bad."
+        "--skip-bad leaves such images out."
     )
     with pytest.raises(DataError) as caught:
         load_dataset(root, "val")

@@ -7,7 +7,7 @@ from rcnn_svm.datasets import detect_format, list_splits, load_dataset
 from rcnn_svm.errors import ConfigError, DataError
 
 ADVICE = " Correct the label, or leave such objects out with --drop-bad-boxes."
-MEND = " Mend it, or leave such images out with --skip-bad."
+MEND = " --skip-bad leaves such images out."
 
 
 def test_the_pixel_rule_and_all_fields(make_voc, xml):
