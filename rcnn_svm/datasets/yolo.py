@@ -94,7 +94,12 @@ class YoloSource:
         Raises:
             DataError: the YAML is broken.
         """
-        return tuple(key for key, value in self._load().items() if value and (role_of(key) or key == WHOLE))
+        splits = tuple(k for k, value in self._load().items() if value and (role_of(k) or k == WHOLE))
+        if not splits:
+            raise DataError(
+                f"{self.file}: must say where images are under 'train', 'val' or 'test', says nothing."
+            )
+        return splits
 
     def class_names(self, report: Report) -> tuple[str, ...]:
         """Return the class names by their numbers."""
@@ -298,26 +303,29 @@ def _may_be_label(file: Path) -> bool:
     )
 
 
+def _names_in(folder: Path) -> list[str]:
+    try:
+        return sorted(os.listdir(folder))
+    except (OSError, ValueError):  # not there, no folder, or no possible name
+        return []
+
+
 def _labels_in(folder: Path) -> dict[str, Path]:
-    names = sorted(os.listdir(folder)) if folder.is_dir() else []
-    return {Path(name).stem: folder / name for name in names if name.lower().endswith(".txt")}
+    return {Path(name).stem: folder / name for name in _names_in(folder) if name.lower().endswith(".txt")}
 
 
 def _label_folders(images: Path, root: Path) -> list[Path]:
     """Return where labels of the images in a folder may lie: in place of an images folder, in it, beside."""
     parts = images.parts
-    found = []
+    found: list[Path] = []
     least = len(root.parts) if root in (images, *images.parents) else 1
-    for place in range(len(parts) - 1, least - 1, -1):
-        if parts[place].lower() in IMAGE_FOLDERS:
-            above = Path(*parts[:place])
-            siblings = sorted(name for name in os.listdir(above) if name.lower() in LABEL_FOLDERS)
-            found += [above.joinpath(name, *parts[place + 1 :]) for name in siblings]
-    for place in range(least, len(parts) + 1):  # train/a.jpg: labels/train/a.txt, train/labels/a.txt
+    instead = [
+        place for place in range(len(parts) - 1, least - 1, -1) if parts[place].lower() in IMAGE_FOLDERS
+    ]
+    # In place of images/, else for train/a.jpg also labels/train/a.txt and train/labels/a.txt.
+    for place, rest in [(k, k + 1) for k in instead] + [(k, k) for k in range(least, len(parts) + 1)]:
         above = Path(*parts[:place])
-        if above.is_dir():
-            siblings = sorted(name for name in os.listdir(above) if name.lower() in LABEL_FOLDERS)
-            found += [above.joinpath(name, *parts[place:]) for name in siblings]
+        found += [above.joinpath(n, *parts[rest:]) for n in _names_in(above) if n.lower() in LABEL_FOLDERS]
     return [*dict.fromkeys(found), images]
 
 
