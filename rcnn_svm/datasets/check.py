@@ -48,6 +48,7 @@ _KINDS = {
     "empty-split": "splits without an image",
     "other-class": "objects of classes that were not asked for",
     "category": "categories that only group others",
+    "similar": "classes whose names differ in case or spaces only",
     "link": "links that are not followed",
     "unused": "files that were not used",
 }

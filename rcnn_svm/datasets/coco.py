@@ -265,12 +265,15 @@ def coco_category_ids(path: str | Path) -> dict[str, Any]:
 
 
 def coco_image_ids(path: str | Path, split: str) -> dict[str, Any]:
-    """Return COCO's image id of each `Sample.image_id` of one split, named as its file is.
+    """Return COCO's image id of each `Sample.image_id` of one split, named as in `load_dataset`.
 
     Raises:
         DataError: `path` is no COCO folder, has no such split, or the JSON file is broken.
     """
     source = _source(path)
+    named = [name for name in source.jsons if role_of(name) == split]
+    if split not in source.jsons and len(named) == 1:
+        split = named[0]
     if split not in source.jsons:
         raise DataError(f"{path}: has no split {split!r}, only {', '.join(source.splits())}.")
     return source.image_ids(split)

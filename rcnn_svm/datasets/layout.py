@@ -224,6 +224,8 @@ class Files:
 
     def images_of(self, label: Path) -> list[Path]:
         """Return the images that a label file stands for by its name, as `image_named`."""
+        if self.root not in label.parents:
+            return []
         found = self._by_stem.get(label.stem.lower(), [])
         exact = [path for path in found if path.stem == label.stem]
         return self.nearest(exact or found, self.folders_of(label), by=label)

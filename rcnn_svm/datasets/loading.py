@@ -264,6 +264,14 @@ class Opened:
         if len(set(self._known)) != len(self._known):
             twice = next(name for name in self._known if self._known.count(name) > 1)
             raise DataError(f"{self.source.root}: must name each class once, got {twice!r} twice.")
+        plain: dict[str, str] = {}
+        for name in self._known:
+            other = plain.setdefault(" ".join(name.casefold().split()), name)
+            if other != name:
+                message = (
+                    f"{self.source.root}: the classes {other!r} and {name!r} differ in case or spaces only."
+                )
+                report(Defect("similar", self.source.root, message))
         return self.classes
 
     def _all_defects(self, report: Report) -> list[Defect]:

@@ -55,6 +55,7 @@ WARNINGS = frozenset(
         "no-object",
         "other-class",
         "category",
+        "similar",
         "link",
         "unused",
         "leakage",

@@ -86,7 +86,7 @@ class YoloSource:
         found = files.named(*_CLASS_FILES)
         if found and any(path.name.lower() not in _NO_LABELS for path in files.of(".txt")):
             return cls(files.root, found[0], files)
-        return cls(files.root, yamls[0], files) if yamls else None
+        return None
 
     def splits(self) -> tuple[str, ...]:
         """Return the split names in the order of the YAML: the keys that name a part and hold something.
@@ -161,8 +161,8 @@ class YoloSource:
             report(Defect("unlabelled", path, message))
         known = {self._label_file(path) for one in self.splits() for path in self.paths(one)}
         for file in [file for folder in sorted({file.parent for file in used}) for file in folder.iterdir()]:
-            if _may_be_label(file) and file not in known:
-                report(Defect("orphan", file, f"{file}: is a label file of no image that is listed."))
+            if _may_be_label(file) and file not in known and not self.files.images_of(file):
+                report(Defect("orphan", file, f"{file}: is a label file, there is no image of its name."))
         return images
 
     def _load(self) -> dict[str, Any]:
@@ -255,7 +255,7 @@ class YoloSource:
         inside = [self.root.joinpath(*tail) for tail in tails]
         higher = plain.startswith("../")
         candidates = [*inside[:1], *outside, *inside] if higher else [*outside, *inside]
-        return next((path for path in candidates if _exists(path)), None)
+        return next((Path(os.path.normpath(path)) for path in candidates if _exists(path)), None)
 
     def _label_file(self, image: Path) -> Path | None:
         folder = image.parent

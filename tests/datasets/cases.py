@@ -290,6 +290,12 @@ def _(root: Path) -> None:
         picture(root / f"SegmentationClass/im{i}.png", 9)
 
 
+@case("voc classes in two cases", "similar", "missing-class", same=False)
+def _(root: Path) -> None:
+    voc(root)
+    change(root / "Annotations/im0.xml", "<name>disc", "<name>Disc")
+
+
 @case("voc doubled objects", "doubled")
 def _(root: Path) -> None:
     voc(root)
