@@ -244,7 +244,7 @@ class Files:
         wanted = [folder.lower() for folder in folders]
         near = [folder.lower() for folder in self.folders_of(by)]
         role = split and role_of(split)
-        scores: dict[Path, tuple[int, int, bool]] = {}
+        scores: dict[Path, tuple[int, int, bool, int]] = {}
         for path in candidates:
             there = self.folders_of(path)
             own = [folder.lower() for folder in there]
@@ -255,6 +255,7 @@ class Files:
                 _n_common(own[::-1], wanted[::-1]),
                 _n_common(own, near) + (split is not None and split.lower() in own),
                 not IMAGE_FOLDERS.isdisjoint(own),
+                -len(own),
             )
         best = max(scores.values(), default=None)
         return [path for path, score in scores.items() if score == best]

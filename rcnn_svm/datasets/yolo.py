@@ -73,11 +73,13 @@ class YoloSource:
         if only is not None:
             return cls(files.root, only, files)
         yamls = sorted(files.of(".yaml", ".yml"), key=lambda file: len(file.parts))
-        usual = [file for file in yamls if file.stem in ("data", "dataset")]
+        usual = [file for file in yamls if file.stem.lower() in ("data", "dataset")]
         for group in (usual, [file for file in yamls if _is_data_yaml(file)], files.named("obj.data")):
             nearest = [file for file in group if len(file.parts) == len(group[0].parts)]
-            if len(nearest) > 1 and nearest[0].name != "data.yaml":
-                names = ", ".join(file.name for file in nearest)
+            if len({file.parent for file in nearest}) == 1 and group is usual:
+                nearest = nearest[:1]  # data.yaml before dataset.yaml
+            if len(nearest) > 1:
+                names = ", ".join(file.relative_to(files.root).as_posix() for file in nearest)
                 raise ConfigError(
                     f"{files.root}: must have one file with splits and classes, has {names}. Name one."
                 )
@@ -261,7 +263,8 @@ class YoloSource:
         folder = image.parent
         if folder not in self._folders:
             self._folders[folder] = [_labels_in(place) for place in _label_folders(folder, self.files.root)]
-        return next((found[image.stem] for found in self._folders[folder] if image.stem in found), None)
+        stems = image.stem, image.stem.lower()
+        return next((found[s] for s in stems for found in self._folders[folder] if s in found), None)
 
     def _object(self, row: str, names: Sequence[str], place: str) -> LabelledObject:
         """Read one row; raise ValueError with what it must do instead."""
@@ -311,7 +314,9 @@ def _names_in(folder: Path) -> list[str]:
 
 
 def _labels_in(folder: Path) -> dict[str, Path]:
-    return {Path(name).stem: folder / name for name in _names_in(folder) if name.lower().endswith(".txt")}
+    """Return the label files of a folder by stem; by stem in lower case as well, where that is no other's."""
+    files = {Path(name).stem: folder / name for name in _names_in(folder) if name.lower().endswith(".txt")}
+    return {stem.lower(): file for stem, file in files.items()} | files
 
 
 def _label_folders(images: Path, root: Path) -> list[Path]:

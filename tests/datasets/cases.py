@@ -140,6 +140,7 @@ for _labels, _images in (
     ("annots", "images"),
     ("Annotation", "Images"),
     ("xml", "img"),
+    ("labels", "data"),
 ):
     voc_variant(f"{_labels} and {_images}", ALL, labels=_labels, images=_images, splits={})
 voc_variant("images folder", images="images")
@@ -589,6 +590,18 @@ for _file in ("classes.txt", "obj.names", "labels/classes.txt", "_darknet.labels
     def _(root: Path, file: str = _file) -> None:
         yolo(root, "images", "labels", entry=None)
         write(root / file, "disc\nbar\n")
+
+
+@case("yolo without YAML, all in one folder", splits=ALL)
+def _(root: Path) -> None:
+    yolo(root, ".", ".", entry=None)
+    write(root / "classes.txt", "disc\nbar\n")
+
+
+@case("yolo labels in another case")
+def _(root: Path) -> None:
+    yolo(root)
+    (root / "train/labels/im0.txt").rename(root / "train/labels/IM0.TXT")
 
 
 @case("yolo without YAML, beside images in split folders")

@@ -147,6 +147,20 @@ def test_several_files_that_could_describe_one_data_set(tmp_path):
     cases.write(tmp_path / "b.yaml", (tmp_path / "a.yaml").read_bytes())
     with pytest.raises(RcnnSvmError, match=r"has a\.yaml, b\.yaml\. Name one"):
         check_dataset(tmp_path)
+    for name in "xy":
+        cases.yolo(tmp_path / "two" / name)
+        cases.coco(tmp_path / "twice" / name)
+    with pytest.raises(RcnnSvmError, match=r"has x/data\.yaml, y/data\.yaml\. Name one"):
+        check_dataset(tmp_path / "two")
+    with pytest.raises(DataError, match="must have splits named train, val, test or trainval, found x/annot"):
+        load_splits(tmp_path / "twice")
+
+
+def test_the_nearest_of_several_pictures_is_meant(tmp_path):
+    cases.coco(tmp_path)
+    cases.coco(tmp_path / "old", edit=lambda content: content["annotations"].clear())
+    for sample in check_dataset(tmp_path).datasets[0]:
+        assert (sample.path.parent == tmp_path / "images") == bool(len(sample.truth))
 
 
 @pytest.mark.parametrize(
