@@ -30,6 +30,7 @@ _PERCENTILES = (0, 5, 25, 50, 75, 95, 100)
 _SHOWN = 8  # defects of one kind that the text spells out
 _KINDS = {
     "split": "splits that cannot be read",
+    "no-labels": "splits without label files",
     "labels": "label files that cannot be read",
     "image": "images that cannot be read",
     "size": "images of another size than labelled",

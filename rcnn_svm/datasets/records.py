@@ -79,8 +79,8 @@ class Defect:
     """One thing that is wrong with a data set, or worth a word.
 
     Attributes:
-        kind: a short name: one of `BOX_DEFECTS`, `FILE_DEFECTS` or `WARNINGS`, or `split` for a file that
-            describes a whole split.
+        kind: a short name: one of `BOX_DEFECTS`, `FILE_DEFECTS` or `WARNINGS`; of a whole split `no-labels`,
+            or `split` where what describes it is missing or broken.
         file: where it is.
         message: the whole sentence, file included.
         subject: what it is about where several are counted in one line: the class.

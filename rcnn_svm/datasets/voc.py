@@ -125,19 +125,19 @@ class VocSource:
 
         Reported are broken or missing XMLs, missing images and images without an XML.
         """
-        images, labelled = [], set()
-        for xml, image in self._entries(split):
-            labelled.add(xml)
+        images = []
+        for _, image in self._entries(split):
             if isinstance(image, Defect):
                 report(image)
             else:
                 images.append(image)
-        if not self._lists(split) and len(self.splits()) == 1:
-            used = {image.path for image in images} | {
-                path for xml in labelled for path in self.files.images_of(xml)
-            }
+        if not self._lists(split):
+            xmls = [xml for one in self._xmls.values() for xml in one]
+            used = {path for xml in xmls for path in self.files.images_of(xml)}
+            used |= {path for one in self.splits() for path in self.paths(one)}
+            folders = {path.parent for path in used}
             for path in self.files.images:
-                if path not in used and path.parent in {one.parent for one in used}:
+                if path not in used and path.parent in folders and _role_folder(self.files, path) == split:
                     message = f"{path}: has no XML and is no image of the data set."
                     report(Defect("unlabelled", path, message))
         return images
@@ -232,8 +232,8 @@ def _list_name(file: Path) -> str:
     return file.stem.removesuffix("_list")
 
 
-def _role_folder(files: Files, xml: Path) -> str:
-    return role_among(files.folders_of(xml)) or WHOLE
+def _role_folder(files: Files, path: Path) -> str:
+    return role_among(files.folders_of(path)) or WHOLE
 
 
 def _is_per_class(file: Path) -> bool:

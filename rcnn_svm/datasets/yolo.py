@@ -156,7 +156,7 @@ class YoloSource:
                 f"label file, neither beside it nor in labels/ in place of images/. An empty one says that "
                 f"there is no object."
             )
-            report(Defect("split", unlabelled[0].parent, message))
+            report(Defect("no-labels", unlabelled[0].parent, message))
             return []
         for path in unlabelled:
             message = f"{path}: has no label file and counts as an image without objects."

@@ -311,7 +311,20 @@ def _(root: Path) -> None:
     picture(root / "JPEGImages/more.jpg", 9)
 
 
-@case("voc XML without its image in another folder", "image", "empty-split", splits=USUAL | {"val": (0, 0)})
+@case("voc image without XML in a split folder", "unlabelled")
+def _(root: Path) -> None:
+    for split, numbers in SPLITS.items():
+        voc(root / split, ".", ".", numbers=numbers, splits={})
+    picture(root / "val" / "more.jpg", 9)
+
+
+@case(
+    "voc XML without its image in another folder",
+    "image",
+    "empty-split",
+    "unlabelled",
+    splits=USUAL | {"val": (0, 0)},
+)
 def _(root: Path) -> None:
     for split, numbers in SPLITS.items():
         voc(root / split, numbers=numbers, splits={}, name="{}" if split != "val" else "0{}")
@@ -652,12 +665,14 @@ def _(root: Path) -> None:
     (root / "train/labels/im0.txt").unlink()
 
 
-@case("yolo labels elsewhere", "split", "empty-split", splits=dict.fromkeys(SPLITS, (0, 0)))
+@case("yolo labels elsewhere", "no-labels", "empty-split", splits=dict.fromkeys(SPLITS, (0, 0)))
 def _(root: Path) -> None:
     yolo(root, labels="boxes of {}")
 
 
-@case("yolo labels of another split only", "split", "empty-split", "orphan", splits=USUAL | {"val": (0, 0)})
+@case(
+    "yolo labels of another split only", "no-labels", "empty-split", "orphan", splits=USUAL | {"val": (0, 0)}
+)
 def _(root: Path) -> None:
     yolo(root)
     (root / "val/labels/im2.txt").rename(root / "test/labels/im2.txt")

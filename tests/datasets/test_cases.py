@@ -156,6 +156,15 @@ def test_several_files_that_could_describe_one_data_set(tmp_path):
         load_splits(tmp_path / "twice")
 
 
+def test_a_folder_may_be_named_from_within(tmp_path, monkeypatch):
+    for name, make in (("a", cases.voc), ("b", cases.coco), ("c", cases.yolo)):
+        make(tmp_path / name)
+        monkeypatch.chdir(tmp_path / name)
+        assert check_dataset(".").defects == ()
+        monkeypatch.chdir(tmp_path)
+        assert check_dataset(name).defects == ()
+
+
 def test_the_nearest_of_several_pictures_is_meant(tmp_path):
     cases.coco(tmp_path)
     cases.coco(tmp_path / "old", edit=lambda content: content["annotations"].clear())
