@@ -301,3 +301,23 @@ def test_every_layout_of_voc_gives_the_same(
     assert counts == cases.USUAL
     assert report.defects == ()
     assert report.classes == tuple(sorted(CLASSES))
+
+
+def test_boxes_around_polygons_and_turned_boxes(tmp_path):
+    CASES["voc polygon and turned box"].make(tmp_path / "voc")
+    first, second = (sample.truth.boxes[0] for sample in load_dataset(tmp_path / "voc", "train"))
+    np.testing.assert_array_equal(first, [4, 5, 40, 36])
+    np.testing.assert_array_equal(second, [20, 15, 40, 45])
+    CASES["coco polygon without bbox"].make(tmp_path / "coco")
+    np.testing.assert_array_equal(
+        load_dataset(tmp_path / "coco", "train").samples[0].truth.boxes[2], [5, 6, 40, 36]
+    )
+    turned = cases.each("annotations", bbox=[30, 20, 20, 30], attributes={"rotation": 90.0})
+    cases.coco(tmp_path / "turned", edit=turned)
+    np.testing.assert_allclose(
+        load_dataset(tmp_path / "turned", "train").samples[0].truth.boxes[0], [25, 25, 55, 45], atol=1e-4
+    )
+    CASES["yolo turned boxes"].make(tmp_path / "yolo")
+    boxes = load_dataset(tmp_path / "yolo", "train").samples[0].truth.boxes
+    np.testing.assert_allclose(boxes[0], [9.6, 7.2, 38.4, 36], atol=1e-4)
+    np.testing.assert_allclose(boxes[1], [48, 36, 86.4, 64.8], atol=1e-4)
