@@ -8,16 +8,19 @@ on the validation split is exactly what runs later, but for a second look, which
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rcnn_svm.boxes import Boxes, area, clip, decode_deltas, nms, soft_nms, vote_boxes
-from rcnn_svm.errors import ConfigError
+from rcnn_svm.config import Count, Interval, Positive, Share, check
 from rcnn_svm.structures import Detections
 
-__all__ = ["PAPER", "PostprocessConfig", "moved_regions", "postprocess"]
+__all__ = ["PAPER", "PostprocessConfig", "Step", "moved_regions", "postprocess"]
+
+Step: TypeAlias = Annotated[float, Interval(0, 1, "right")]
+"""A part of the way that box regression asks for, from nearly none to all of it."""
 
 
 @dataclass(frozen=True)
@@ -27,43 +30,37 @@ class PostprocessConfig:
     Attributes:
         max_iou: NMS drops a box whose IoU with a better one of its class is > this.
         regression: apply box regression before NMS (R-CNN's order), after it, or not at all.
+        box_step: how much of the way that box regression asks for a box is moved; 1 is all of it. Half of it
+            loses less where a region lies well already or the regression is wrong.
         vote_iou: replace a kept box by the weighted mean of the class's boxes with IoU >= this;
             None for no voting.
-        soft_nms_sigma: decay scores by exp(-IoU^2 / sigma) instead of dropping boxes; None for
-            plain NMS.
+        soft_nms_sigma: decay a box's probability, the sigmoid of its score, by exp(-IoU^2 / sigma) instead of
+            dropping it; None for plain NMS. What it returns is on the scale of the scores all the same.
         max_candidates: per class, only so many of the best regions are looked at (R-CNN: 100).
-        max_detections: per image over all classes, after NMS.
+        max_detections: per image over all classes, after NMS; None for all.
         min_score: regions that score lower are not looked at.
         second_look: so many of the surest regions are scored again where box regression has moved them, and
             compete with all others; 0 for none. Their features are computed for it, a few percent of an
             image's work with 100 of 1000 regions.
     """
 
-    max_iou: float = 0.3
+    max_iou: Share = 0.3
     regression: Literal["before-nms", "after-nms", "off"] = "before-nms"
-    vote_iou: float | None = 0.5
-    soft_nms_sigma: float | None = None
-    max_candidates: int = 400
-    max_detections: int = 300
+    box_step: Step = 1.0
+    vote_iou: Share | None = 0.5
+    soft_nms_sigma: Positive | None = None
+    max_candidates: Count = 400
+    max_detections: Count | None = 300
     min_score: float = float("-inf")
-    second_look: int = 0
+    second_look: Annotated[int, Interval(0)] = 0
 
     def __post_init__(self) -> None:
-        for name in ("max_iou", "vote_iou"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value <= 1:
-                raise ConfigError(f"detect.{name} must lie in [0, 1], got {value}.")
-        if self.soft_nms_sigma is not None and self.soft_nms_sigma <= 0:
-            raise ConfigError(f"detect.soft_nms_sigma must be positive, got {self.soft_nms_sigma}.")
-        for name in ("max_candidates", "max_detections"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"detect.{name} must be at least 1, got {getattr(self, name)}.")
-        if self.second_look < 0:
-            raise ConfigError(f"detect.second_look must not be negative, got {self.second_look}.")
+        check(self, where="detect")
 
 
-PAPER = PostprocessConfig(vote_iou=None, max_candidates=100)
-"""R-CNN's own: 100 candidates a class, regression, NMS at 0.3 [rcnn_test_bbox_regressor.m]."""
+PAPER = PostprocessConfig(vote_iou=None, max_candidates=100, max_detections=None)
+"""R-CNN's own: 100 candidates a class, regression, NMS at 0.3, no cap over classes
+[rcnn_test_bbox_regressor.m]."""
 
 
 def postprocess(
@@ -86,7 +83,8 @@ def postprocess(
         config: see `PostprocessConfig`.
 
     Returns:
-        At most `max_detections` detections, surest first.
+        At most `max_detections` detections, surest first. Their scores are on the scale of `scores`, whatever
+        suppresses rivals.
 
     References:
         rbgirshick/rcnn, rcnn_test_bbox_regressor.m (caps, regression, clipping, then NMS).
@@ -100,7 +98,7 @@ def postprocess(
         moved = boxes[candidates]
         refined = moved
         if deltas is not None and regress:
-            refined = clip(decode_deltas(moved, deltas[candidates, label]), size)
+            refined = clip(decode_deltas(moved, config.box_step * deltas[candidates, label]), size)
             if config.regression == "before-nms":
                 moved = refined
         solid = area(refined) > 0
@@ -110,8 +108,11 @@ def postprocess(
             kept = nms(moved, class_scores, config.max_iou)
             kept_scores = class_scores[kept]
         else:
-            kept, decayed = soft_nms(moved, _sigmoid(class_scores), config.soft_nms_sigma)
-            kept_scores = decayed.astype(np.float32)
+            likely = _sigmoid(class_scores)
+            kept, decayed = soft_nms(moved, likely, config.soft_nms_sigma)
+            before = class_scores[kept]
+            after = np.minimum(_log_odds(decayed), before)
+            kept_scores = np.where(decayed == likely[kept], before, after).astype(np.float32)
         result = refined[kept]
         if config.vote_iou is not None and len(kept):
             result = vote_boxes(result, refined, _sigmoid(class_scores), config.vote_iou)
@@ -124,7 +125,7 @@ def postprocess(
         np.concatenate([s for _, s, _ in found]),
         np.concatenate([np.full(len(s), label) for _, s, label in found]),
     )
-    return detections[: config.max_detections] if len(detections) > config.max_detections else detections
+    return detections[: config.max_detections]
 
 
 def moved_regions(
@@ -152,7 +153,7 @@ def moved_regions(
     surest = scores.max(axis=1, initial=-np.inf)
     chosen = _best(surest, np.flatnonzero(surest >= config.min_score), config.second_look)
     labels = scores[chosen].argmax(axis=1)
-    moved = clip(decode_deltas(boxes[chosen], deltas[chosen, labels]), size)
+    moved = clip(decode_deltas(boxes[chosen], config.box_step * deltas[chosen, labels]), size)
     solid = (moved[:, 2:] - moved[:, :2] >= 1).all(axis=1)
     return np.asarray(moved[solid], np.float32)
 
@@ -166,6 +167,12 @@ def _best(column: NDArray[np.float32], rows: NDArray[np.int64] | None, n: int) -
         above = pool[column[pool] > limit]
         pool = np.concatenate([above, pool[column[pool] == limit][: n - len(above)]])
     return pool[np.argsort(-column[pool], kind="stable")]
+
+
+def _log_odds(probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the scores whose sigmoid these are; below -690 and above 36 they are no longer told apart."""
+    likely = np.clip(probabilities, 1e-300, 1 - 2.0**-53)
+    return np.asarray(np.log(likely) - np.log1p(-likely), np.float64)
 
 
 def _sigmoid(scores: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from rcnn_svm.config import choices
+from rcnn_svm.experiment.config import DataConfig
 from rcnn_svm.experiment.data import DIGITS_IMAGES
 from rcnn_svm.progress import say
 
@@ -17,9 +19,10 @@ def add_verbs(verbs: Any) -> None:
     data = verbs.add_parser("data", help="write the embedded digits in scenes; check any data set")
     actions = data.add_subparsers(dest="action", required=True, metavar="ACTION")
 
+    formats = choices(DataConfig, "format")
     digits = actions.add_parser("digits", help="render digits in scenes to a folder")
     digits.add_argument("--out", type=Path, required=True, metavar="DIR")
-    digits.add_argument("--format", choices=("voc", "coco", "yolo"), default="voc")
+    digits.add_argument("--format", choices=[name for name in formats if name != "auto"], default="voc")
     digits.add_argument("--encoding", choices=("png", "jpg"), default="png")
     for split, n in DIGITS_IMAGES.items():
         digits.add_argument(f"--{split}", type=int, default=n, metavar="N", help=f"scenes (default {n})")
@@ -30,7 +33,7 @@ def add_verbs(verbs: Any) -> None:
         "check", help="counts, sizes and defects of a data set, in words and a picture"
     )
     check.add_argument("path", type=Path)
-    check.add_argument("--format", choices=("auto", "voc", "coco", "yolo"), default="auto")
+    check.add_argument("--format", choices=formats, default="auto")
     check.add_argument("--classes", metavar="A,B,C", default="")
     check.add_argument("--plot", type=Path, metavar="FILE", help="a PNG with counts, sizes and examples")
     check.add_argument("--json", type=Path, metavar="FILE", help="the same as JSON")

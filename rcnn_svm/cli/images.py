@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rcnn_svm.datasets import image_size, read_image
@@ -14,10 +14,16 @@ from rcnn_svm.structures import GroundTruth, Sample
 __all__ = ["open_images"]
 
 
-def open_images(paths: Sequence[Path]) -> list[Sample]:
+def open_images(
+    paths: Sequence[Path], *, unreadable: Callable[[DataError], None] | None = None
+) -> list[Sample]:
     """Return the images that are named or lie in or below the named folders, in order, without labels.
 
     Each is known by its file name, and by as much of its path or suffix as tells it from the others.
+
+    Args:
+        paths: files and folders.
+        unreadable: told why a file is no image, which is then left out; None stops there.
 
     Raises:
         DataError: a path is missing, a folder holds no image, or a file is none.
@@ -34,7 +40,14 @@ def open_images(paths: Sequence[Path]) -> list[Sample]:
         else:
             raise DataError(f"{path}: no such file or folder.")
     ids = image_ids(files)
-    return [
-        Sample(ids[file], image_size(file), GroundTruth.empty(), path=file, reader=read_image)
-        for file in files
-    ]
+    samples = []
+    for file in files:
+        try:
+            size = image_size(file)
+        except DataError as error:
+            if unreadable is None:
+                raise
+            unreadable(error)
+        else:
+            samples.append(Sample(ids[file], size, GroundTruth.empty(), path=file, reader=read_image))
+    return samples

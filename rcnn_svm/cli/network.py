@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from rcnn_svm.config import choices
 from rcnn_svm.errors import ConfigError, DataError
+from rcnn_svm.features.build import FeatureConfig
 from rcnn_svm.progress import say, track
 
 __all__ = ["add_verbs"]
@@ -30,7 +32,7 @@ def add_verbs(verbs: Any) -> None:
     extract.add_argument("--backbone", default="mobilenet_v2", metavar="NAME")
     extract.add_argument("--weights", default="default", metavar="FILE")
     extract.add_argument("--taps", default="", metavar="TAPS", help="default: the layer before the logits")
-    extract.add_argument("--path", choices=("warped", "shared"), default="warped")
+    extract.add_argument("--path", choices=choices(FeatureConfig, "path"), default="warped")
     extract.add_argument(
         "--boxes",
         type=Path,
@@ -62,7 +64,7 @@ def _layers(options: argparse.Namespace) -> None:
 def _extract(options: argparse.Namespace) -> None:
     from rcnn_svm.cli.images import open_images
     from rcnn_svm.features.backbone import load_backbone
-    from rcnn_svm.features.build import FeatureConfig, build_featurizer
+    from rcnn_svm.features.build import build_featurizer
     from rcnn_svm.files import atomic_path
 
     suffix = options.out.suffix

@@ -129,7 +129,7 @@ class CocoSource:
                     ids[str(record["name"])] = record["id"]
         return ids
 
-    def image_ids(self, split: str) -> dict[str, Any]:
+    def image_ids(self, split: str) -> dict[str, int | str]:
         """Return COCO's id of each image id of `split`."""
         ids = image_ids(path for one in self.splits() for path in self.paths(one))
         found = ((self._image(split, record), record["id"]) for record in self._load(split)["images"])
@@ -264,8 +264,8 @@ def coco_category_ids(path: str | Path) -> dict[str, Any]:
     return _source(path).category_ids()
 
 
-def coco_image_ids(path: str | Path, split: str) -> dict[str, Any]:
-    """Return COCO's image id of each `Sample.image_id` of one split, named as in `load_dataset`.
+def coco_image_ids(path: str | Path, split: str) -> dict[str, int | str]:
+    """Return COCO's image id, a number as a rule, of each image id of one split, named as in `load_dataset`.
 
     Raises:
         DataError: `path` is no COCO folder, has no such split, or the JSON file is broken.
@@ -358,9 +358,18 @@ def _object(annotation: Any, names: Mapping[Id, str], place: str) -> tuple[Id, L
     crowd, difficult = annotation.get("iscrowd") or 0, annotation.get("difficult") or 0
     if crowd not in (0, 1) or difficult not in (0, 1):
         raise ValueError("0 or 1 as iscrowd and difficult")
+    area = annotation.get("area")
+    try:
+        area = None if area is None else parse_number(_no_text(area))
+    except ValueError:
+        area = -1.0
+    if area is not None and area < 0:
+        raise ValueError("an area of 0 or more")
     box, written, turned = _box(annotation)
     name = names.get(category, f"category {category}")
-    return image, LabelledObject(name, box, written, place, bool(difficult), bool(crowd), turned=turned)
+    return image, LabelledObject(
+        name, box, written, place, bool(difficult), bool(crowd), area=area, turned=turned
+    )
 
 
 def _box(annotation: Mapping[str, Any]) -> tuple[tuple[float, float, float, float], str, bool]:

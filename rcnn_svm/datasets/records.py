@@ -18,6 +18,7 @@ from typing import Protocol, TypeAlias
 
 import numpy as np
 
+from rcnn_svm.boxes import area
 from rcnn_svm.datasets.images import header_sizes, read_image
 from rcnn_svm.datasets.layout import shown
 from rcnn_svm.errors import DataError
@@ -165,6 +166,7 @@ class LabelledObject:
         crowd: COCO's flag.
         relative: the box is in shares of the image and not in pixels.
         turned: the box was put around a turned one, and may leave the image where that does not.
+        area: of the segment in square pixels; None where the file states none, and the box's own will do.
     """
 
     name: str
@@ -175,6 +177,7 @@ class LabelledObject:
     crowd: bool = False
     relative: bool = False
     turned: bool = False
+    area: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +190,7 @@ class LabelledImage:
         size: (height, width) that the labels state, None where they state none.
         objects: in file order.
         faults: what was wrong with objects that could not be read.
+        image_id: unique within the data set; given once all its images are known.
     """
 
     path: Path
@@ -194,6 +198,7 @@ class LabelledImage:
     size: tuple[int, int] | None
     objects: tuple[LabelledObject, ...]
     faults: tuple[Defect, ...] = ()
+    image_id: str = ""
 
 
 class Source(Protocol):
@@ -257,7 +262,6 @@ def build(
     images: Iterable[LabelledImage],
     report: Report,
     *,
-    ids: Mapping[Path, str],
     known: Collection[str] = (),
     decode: bool = False,
 ) -> Dataset:
@@ -274,7 +278,6 @@ def build(
         classes: K names; an object's label is the position of its class.
         images: in file order.
         report: told of each defect.
-        ids: the image id of each file.
         known: further classes that the data set has; their objects are left out and reported as such.
         decode: decode all pixels as well, to find truncated files.
 
@@ -285,7 +288,7 @@ def build(
     seen: dict[str, Path] = {}
     samples = []
     for image in images:
-        image_id = ids[image.path]
+        image_id = image.image_id
         if image_id in seen:
             other = seen[image_id]
             named = f" ({other} and {image.path})" if other != image.path else ""
@@ -338,7 +341,7 @@ def _truth(
     report: Report,
 ) -> GroundTruth:
     height, width = size
-    boxes, rows, difficult, crowd = [], [], [], []
+    boxes, rows, difficult, crowd, areas = [], [], [], [], []
     seen: dict[tuple[object, ...], str] = {}
     for thing in image.objects:
         scale = (width, height, width, height) if thing.relative else (1, 1, 1, 1)
@@ -380,8 +383,13 @@ def _truth(
             rows.append(labels[thing.name])
             difficult.append(thing.difficult)
             crowd.append(thing.crowd)
+            areas.append(area(box[None]).item() if thing.area is None else thing.area)
     if not boxes:
         return GroundTruth.empty()
     return GroundTruth(
-        np.array(boxes, np.float32), np.array(rows), np.array(difficult, bool), np.array(crowd, bool)
+        np.array(boxes, np.float32),
+        np.array(rows),
+        np.array(difficult, bool),
+        np.array(crowd, bool),
+        np.array(areas, np.float64),
     )

@@ -2,30 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Annotated, Literal, TypeAlias, get_args
 
 from rcnn_svm import postprocess
+from rcnn_svm.config import Count, Interval, Positive, Seed, Share, Values, check
 from rcnn_svm.errors import ConfigError
+from rcnn_svm.evaluation.voc import Rule
 from rcnn_svm.features.build import FeatureConfig
 from rcnn_svm.features.fc_layers import FcConfig
 from rcnn_svm.features.trunk_config import TrunkConfig
-from rcnn_svm.finetune import FinetuneConfig
-from rcnn_svm.postprocess import PostprocessConfig
+from rcnn_svm.finetune import FinetuneConfig, label_rule
+from rcnn_svm.heads.assign import LabelRule
+from rcnn_svm.postprocess import PostprocessConfig, Step
 from rcnn_svm.proposals import SelectiveSearchConfig
 
 __all__ = [
     "HEADS",
     "DataConfig",
     "ExperimentConfig",
+    "Grid",
+    "HeadName",
     "HeadsConfig",
     "demo_config",
+    "middle",
     "paper_config",
     "quick_config",
 ]
 
-HEADS = ("linear-svm", "rbf-svm", "softmax-refit", "softmax-finetuned")
+HeadName: TypeAlias = Literal["linear-svm", "rbf-svm", "softmax-refit", "softmax-finetuned"]
+HEADS: tuple[HeadName, ...] = get_args(HeadName)
 """The heads that can be compared; `+bbox` is appended where box regression is on."""
+
+Grid: TypeAlias = Annotated[tuple[Positive, ...], Values(least=1)]
+"""What is tried for a setting; one value means no choice."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +59,10 @@ class DataConfig:
     drop_bad_boxes: bool = False
     skip_bad: bool = False
     skip_absent_classes: bool = False
-    max_images: int | None = None
+    max_images: Count | None = None
+
+    def __post_init__(self) -> None:
+        check(self, where="data")
 
 
 @dataclass(frozen=True)
@@ -67,48 +81,42 @@ class HeadsConfig:
             is R-CNN's one pass over the images.
         linear_costs: values of C for the linear SVM; one value means no choice.
         rbf_costs: values of C for the RBF SVM.
-        rbf_gammas: values of the kernel's gamma, for features scaled as above.
+        rbf_gammas: values of the kernel's gamma, for features scaled as above: about the inverse of a row's
+            squared length, which is 1 with `l2` and `sqrt-l2` and 400 with `mean-norm-20`.
         softmax_costs: values of C for the refitted softmax.
         softmax_positive_iou: a region is a positive of the softmax from this IoU on.
         ridge_strengths: penalties of the box regression.
         max_ious: NMS thresholds.
         soft_nms_sigmas: decays of soft-NMS, which is tried beside plain NMS; empty for plain NMS only.
         vote_ious: box voting thresholds; 0 stands for no voting.
+        box_steps: how much of the way box regression moves a box; tried wherever images are held out.
+        svm_positive_iou: a region is a positive of an SVM from this IoU on; None takes the labelled boxes
+            alone, as R-CNN does.
+        svm_negative_iou: a region is a negative of an SVM when its IoU is less (R-CNN: 0.3).
     """
 
-    names: tuple[str, ...] = HEADS
+    names: Annotated[tuple[HeadName, ...], Values(least=1, distinct=True)] = HEADS
     scaling: Literal["none", "l2", "sqrt-l2", "mean-norm-20"] = "l2"
     loss: Literal["hinge", "squared_hinge"] = "hinge"
     solver: Literal["block", "liblinear"] = "block"
-    positive_weight: float = 2.0
+    positive_weight: Positive = 2.0
     mining: Literal["fixed-point", "paper"] = "fixed-point"
-    linear_costs: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0, 3.0)
-    rbf_costs: tuple[float, ...] = (1.0, 10.0)
-    rbf_gammas: tuple[float, ...] = (1.0, 2.0)
-    softmax_costs: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0, 3.0)
-    softmax_positive_iou: float = 0.5
-    ridge_strengths: tuple[float, ...] = (0.3, 3.0, 30.0)
-    max_ious: tuple[float, ...] = (0.3, 0.4)
-    soft_nms_sigmas: tuple[float, ...] = (0.2,)
-    vote_ious: tuple[float, ...] = (0.0, 0.5)
+    linear_costs: Grid = (0.03, 0.1, 0.3, 1.0, 3.0)
+    rbf_costs: Grid = (1.0, 10.0)
+    rbf_gammas: Grid = (1.0, 2.0)
+    softmax_costs: Grid = (0.03, 0.1, 0.3, 1.0, 3.0)
+    softmax_positive_iou: Annotated[float, Interval(0, 1, "right")] = 0.5
+    ridge_strengths: Grid = (0.3, 3.0, 30.0)
+    max_ious: Annotated[tuple[Share, ...], Values(least=1)] = (0.3, 0.4)
+    soft_nms_sigmas: tuple[Positive, ...] = (0.2,)
+    vote_ious: Annotated[tuple[Share, ...], Values(least=1)] = (0.0, 0.5)
+    box_steps: Annotated[tuple[Step, ...], Values(least=1)] = (0.5, 1.0)
+    svm_positive_iou: Share | None = None
+    svm_negative_iou: Share = 0.3
 
     def __post_init__(self) -> None:
-        unknown = [name for name in self.names if name not in HEADS]
-        if unknown or not self.names:
-            raise ConfigError(
-                f"heads.names must be some of {', '.join(HEADS)}, got {', '.join(unknown) or 'none'}."
-            )
-        for grid in (
-            "linear_costs",
-            "rbf_costs",
-            "rbf_gammas",
-            "softmax_costs",
-            "ridge_strengths",
-            "max_ious",
-            "vote_ious",
-        ):
-            if not getattr(self, grid):
-                raise ConfigError(f"heads.{grid} must hold at least one value, got none.")
+        check(self, where="heads")
+        LabelRule(self.svm_positive_iou, self.svm_negative_iou)
 
 
 @dataclass(frozen=True)
@@ -129,11 +137,16 @@ class ExperimentConfig:
         trunk: training of the second part of `trunk`.
         finetune: training of `network`.
         heads: what is compared.
-        choose: try the grids of `heads` on val. Without, everything is trained once, on trainval, with the
-            middle of each grid, the learned box regression where there is one, and `detect` as it stands.
+        choose: try the grids of `heads` on val. Without, everything is trained with the middle of each grid,
+            the learned box regression where there is one, and `detect` as it stands.
+        folds: where nothing is chosen, how thresholds, `heads.box_steps`, and whether boxes are regressed at
+            all, are decided before the training on trainval: 1 by training on train and measuring on val,
+            more by training without each of so many folds of trainval, 0 not at all. None takes val where
+            it holds 50 objects, else 3 folds.
         detect: from scores to detections; `max_iou` or `soft_nms_sigma`, and `vote_iou`, are chosen on val,
             where no region is looked at twice.
-        rule: AP of VOC2007 (11 points) or of VOC2010 and later (all points), in percent.
+        rule: AP of VOC2007 (11 points, with `voc07-exact` at their exact places) or of VOC2010 and later (all
+            points), in percent.
         n_bootstrap: resamples of the intervals.
         seed: of everything random.
     """
@@ -142,7 +155,7 @@ class ExperimentConfig:
     proposals: SelectiveSearchConfig = field(
         default_factory=lambda: SelectiveSearchConfig(max_width=500, max_regions=2000)
     )
-    test_regions: int | None = None
+    test_regions: Count | None = None
     features: FeatureConfig = field(default_factory=FeatureConfig)
     learn: Literal["nothing", "fc", "trunk", "network"] = "fc"
     fc: FcConfig = field(default_factory=FcConfig)
@@ -150,14 +163,17 @@ class ExperimentConfig:
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
     heads: HeadsConfig = field(default_factory=HeadsConfig)
     choose: bool = True
+    folds: Annotated[int, Interval(0)] | None = None
     detect: PostprocessConfig = field(default_factory=PostprocessConfig)
-    rule: Literal["voc07", "voc10"] = "voc07"
-    n_bootstrap: int = 1000
-    seed: int = 0
+    rule: Rule = "voc07"
+    n_bootstrap: Count = 1000
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
-        if self.test_regions is not None and self.test_regions < 1:
-            raise ConfigError(f"test_regions must be at least 1, got {self.test_regions}.")
+        check(self)
+        # Rules that contradict themselves are refused now, before anything is computed.
+        label_rule(self.fc)
+        LabelRule(self.finetune.positive_iou, self.finetune.negative_iou)
         if self.learn == "trunk" and self.fc.scaling != "none":
             raise ConfigError(
                 f"fc.scaling must be none with learn=trunk, which trains through unscaled rows, "
@@ -183,7 +199,9 @@ class ExperimentConfig:
 def paper_config(base: ExperimentConfig) -> ExperimentConfig:
     """Return `base` with every constant of the paper: warped AlexNet, fc7, its SVMs, its detector.
 
-    Fine-tuning follows the published schedule, which wants a GPU; `learn=nothing` leaves it out.
+    Fine-tuning follows the published schedule, which wants a GPU; `learn=nothing` leaves it out. Two things
+    differ: box regression reads the rows of the SVMs, fc7, where R-CNN's reads pool5, and no threshold of
+    scores rises with the number of images.
 
     References:
         Girshick et al., arXiv 1311.2524v5; rbgirshick/rcnn.
@@ -203,6 +221,8 @@ def paper_config(base: ExperimentConfig) -> ExperimentConfig:
             positive_weight=2.0,
             mining="paper",
             linear_costs=(1e-3,),
+            # No head of the paper: the defaults for rows of length 1, at mean length 20.
+            rbf_gammas=(1 / 20**2, 2 / 20**2),
             ridge_strengths=(1000.0,),
             max_ious=(0.3,),
             soft_nms_sigmas=(),
@@ -210,6 +230,11 @@ def paper_config(base: ExperimentConfig) -> ExperimentConfig:
         ),
         detect=postprocess.PAPER,
     )
+
+
+def middle(grid: Sequence[float]) -> float:
+    """Return the value of a grid that is taken where none is tried: its middle by size, the larger of two."""
+    return sorted(grid)[len(grid) // 2]
 
 
 def quick_config(base: ExperimentConfig) -> ExperimentConfig:
@@ -223,11 +248,11 @@ def quick_config(base: ExperimentConfig) -> ExperimentConfig:
         finetune=replace(base.finetune, n_steps=min(base.finetune.n_steps, 100)),
         heads=replace(
             base.heads,
-            linear_costs=base.heads.linear_costs[len(base.heads.linear_costs) // 2 :][:1],
-            rbf_costs=base.heads.rbf_costs[len(base.heads.rbf_costs) // 2 :][:1],
-            rbf_gammas=base.heads.rbf_gammas[len(base.heads.rbf_gammas) // 2 :][:1],
-            softmax_costs=base.heads.softmax_costs[len(base.heads.softmax_costs) // 2 :][:1],
-            ridge_strengths=base.heads.ridge_strengths[len(base.heads.ridge_strengths) // 2 :][:1],
+            linear_costs=(middle(base.heads.linear_costs),),
+            rbf_costs=(middle(base.heads.rbf_costs),),
+            rbf_gammas=(middle(base.heads.rbf_gammas),),
+            softmax_costs=(middle(base.heads.softmax_costs),),
+            ridge_strengths=(middle(base.heads.ridge_strengths),),
         ),
         n_bootstrap=min(base.n_bootstrap, 200),
     )

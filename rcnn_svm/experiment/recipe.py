@@ -14,11 +14,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rcnn_svm.datasets import Splits
+import numpy as np
+
+from rcnn_svm.cache import CacheLimit, size_limit
+from rcnn_svm.datasets import Splits, draw_folds
 from rcnn_svm.detector import Detector, Look, Model, look_at
 from rcnn_svm.errors import ConfigError, DataError
-from rcnn_svm.evaluation.voc import EvalResult, evaluate_voc
-from rcnn_svm.experiment.config import ExperimentConfig
+from rcnn_svm.evaluation.coco import CocoResult, evaluate_coco
+from rcnn_svm.evaluation.thresholds import Thresholds, choose_thresholds
+from rcnn_svm.evaluation.voc import EvalResult, Rule, evaluate_voc
+from rcnn_svm.experiment.config import ExperimentConfig, HeadName
 from rcnn_svm.experiment.data import absent_classes
 from rcnn_svm.experiment.measure import Meter
 from rcnn_svm.experiment.regions import SplitRegions, StoredBlocks
@@ -34,6 +39,7 @@ from rcnn_svm.experiment.selection import (
     choose_head,
     choose_postprocess,
     choose_regressor,
+    detected,
     scored_once,
     settled,
     train_candidates,
@@ -42,10 +48,11 @@ from rcnn_svm.features.backbone import load_backbone
 from rcnn_svm.features.build import build_featurizer
 from rcnn_svm.features.scaling import FeatureScaler
 from rcnn_svm.features.store import FeatureStore, to_float32
+from rcnn_svm.features.taps import format_taps
 from rcnn_svm.heads.bbox_regressor import BoxRegressor
 from rcnn_svm.postprocess import PostprocessConfig
-from rcnn_svm.progress import say, track
-from rcnn_svm.proposals import SelectiveSearchConfig, cached_proposals
+from rcnn_svm.progress import Stages, note, track
+from rcnn_svm.proposals import ProposalRecall, SelectiveSearchConfig, cached_proposals
 from rcnn_svm.structures import Dataset, Detections, RegionSet
 
 __all__ = [
@@ -55,6 +62,7 @@ __all__ = [
     "estimate_experiment",
     "propose",
     "run_experiment",
+    "stages_of",
     "train_detector",
 ]
 
@@ -70,20 +78,25 @@ class HeadResult:
             `+bbox` where box regression is on.
         detections: one record per test image.
         evaluation: VOC AP of them.
+        coco: COCO's measures of them, which also say how closely boxes fit.
         train_s: wall clock of the final training on trainval.
         score_s_per_image: scoring, regression and NMS of an image's regions, mean over test; with
             `detect.second_look` the features of the regions that are looked at again as well.
         peak_rss_mb: largest memory of the process during the final training.
         details: chosen settings, validation mAP, what was tried, support vectors and the like.
+        preferred: whether this variant of its head, without or with box regression, did better on the images
+            that were held out; with it where none were.
     """
 
     detector: Detector
     detections: list[Detections]
     evaluation: EvalResult
+    coco: CocoResult
     train_s: float
     score_s_per_image: float
     peak_rss_mb: float
     details: dict[str, Any]
+    preferred: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,13 +107,16 @@ class Experiment:
         config: as it was run.
         splits: the images.
         heads: results by name, in the order of the configuration.
-        stages_s: wall clock of proposals, features, train and detect.
+        stages_s: wall clock of proposals, features, choose, train (fine-tuning of the network included) and
+            detect; 0 for one that the configuration leaves out.
+        coverage: how well the proposals of trainval cover its objects, all regions of an image counted.
     """
 
     config: ExperimentConfig
     splits: Splits
     heads: dict[str, HeadResult]
     stages_s: dict[str, float]
+    coverage: ProposalRecall
 
 
 def propose(dataset: Dataset, config: ExperimentConfig, cache: Path, *, n_jobs: int) -> dict[str, RegionSet]:
@@ -109,13 +125,22 @@ def propose(dataset: Dataset, config: ExperimentConfig, cache: Path, *, n_jobs: 
     return {region_set.image_id: region_set for region_set in regions}
 
 
+def stages_of(config: ExperimentConfig) -> tuple[str, ...]:
+    """Return the names of the stages that `run_experiment` goes through, in order."""
+    features = () if config.learn == "trunk" else ("features",)  # read while the network is tuned
+    choose = ("choose",) if config.choose or config.folds != 0 else ()
+    return ("proposals", "network", *features, *choose, "train", "detect")
+
+
 def run_experiment(
     config: ExperimentConfig,
     splits: Splits,
     cache: Path,
     *,
     n_jobs: int,
+    cache_limit: int | None = None,
     finished: Callable[[HeadResult], None] | None = None,
+    stages: Stages | None = None,
 ) -> Experiment:
     """Run an experiment on `splits`.
 
@@ -124,7 +149,10 @@ def run_experiment(
         splits: train, val, trainval and test of one data set.
         cache: folder of proposals, features and fine-tuned networks, kept between runs.
         n_jobs: threads where work is independent.
+        cache_limit: bytes that the cache may take; room is made before the first stage, between stages and at
+            the end, and what this run uses stays until then. None keeps everything.
         finished: called with each result as soon as it is there, so that it can be kept.
+        stages: of a run that this is a part of, those of `stages_of` among them; None for a run of its own.
 
     Raises:
         ConfigError: a head that the configuration gives nothing to work on.
@@ -136,38 +164,52 @@ def run_experiment(
             f"heads.names: {FINETUNED} needs something that is fine-tuned. Set learn=fc or learn=network, "
             f"or leave the head out."
         )
-    stages: dict[str, float] = {}
-    with Meter() as meter:
+    room = CacheLimit(cache, cache_limit)
+    stages = stages or Stages(stages_of(config))
+    n_images = len(splits.trainval) + len(splits.test)
+    with stages("proposals", f"boxes in which an object may be, in {n_images} images"):
         proposals = propose(splits.trainval, config, cache, n_jobs=n_jobs)
         test_proposals = propose(splits.test, config, cache, n_jobs=n_jobs)
-    stages["proposals"] = meter.seconds
+    room.hold()
     trainval = SplitRegions.of(splits.trainval, proposals, with_truth=True)
     train, val = trainval.part(splits.train), trainval.part(splits.val).limited(config.test_regions)
     test = SplitRegions.of(splits.test, test_proposals, with_truth=False).limited(config.test_regions)
 
-    network = prepare_network(config, train, proposals, cache)
+    tuned = f"fine-tuned on {len(train)} images of {train.dataset.split}"
+    how = tuned if config.learn == "network" else "with its weights"
+    with stages("network", f"{config.features.backbone}, {how}"):
+        network = prepare_network(config, train, proposals, cache)
     del proposals, test_proposals  # the splits keep the boxes, once: 16 bytes a region
     base = FeatureStore(cache / "features", network.featurizer, precision=config.features.precision)
-    with Meter() as meter:
-        if config.learn != "trunk":  # which reads few regions before the network is tuned
+    if config.learn != "trunk":  # which reads few regions before the network is tuned
+        with stages("features", "what the network makes of each region"):
             if config.learn != "fc" or config.reads_all_rows:
                 base.fill(trainval.dataset.samples, trainval.boxes, "features of trainval")
             base.fill(test.dataset.samples, test.boxes, "features of test")
-    stages["features"] = meter.seconds
 
-    with Meter() as meter:
-        chosen = _choose(config, network, base, train, val, cache, n_jobs) if config.choose else None
-    stages["choose"] = meter.seconds
-    with Meter() as meter:
+    room.hold()
+    chosen = None
+    if config.choose:
+        with stages("choose", f"settings, by training on {len(train)} images and measuring on {len(val)}"):
+            chosen = _choose(config, network, base, train, val, cache, n_jobs)
+    elif parts := held_out_parts(config, trainval, train, val):
+        n_held = sum(len(held) for _, held in parts)
+        once = f"without {n_held} images" if len(parts) == 1 else f"{len(parts)} times without a part"
+        with stages("choose", f"thresholds and how far boxes move, by training {once} and looking there"):
+            chosen = _hold_out(config, network, base, parts, cache, n_jobs)
+    room.hold()
+    with stages(
+        "train", f"{', '.join(config.heads.names)} on {len(trainval)} images of {trainval.dataset.split}"
+    ):
         final = learn_layers(config, network, base, trainval, cache)
         chosen = chosen or _settled(config, final)
         if set(chosen) != {FINETUNED} or _needs_ridge(chosen):
             final.fill(trainval)
         trained = _train(config, final, trainval, chosen, n_jobs)
-    stages["train"] = meter.seconds + network.finetune_s
+    room.hold()
 
-    with Meter() as meter:
-        views = [test, test.mirrored()] if config.features.mirror else [test]
+    with stages("detect", f"{len(test)} images of {test.dataset.split}, looked at once"):
+        views = views_of(config, test)
         for view in views:
             final.fill(view)
         results: dict[str, HeadResult] = {}
@@ -176,13 +218,17 @@ def run_experiment(
                 results[result.detector.head] = result
                 if finished is not None:
                     finished(result)
-    stages["detect"] = meter.seconds
-    return Experiment(config, splits, results, stages)
+    seconds = {
+        name: stages.seconds.get(name, 0.0) for name in ("proposals", "features", "choose", "train", "detect")
+    }
+    seconds["train"] += network.finetune_s
+    room.hold(finished=True)
+    return Experiment(config, splits, results, seconds, trainval.coverage())
 
 
 def train_detector(
     splits: Splits,
-    head: str = "linear-svm",
+    head: HeadName = "linear-svm",
     *,
     config: ExperimentConfig | None = None,
     cache: Path | None = None,
@@ -194,7 +240,8 @@ def train_detector(
         splits: as `load_splits` returns them.
         head: one of `experiment.config.HEADS`.
         config: the defaults where None.
-        cache: folder of proposals and features; a temporary one where None.
+        cache: folder of proposals and features, held within `rcnn_svm.cache.size_limit`; a temporary one
+            where None.
         n_jobs: threads where work is independent.
 
     Raises:
@@ -204,7 +251,8 @@ def train_detector(
     config = config or ExperimentConfig()
     config = replace(config, heads=replace(config.heads, names=(head,)))
     if cache is not None:
-        return run_experiment(config, splits, cache, n_jobs=n_jobs).heads[f"{head}+bbox"]
+        limit = size_limit(cache)
+        return run_experiment(config, splits, cache, n_jobs=n_jobs, cache_limit=limit).heads[f"{head}+bbox"]
     with tempfile.TemporaryDirectory() as folder:
         return run_experiment(config, splits, Path(folder), n_jobs=n_jobs).heads[f"{head}+bbox"]
 
@@ -292,20 +340,51 @@ def _require_objects(splits: Splits) -> None:
 
 
 @dataclass(frozen=True, eq=False)
+class _Variant:
+    """One head without or with box regression: what held-out images decided.
+
+    Attributes:
+        choice: of post-processing.
+        detect: as chosen.
+        thresholds: None where no image was held out.
+        value: mean of mAP and COCO AP on the held-out images, in percent; None where there were none.
+    """
+
+    choice: Choice
+    detect: PostprocessConfig
+    thresholds: Thresholds | None = None
+    value: float | None = None
+
+    def measured(self, found: Sequence[Detections], dataset: Dataset, rule: Rule) -> _Variant:
+        """Return the same with thresholds, and with the value of these detections of held-out images."""
+        truths = [sample.truth for sample in dataset]
+        evaluation = evaluate_voc(found, truths, dataset.classes, rule=rule)
+        coco = evaluate_coco(found, truths, dataset.classes).summary()["AP"]
+        value = 50 * (evaluation.map(rule) + coco)
+        return replace(self, thresholds=choose_thresholds(evaluation.matches), value=value)
+
+
+@dataclass(frozen=True, eq=False)
 class _Chosen:
-    """What validation decided for one head.
+    """What was decided for one head before the final training.
 
     Attributes:
         head: its own setting.
-        plain: post-processing without box regression.
+        plain: without box regression.
         boxes: the box regression, the same for all heads.
-        with_boxes: post-processing with it.
+        with_boxes: with it.
     """
 
     head: Choice
-    plain: tuple[Choice, PostprocessConfig]
+    plain: _Variant
     boxes: Choice
-    with_boxes: tuple[Choice, PostprocessConfig]
+    with_boxes: _Variant
+
+    @property
+    def regress(self) -> bool:
+        """Whether box regression did no harm on the held-out images."""
+        plain, boxed = self.plain.value, self.with_boxes.value
+        return plain is None or boxed is None or not boxed < plain
 
 
 def _choose(
@@ -333,23 +412,29 @@ def _choose(
         else:
             head, model = choose_head(name, config, train_rows, val_rows, scaler, n_jobs=n_jobs)
         with scored_once(val_rows, model) as scored:
-            plain = choose_postprocess(config, val_rows, scored)
+            plain = _Variant(*choose_postprocess(config, val_rows, scored))
+            plain = plain.measured(detected(val_rows, scored, plain.detect), val.dataset, config.rule)
             if boxes is None or box_model is None:
                 # The first head decides for all: heads shall differ in their scores alone.
                 boxes, box_model = choose_regressor(
                     config, train_rows, val_rows, scaler, learned.regressor, model, scored
                 )
-            with_boxes = choose_postprocess(config, val_rows, replace(scored, boxes_by=box_model))
+            moved = replace(scored, boxes_by=box_model)
+            with_boxes = _Variant(*choose_postprocess(config, val_rows, moved))
+            with_boxes = with_boxes.measured(
+                detected(val_rows, moved, with_boxes.detect), val.dataset, config.rule
+            )
         chosen[name] = _Chosen(head, plain, boxes, with_boxes)
-        say(
-            f"{name}: {plain[0].val_map:.1f} mAP on {val.dataset.split}, {with_boxes[0].val_map:.1f} with "
-            f"box regression ({_words({**head.settings, **with_boxes[0].settings})})"
+        note(
+            f"{name}: {plain.choice.val_map:.1f} mAP on {val.dataset.split}, "
+            f"{with_boxes.choice.val_map:.1f} with box regression "
+            f"({_words({**head.settings, **with_boxes.choice.settings})})"
         )
     return chosen
 
 
 def _settled(config: ExperimentConfig, learned: Representation) -> dict[str, _Chosen]:
-    """Settle everything without a look at val."""
+    """Settle everything unseen."""
     boxes = {"learned": True} if learned.regressor is not None else settled("ridge", config.heads)
     plain = replace(config.detect, regression="off", vote_iou=None)
 
@@ -359,12 +444,97 @@ def _settled(config: ExperimentConfig, learned: Representation) -> dict[str, _Ch
     return {
         name: _Chosen(
             unseen({} if name == FINETUNED else settled(name, config.heads)),
-            (unseen({}), plain),
+            _Variant(unseen({}), plain),
             unseen(boxes),
-            (unseen({}), config.detect),
+            _Variant(unseen({}), config.detect),
         )
         for name in config.heads.names
     }
+
+
+_FEW_OBJECTS = 50
+"""Objects of val below which folds of trainval are held out instead."""
+
+
+def held_out_parts(
+    config: ExperimentConfig, trainval: SplitRegions, train: SplitRegions, val: SplitRegions
+) -> list[tuple[SplitRegions, SplitRegions]]:
+    """Return what is trained on, and what is then measured on, before the final training on trainval.
+
+    Args:
+        config: `folds` and seed.
+        trainval: all training images.
+        train: some of them.
+        val: the others.
+    """
+    folds = config.folds
+    if folds is None:
+        counted = [~(truth.difficult | truth.crowd) for truth in val.truths]
+        folds = 1 if sum(int(own.sum()) for own in counted) >= _FEW_OBJECTS else 3
+    if folds == 0:
+        return []
+    if folds == 1:
+        return [(train, val)]
+    parts = []
+    for held in draw_folds(trainval.dataset, folds, np.random.default_rng(config.seed)):
+        out = {sample.image_id for sample in held}
+        rest = tuple(sample for sample in trainval.dataset if sample.image_id not in out)
+        if rest:
+            own = replace(trainval.dataset, samples=rest)
+            parts.append((trainval.part(own), trainval.part(held).limited(config.test_regions)))
+    return parts
+
+
+def _hold_out(
+    config: ExperimentConfig,
+    network: Network,
+    base: FeatureStore,
+    parts: Sequence[tuple[SplitRegions, SplitRegions]],
+    cache: Path,
+    n_jobs: int,
+) -> dict[str, _Chosen]:
+    """Train without some images and look at them: how far boxes move, whether at all, and thresholds."""
+    plain = replace(config.detect, regression="off", vote_iou=None)
+    steps = [replace(config.detect, box_step=step) for step in config.heads.box_steps]
+    found: dict[str, list[list[Detections]]] = {}
+    for training, held in parts:
+        learned = learn_layers(config, network, base, training, cache)
+        settled_now = _settled(config, learned)
+        if set(settled_now) != {FINETUNED} or _needs_ridge(settled_now):
+            learned.fill(training)
+        for view in views_of(config, held):
+            learned.fill(view)
+        blocks = [learned.blocks(view) for view in views_of(config, held)]
+        for head in _train(config, learned, training, settled_now, n_jobs):
+            runs = _detect_all(head, blocks, [plain, *steps])
+            mine = found.setdefault(head.name, [[] for _ in runs])
+            for so_far, run in zip(mine, runs, strict=True):
+                so_far += run.detections
+    images = replace(
+        parts[0][1].dataset, samples=tuple(sample for _, held in parts for sample in held.dataset)
+    )
+    chosen = {}
+    for name, own in settled_now.items():
+        first, *others = found[name]
+        without = own.plain.measured(first, images, config.rule)
+        boxed = [
+            _Variant(Choice({"box_step": detect.box_step}, None, ()), detect).measured(
+                detections, images, config.rule
+            )
+            for detect, detections in zip(steps, others, strict=True)
+        ]
+        best = max(boxed, key=lambda one: -np.inf if one.value is None or np.isnan(one.value) else one.value)
+        chosen[name] = replace(own, plain=without, with_boxes=best)
+        note(
+            f"{name}: (mAP + COCO AP) / 2 of {len(images)} images held out {without.value:.1f}, "
+            + ", ".join(f"{one.value:.1f} with boxes moved by {one.detect.box_step:.0%}" for one in boxed)
+        )
+    return chosen
+
+
+def views_of(config: ExperimentConfig, regions: SplitRegions) -> list[SplitRegions]:
+    """Return a split as it is looked at when objects are detected: itself and, as configured, mirrored."""
+    return [regions, regions.mirrored()] if config.features.mirror else [regions]
 
 
 def _needs_ridge(chosen: Mapping[str, _Chosen]) -> bool:
@@ -428,15 +598,17 @@ def _results(
 ) -> list[HeadResult]:
     """Detect in the test split, and its mirror images if given, without and with box regression."""
     test = views[0]
-    chosen = (trained.chosen.plain, trained.chosen.with_boxes)
-    plain, boxed = _detect_both(trained, views, *(detect for _, detect in chosen))
+    variants = (trained.chosen.plain, trained.chosen.with_boxes)
+    runs = _detect_all(trained, views, [variant.detect for variant in variants])
     results = []
-    for suffix, (choice, detect), run in zip(("", "+bbox"), chosen, (plain, boxed), strict=True):
+    for suffix, variant, run in zip(("", "+bbox"), variants, runs, strict=True):
+        choice, detect = variant.choice, variant.detect
         model = trained.model
         if not suffix:
             model = replace(model, regressor=None, regressor_scaler=None)
         details = {
             "val_map": choice.val_map,
+            "held_out": variant.value,
             "settings": trained.chosen.head.settings | choice.settings,
             "tried": [{"settings": s, "val_map": v} for s, v in trained.chosen.head.tried],
             **trained.details,
@@ -447,13 +619,14 @@ def _results(
             head=trained.name + suffix,
             classes=test.classes,
             proposals=_proposals_at_test(config),
-            features=config.features,
+            features=replace(config.features, taps=format_taps(learned.network.featurizer.taps)),
             backbone=learned.network.backbone,
             featurizer=learned.network.featurizer,
             layers=learned.layers,
             model=model,
             detect_config=detect,
-            info={"data": config.data.path, "seed": config.seed, "details": details},
+            thresholds=variant.thresholds,
+            info={"data": test.regions.dataset.name, "seed": config.seed, "details": details},
         )
         evaluation = evaluate_voc(run.detections, test.regions.truths, test.classes, rule=config.rule)
         results.append(
@@ -461,10 +634,12 @@ def _results(
                 detector,
                 run.detections,
                 evaluation,
+                evaluate_coco(run.detections, test.regions.truths, test.classes),
                 trained.train_s,
                 run.seconds / len(test),
                 trained.peak_rss_mb,
                 details,
+                preferred=bool(suffix) == trained.chosen.regress,
             )
         )
     return results
@@ -484,23 +659,21 @@ class _Run:
     seconds: float = 0.0
 
 
-def _detect_both(
-    trained: _Trained,
-    views: Sequence[StoredBlocks],
-    plain: PostprocessConfig,
-    with_boxes: PostprocessConfig,
-) -> tuple[_Run, _Run]:
-    """Detect without and with box regression; regions are read once for both."""
-    test, model, runs = views[0], trained.model, (_Run([]), _Run([]))
-    for i, sample in enumerate(track(test.regions.dataset, f"{trained.name} on test", total=len(test))):
-        n_gt = test.regions.n_gt[i]
-        boxes, rows = test.regions.boxes[i][n_gt:], to_float32(test.features(i, slice(n_gt, None)))
+def _detect_all(
+    trained: _Trained, views: Sequence[StoredBlocks], configs: Sequence[PostprocessConfig]
+) -> list[_Run]:
+    """Detect in every image once for each configuration; regions are read once for all."""
+    images, model, runs = views[0], trained.model, [_Run([]) for _ in configs]
+    dataset = images.regions.dataset
+    for i, sample in enumerate(track(dataset, f"{trained.name} on {dataset.split}", total=len(images))):
+        n_gt = images.regions.n_gt[i]
+        boxes, rows = images.regions.boxes[i][n_gt:], to_float32(images.features(i, slice(n_gt, None)))
         mirrored = to_float32(views[1].features(i)) if len(views) > 1 else None
         look = _look(views, i)
         started = time.perf_counter()
         scores, deltas = model.read(rows, mirrored)
         scored = time.perf_counter() - started
-        for run, detect in zip(runs, (plain, with_boxes), strict=True):
+        for run, detect in zip(runs, configs, strict=True):
             started = time.perf_counter()
             found = model.detect(sample.image_id, sample.size, boxes, scores, deltas, detect, look)
             run.seconds += scored + time.perf_counter() - started

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from rcnn_svm.boxes import Boxes
 from rcnn_svm.detector import Model
 from rcnn_svm.evaluation.voc import evaluate_voc
-from rcnn_svm.experiment.config import ExperimentConfig, HeadsConfig
+from rcnn_svm.experiment.config import ExperimentConfig, HeadsConfig, middle
 from rcnn_svm.experiment.regions import StoredBlocks
 from rcnn_svm.features.scaling import FeatureScaler
 from rcnn_svm.features.store import to_float32
@@ -28,6 +28,7 @@ from rcnn_svm.heads.rbf_svm import RBFSVMHead
 from rcnn_svm.heads.softmax import SoftmaxHead
 from rcnn_svm.postprocess import PostprocessConfig, postprocess
 from rcnn_svm.progress import track
+from rcnn_svm.structures import Detections
 
 __all__ = [
     "Candidate",
@@ -37,6 +38,7 @@ __all__ = [
     "choose_head",
     "choose_postprocess",
     "choose_regressor",
+    "detected",
     "mean_ap",
     "score_images",
     "scored_once",
@@ -127,15 +129,22 @@ def scored_once(blocks: StoredBlocks, model: Model) -> Iterator[ScoredSplit]:
         yield ScoredSplit(blocks, file)
 
 
+def detected(
+    blocks: StoredBlocks, scored: Iterable[ScoredImage], detect: PostprocessConfig
+) -> list[Detections]:
+    """Return the detections of each image from its scored regions."""
+    return [
+        postprocess(sample.image_id, sample.size, image.boxes, image.scores, image.deltas, detect)
+        for sample, image in zip(blocks.regions.dataset, scored, strict=True)
+    ]
+
+
 def mean_ap(
     blocks: StoredBlocks, scored: Iterable[ScoredImage], detect: PostprocessConfig, config: ExperimentConfig
 ) -> float:
     """Return the mAP, in percent, of scored regions after `postprocess`."""
     dataset = blocks.regions.dataset
-    detections = [
-        postprocess(sample.image_id, sample.size, image.boxes, image.scores, image.deltas, detect)
-        for sample, image in zip(dataset, scored, strict=True)
-    ]
+    detections = detected(blocks, scored, detect)
     result = evaluate_voc(detections, blocks.regions.truths, dataset.classes, rule=config.rule)
     return 100 * result.map(config.rule)
 
@@ -156,26 +165,22 @@ class Candidate:
 
 
 def settings_of(name: str, config: HeadsConfig) -> list[dict[str, float]]:
-    """Return every setting that the configuration names for a head; C rises."""
+    """Return every setting that the configuration names for a head, each once; C rises."""
     if name == "linear-svm":
-        return [{"C": cost} for cost in sorted(config.linear_costs)]
+        return [{"C": cost} for cost in sorted(set(config.linear_costs))]
     if name == "softmax-refit":
-        return [{"C": cost} for cost in sorted(config.softmax_costs)]
-    grid = itertools.product(config.rbf_gammas, sorted(config.rbf_costs))
+        return [{"C": cost} for cost in sorted(set(config.softmax_costs))]
+    grid = itertools.product(dict.fromkeys(config.rbf_gammas), sorted(set(config.rbf_costs)))
     return [{"C": cost, "gamma": gamma} for gamma, cost in grid]
 
 
 def settled(name: str, config: HeadsConfig) -> dict[str, float]:
     """Return the setting of a head, or of `ridge`, that is taken unseen: the middle of each grid."""
     if name == "ridge":
-        return {"strength": _middle(config.ridge_strengths)}
+        return {"strength": middle(config.ridge_strengths)}
     if name == "rbf-svm":
-        return {"C": _middle(config.rbf_costs), "gamma": _middle(config.rbf_gammas)}
-    return {"C": _middle(config.linear_costs if name == "linear-svm" else config.softmax_costs)}
-
-
-def _middle(grid: Sequence[float]) -> float:
-    return sorted(grid)[len(grid) // 2]
+        return {"C": middle(config.rbf_costs), "gamma": middle(config.rbf_gammas)}
+    return {"C": middle(config.linear_costs if name == "linear-svm" else config.softmax_costs)}
 
 
 def train_candidates(
@@ -206,11 +211,15 @@ def train_candidates(
         for setting, scorer in zip(settings, head.fit_path(blocks, costs), strict=True):
             yield Candidate(setting, scorer, {})
     else:
-        rbf = RBFSVMHead(positive_weight=config.positive_weight, n_jobs=n_jobs)
+        rbf = RBFSVMHead(rule=_svm_rule(config), positive_weight=config.positive_weight, n_jobs=n_jobs)
         grid = rbf.fit_grid(blocks, sorted(set(costs)), list(dict.fromkeys(s["gamma"] for s in settings)))
         for setting, (_, _, machine) in zip(settings, grid, strict=True):
             details = {"n_support_vectors": len(machine.support), "mined_regions": rbf.n_rows_}
             yield Candidate(setting, machine, details)
+
+
+def _svm_rule(config: HeadsConfig) -> LabelRule:
+    return LabelRule(config.svm_positive_iou, config.svm_negative_iou)
 
 
 def _linear(
@@ -222,6 +231,7 @@ def _linear(
     n_jobs: int,
 ) -> Iterator[Candidate]:
     head = LinearSVMHead(
+        rule=_svm_rule(config),
         loss=config.loss,
         positive_weight=config.positive_weight,
         mining=PaperMining() if config.mining == "paper" else FixedPointMining(),
@@ -323,22 +333,26 @@ def choose_regressor(
 def choose_postprocess(
     config: ExperimentConfig, val: StoredBlocks, scored: ScoredSplit
 ) -> tuple[Choice, PostprocessConfig]:
-    """Choose NMS and its threshold, or soft-NMS; and, where boxes are regressed, box voting."""
+    """Choose NMS and its threshold, or soft-NMS; where boxes are regressed, how far, and box voting."""
     with_boxes = scored.boxes_by is not None
-    votes = config.heads.vote_ious if with_boxes else (0.0,)
+    moves: list[dict[str, float]] = [{"vote_iou": 0.0}]
+    if with_boxes:
+        grid = itertools.product(config.heads.vote_ious, config.heads.box_steps)
+        moves = [{"vote_iou": vote, "box_step": step} for vote, step in grid]
     tried, configs = [], []
     plain = [{"max_iou": value} for value in config.heads.max_ious]
     soft = [{"soft_nms_sigma": value} for value in config.heads.soft_nms_sigmas]
-    for suppression, vote in itertools.product([*plain, *soft], votes):
+    for suppression, move in itertools.product([*plain, *soft], moves):
         detect = replace(
             config.detect,
             max_iou=suppression.get("max_iou", config.detect.max_iou),
             soft_nms_sigma=suppression.get("soft_nms_sigma"),
-            vote_iou=vote or None,
+            vote_iou=move["vote_iou"] or None,
+            box_step=move.get("box_step", config.detect.box_step),
             regression=config.detect.regression if with_boxes else "off",
         )
         configs.append(detect)
-        tried.append(({**suppression, "vote_iou": vote}, mean_ap(val, scored, detect, config)))
+        tried.append(({**suppression, **move}, mean_ap(val, scored, detect, config)))
     choice = _winner(tried)
     return choice, configs[[setting for setting, _ in tried].index(choice.settings)]
 

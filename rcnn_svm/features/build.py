@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
+from rcnn_svm.config import Count, Interval, Values, check
 from rcnn_svm.errors import ConfigError
 from rcnn_svm.features.store import Precision
 
@@ -26,7 +27,8 @@ class FeatureConfig:
         weights: `default`, `offline`, `random`, a member of torchvision's enum, or a file.
         path: `shared` runs the convolutions once per image, `warped` the whole network on every
             region, as R-CNN does.
-        taps: layers by name, separated by commas, such as `fc7` or `block13@3x3,block17@1x1*1.8`.
+        taps: layers by name, separated by commas, such as `fc7` or `block13@3x3,block17@1x1*1.8`; empty for
+            the network's own (`Architecture.taps`).
         longer_sides: shared path: sizes that the image's longer side is brought to.
         crop_size: warped path: side of a crop in pixels; None is the network's own.
         padding: warped path: context in pixels of the crop; None is the network's own.
@@ -35,18 +37,19 @@ class FeatureConfig:
         mirror: at test, read the mirror image too; scores and box deltas of the two are averaged.
     """
 
-    backbone: str = "mobilenet_v2"
+    backbone: str = "efficientnet_lite2"
     weights: str = "default"
     path: Literal["shared", "warped"] = "shared"
-    taps: str = "block13@3x3,block17@1x1,block17@1x1*1.8,block17@1x1*image"
-    longer_sides: tuple[int, ...] = (480,)
-    crop_size: int | None = None
-    padding: int | None = None
+    taps: str = ""
+    longer_sides: Annotated[tuple[Count, ...], Values(least=1)] = (480,)
+    crop_size: Count | None = None
+    padding: Annotated[int, Interval(0)] | None = None
     crop_mode: Literal["warp", "square"] = "warp"
     precision: Precision = "float16"
     mirror: bool = False
 
     def __post_init__(self) -> None:
+        check(self, where="features")
         if self.path == "shared" and self.backbone.startswith("small_cnn"):
             raise ConfigError(
                 "features.path: small_cnn reads small crops and needs the warped path. "
@@ -74,11 +77,12 @@ def build_featurizer(
 
     if backbone is None:
         backbone = load_backbone(config.backbone, config.weights, seed=seed)
+    taps = config.taps or backbone.default_taps
     if config.path == "shared":
-        return SharedFeatures(backbone, config.taps, longer_sides=config.longer_sides, device=device)
+        return SharedFeatures(backbone, taps, longer_sides=config.longer_sides, device=device)
     return WarpedFeatures(
         backbone,
-        config.taps,
+        taps,
         crop_size=config.crop_size,
         padding=config.padding,
         mode=config.crop_mode,

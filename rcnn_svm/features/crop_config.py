@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from rcnn_svm.errors import ConfigError
+from rcnn_svm.config import Count, Interval, NotNegative, Positive, Share, check
 
 __all__ = ["FinetuneConfig"]
 
@@ -31,41 +31,23 @@ class FinetuneConfig:
         checkpoint_every: steps between checkpoints.
     """
 
-    n_steps: int = 1000
-    batch_size: int = 128
-    positive_share: float = 0.25
-    positive_iou: float = 0.5
-    negative_iou: float = 0.5
+    n_steps: Count = 1000
+    batch_size: Annotated[int, Interval(2)] = 128
+    positive_share: Annotated[float, Interval(0, 1, "neither")] = 0.25
+    positive_iou: Share = 0.5
+    negative_iou: Share = 0.5
     flip: bool = True
     optimizer: Literal["sgd", "adam"] = "sgd"
-    learning_rate: float = 1e-3
-    head_rate: float = 10.0
-    decay_at: tuple[float, ...] = (0.7,)
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
+    learning_rate: Positive = 1e-3
+    head_rate: Positive = 10.0
+    decay_at: tuple[Annotated[float, Interval(0, 1, "neither")], ...] = (0.7,)
+    momentum: Annotated[float, Interval(0, 1, "left")] = 0.9
+    weight_decay: NotNegative = 5e-4
     first_layer: str = ""
-    checkpoint_every: int = 250
+    checkpoint_every: Count = 250
 
     def __post_init__(self) -> None:
-        for name in ("n_steps", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"FinetuneConfig: {name} must be at least 1, got {getattr(self, name)}.")
-        if self.batch_size < 2:
-            raise ConfigError(f"FinetuneConfig: batch_size must be at least 2, got {self.batch_size}.")
-        if not 0 < self.positive_share < 1:
-            raise ConfigError(f"FinetuneConfig: positive_share must be in (0, 1), got {self.positive_share}.")
-        if self.optimizer not in ("sgd", "adam"):
-            raise ConfigError(f"FinetuneConfig: optimizer must be sgd or adam, got {self.optimizer!r}.")
-        for name in ("learning_rate", "head_rate"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"FinetuneConfig: {name} must be positive, got {getattr(self, name)}.")
-        if not all(0 < fraction < 1 for fraction in self.decay_at):
-            raise ConfigError(f"FinetuneConfig: decay_at must be fractions in (0, 1), got {self.decay_at}.")
-        if not 0 <= self.momentum < 1 or self.weight_decay < 0:
-            raise ConfigError(
-                f"FinetuneConfig: momentum must be in [0, 1) and weight_decay not negative, got "
-                f"{self.momentum} and {self.weight_decay}."
-            )
+        check(self, where="finetune")
 
     @classmethod
     def paper(cls) -> Self:

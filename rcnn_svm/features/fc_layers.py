@@ -10,14 +10,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rcnn_svm.errors import CacheError, ConfigError, ShapeError
+from rcnn_svm.config import Count, Interval, NotNegative, Positive, Share, Values, check
+from rcnn_svm.errors import CacheError, ShapeError
 from rcnn_svm.features.scaling import FeatureScaler
 from rcnn_svm.files import bytes_digest
+from rcnn_svm.structures import require_finite
 
 __all__ = ["FcConfig", "FcLayers", "RowScaling"]
 
@@ -56,46 +58,27 @@ class FcConfig:
         box_weight: of the smooth L1 loss of box regression; 0 leaves the boxes out of the training.
     """
 
-    hidden: tuple[int, ...] = (1024,)
+    hidden: Annotated[tuple[Count, ...], Values(least=1)] = (1024,)
     scaling: RowScaling = "none"
-    dropout: float = 0.5
-    positive_iou: float = 0.5
-    negative_iou: float = 0.5
-    negative_low: float = 0.0
+    dropout: Annotated[float, Interval(0, 1, "left")] = 0.5
+    positive_iou: Share = 0.5
+    negative_iou: Share = 0.5
+    negative_low: Share = 0.0
     skip_difficult: bool = True
     mirror: bool = False
-    other_sides: tuple[int, ...] = ()
-    background: int = 256
-    batch_size: int = 512
-    positive_share: float = 0.25
+    other_sides: tuple[Count, ...] = ()
+    background: Count = 256
+    batch_size: Annotated[int, Interval(2)] = 512
+    positive_share: Annotated[float, Interval(0, 1, "neither")] = 0.25
     balanced: bool = True
-    n_steps: int = 1500
+    n_steps: Count = 1500
     optimizer: Literal["adam", "sgd"] = "adam"
-    learning_rate: float = 1e-3
-    weight_decay: float = 2.0
-    box_weight: float = 1.0
+    learning_rate: Positive = 1e-3
+    weight_decay: NotNegative = 2.0
+    box_weight: NotNegative = 1.0
 
     def __post_init__(self) -> None:
-        if not self.hidden or min(self.hidden) < 1:
-            raise ConfigError(f"FcConfig: hidden must name one or more positive sizes, got {self.hidden}.")
-        if self.scaling not in get_args(RowScaling):
-            raise ConfigError(f"FcConfig: scaling must be none, l2 or sqrt-l2, got {self.scaling!r}.")
-        if self.optimizer not in ("adam", "sgd"):
-            raise ConfigError(f"FcConfig: optimizer must be adam or sgd, got {self.optimizer!r}.")
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"FcConfig: dropout must be in [0, 1), got {self.dropout}.")
-        if not 0 < self.positive_share < 1:
-            raise ConfigError(f"FcConfig: positive_share must be in (0, 1), got {self.positive_share}.")
-        if self.batch_size < 2 or self.n_steps < 1 or self.background < 1:
-            raise ConfigError(
-                f"FcConfig: batch_size must be at least 2, n_steps and background at least 1, got "
-                f"{self.batch_size}, {self.n_steps} and {self.background}."
-            )
-        if not self.learning_rate > 0 or self.weight_decay < 0 or self.box_weight < 0:
-            raise ConfigError(
-                f"FcConfig: learning_rate must be positive, weight_decay and box_weight not negative, got "
-                f"{self.learning_rate}, {self.weight_decay} and {self.box_weight}."
-            )
+        check(self, where="fc")
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,6 +91,9 @@ class FcLayers:
         class_weight: (H, K + 1) of the softmax, background last; `class_bias` (K + 1,).
         box_weight: (H, 4 K) of the box deltas, class by class; `box_bias` (4 K,).
         scaling: of rows before the first layer.
+
+    Raises:
+        DataError: an array holds NaN or infinity, which the ReLU would pass on as zeros.
     """
 
     weights: tuple[NDArray[np.float32], ...]
@@ -117,6 +103,9 @@ class FcLayers:
     box_weight: NDArray[np.float32]
     box_bias: NDArray[np.float32]
     scaling: RowScaling = "none"
+
+    def __post_init__(self) -> None:
+        require_finite("FcLayers", self.to_arrays())
 
     @property
     def n_features_in(self) -> int:
@@ -200,6 +189,7 @@ class FcLayers:
 
         Raises:
             CacheError: an array is missing or the shapes do not fit together.
+            DataError: an array is not finite.
         """
         try:
             n_layers = sum(name.startswith("fc") and name.endswith(".weight") for name in arrays)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
-from rcnn_svm.errors import ConfigError
+from rcnn_svm.config import Count, Interval, NotNegative, Positive, check
 
 __all__ = ["TrunkConfig"]
 
@@ -17,7 +18,7 @@ class TrunkConfig:
 
     Attributes:
         first_layer: train from this map layer on; the ones before it stay, and their maps are computed
-            once and kept on disk.
+            once and kept on disk. Empty for the network's own (`Architecture.trunk_from`).
         n_steps: training steps.
         images: a step; each is drawn for one class, all classes alike.
         regions: drawn from each of them.
@@ -31,32 +32,17 @@ class TrunkConfig:
         checkpoint_every: steps between checkpoints.
     """
 
-    first_layer: str = "block11"
-    n_steps: int = 500
-    images: int = 8
-    regions: int = 64
+    first_layer: str = ""
+    n_steps: Count = 500
+    images: Count = 8
+    regions: Annotated[int, Interval(2)] = 64
     flip: bool = True
-    learning_rate: float = 2e-4
-    layers_rate: float = 1.5
-    warm_up: float = 0.1
-    weight_decay: float = 1e-4
-    layers_decay: float = 6.0
-    checkpoint_every: int = 100
+    learning_rate: Positive = 2e-4
+    layers_rate: Positive = 1.5
+    warm_up: Annotated[float, Interval(0, 1, "left")] = 0.1
+    weight_decay: NotNegative = 1e-4
+    layers_decay: NotNegative = 6.0
+    checkpoint_every: Count = 100
 
     def __post_init__(self) -> None:
-        for name, least in (
-            ("n_steps", 1),
-            ("images", 1),
-            ("regions", 2),
-            ("checkpoint_every", 1),
-        ):
-            if getattr(self, name) < least:
-                raise ConfigError(f"TrunkConfig: {name} must be at least {least}, got {getattr(self, name)}.")
-        for name in ("learning_rate", "layers_rate"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"TrunkConfig: {name} must be positive, got {getattr(self, name)}.")
-        if not 0 <= self.warm_up < 1 or self.weight_decay < 0 or self.layers_decay < 0:
-            raise ConfigError(
-                f"TrunkConfig: warm_up must be in [0, 1), weight_decay and layers_decay not negative, got "
-                f"{self.warm_up}, {self.weight_decay} and {self.layers_decay}."
-            )
+        check(self, where="trunk")

@@ -167,8 +167,6 @@ class LinearSVMHead(HeadBase):
     def _block_solver(self, source: BlocksSource) -> BlockSolver:
         schedule = self._schedule()
         assert isinstance(schedule, FixedPointMining)
-        require_positive("FixedPointMining", {"max_passes": schedule.max_passes})
-        require_positive("FixedPointMining", {"max_bytes": schedule.max_bytes})
         return BlockSolver(
             source,
             squared=self.loss == "squared_hinge",

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 from joblib import Parallel, delayed
 from numpy.typing import NDArray
 
+from rcnn_svm.config import Count, Interval, check
 from rcnn_svm.errors import ConfigError, DataError
 from rcnn_svm.heads.assign import LabelRule
 from rcnn_svm.heads.base import RegionBlocks, read_features
@@ -32,8 +34,11 @@ class FixedPointMining:
             dual variables, so that a small cache costs passes, never accuracy.
     """
 
-    max_passes: int = 50
-    max_bytes: int = 1 << 30
+    max_passes: Count = 50
+    max_bytes: Count = 1 << 30
+
+    def __post_init__(self) -> None:
+        check(self, where="FixedPointMining")
 
 
 @dataclass(frozen=True)
@@ -51,14 +56,24 @@ class PaperMining:
         retrain_after: additions of one class that it takes, strictly more, to retrain it.
         epochs: passes over the images.
 
+    Raises:
+        ConfigError: a value out of range, or `evict` above `hard`.
+
     References:
         rbgirshick/rcnn, rcnn_train.m and init_cache.
     """
 
     hard: float = -1.0001
     evict: float = -1.2
-    retrain_after: int = 2000
-    epochs: int = 1
+    retrain_after: Annotated[int, Interval(0)] = 2000
+    epochs: Count = 1
+
+    def __post_init__(self) -> None:
+        check(self, where="PaperMining")
+        if self.evict > self.hard:
+            raise ConfigError(
+                f"PaperMining.evict must be at most PaperMining.hard, {self.hard}, got {self.evict}."
+            )
 
 
 @dataclass(frozen=True)
@@ -182,14 +197,7 @@ def mine_as_in_the_paper(
 
     Returns:
         (K, D) coefficients, (K,) intercepts and a log.
-
-    Raises:
-        ConfigError: `schedule.epochs` or `schedule.retrain_after` is out of range.
     """
-    if schedule.epochs < 1 or schedule.retrain_after < 0 or schedule.evict > schedule.hard:
-        raise ConfigError(
-            f"PaperMining: needs epochs >= 1, retrain_after >= 0 and evict <= hard, got {schedule}."
-        )
     n_classes = source.n_classes
     coef = np.zeros((n_classes, source.n_features), np.float32)
     intercept = np.zeros(n_classes, np.float32)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rcnn_svm.config import Count, check
 from rcnn_svm.errors import ConfigError
 from rcnn_svm.structures import Image, RegionSet
 
@@ -29,13 +30,11 @@ class GridConfig:
         smallest: side of the smallest square, in pixels.
     """
 
-    n_boxes: int = 2000
-    smallest: int = 32
+    n_boxes: Count = 2000
+    smallest: Count = 32
 
     def __post_init__(self) -> None:
-        for name in ("n_boxes", "smallest"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"GridConfig: {name} must be at least 1, got {getattr(self, name)}.")
+        check(self, where="GridConfig")
 
     def key(self) -> dict[str, Any]:
         """Return all that the boxes of an image depend on, as JSON-able values."""

@@ -35,6 +35,13 @@ def test_gaps_crowd_and_images_without_annotations(make_coco):
     assert coco_image_ids(root, "train2017") == {"x": 101, "y": 102}
 
 
+def test_the_area_is_the_annotations_where_it_states_one(make_coco):
+    areas = ({"area": 63.5}, {}, {"area": None}, {"area": 0})
+    boxes = [one(bbox=(k, 2, 10, 20), **area) for k, area in enumerate(areas)]
+    root = make_coco({"train": {"x.jpg": boxes}}, CATEGORIES)
+    assert load_dataset(root, "train").samples[0].truth.area.tolist() == [63.5, 200, 200, 0]
+
+
 def test_exports_with_a_json_in_each_split(make_coco):
     root = make_coco({"valid": {"x.jpg": [one()]}}, CATEGORIES)
     (root / "annotations" / "instances_valid.json").rename(root / "valid" / "_annotations.coco.json")
@@ -85,6 +92,14 @@ def test_broken_json(make_coco):
         (
             json.dumps(content | {"annotations": [one(image_id=7)]}),
             f"annotation 1 is of image 7, which is not listed.{ADVICE}",
+        ),
+        *(
+            (
+                json.dumps(content | {"annotations": [{"area": area, **one(image_id=101)}]}),
+                f"annotation 1 must have an area of 0 or more, got {{'area': {area!r}, 'category_id': 3, "
+                f"'bbox': [1, 2, 10, 20], 'image_id': 101}}.{ADVICE}",
+            )
+            for area in (-1, float("nan"), "large")
         ),
     ]
     for text, message in cases:

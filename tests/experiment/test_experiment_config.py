@@ -1,12 +1,18 @@
 from __future__ import annotations
 
-from dataclasses import replace
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import is_dataclass, replace
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+import numpy as np
 import pytest
 
-from rcnn_svm.config import from_dict, to_dict
+from rcnn_svm.config import Interval, from_dict, to_dict
 from rcnn_svm.errors import ConfigError
 from rcnn_svm.experiment.config import (
+    DataConfig,
     ExperimentConfig,
     HeadsConfig,
     demo_config,
@@ -15,6 +21,25 @@ from rcnn_svm.experiment.config import (
 )
 from rcnn_svm.features.build import FeatureConfig
 from rcnn_svm.features.fc_layers import FcConfig
+from rcnn_svm.features.scaling import FeatureScaler
+from rcnn_svm.features.trunk_config import TrunkConfig
+from rcnn_svm.finetune import FinetuneConfig
+from rcnn_svm.heads.kernel_solver import rbf_kernel, squared_distances
+from rcnn_svm.postprocess import PostprocessConfig
+from rcnn_svm.proposals import GridConfig, SelectiveSearchConfig
+
+
+class OneImage:
+    """The regions of a single image."""
+
+    def __init__(self, rows: np.ndarray) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return 1
+
+    def features(self, i: int) -> np.ndarray:
+        return self.rows
 
 
 def test_the_paper_preset_is_the_paper() -> None:
@@ -37,8 +62,22 @@ def test_the_paper_preset_is_the_paper() -> None:
     assert (heads.loss, heads.linear_costs, heads.positive_weight) == ("hinge", (1e-3,), 2.0)
     assert (heads.scaling, heads.mining, heads.ridge_strengths) == ("mean-norm-20", "paper", (1000.0,))
     assert (config.detect.max_iou, config.detect.max_candidates) == (0.3, 100)
+    assert config.detect.max_detections is None
     assert (config.detect.vote_iou, config.detect.regression) == (None, "before-nms")
     assert (heads.max_ious, heads.soft_nms_sigmas, heads.vote_ious) == ((0.3,), (), (0.0,))
+
+
+@pytest.mark.parametrize(
+    "config", [ExperimentConfig(), paper_config(ExperimentConfig())], ids=["own", "paper"]
+)
+def test_kernels_are_as_wide_as_the_scaled_rows_are_long(config: ExperimentConfig, rng) -> None:
+    """A kernel too narrow by far sees no two rows alike, and gives every new one the same score."""
+    rows = np.maximum(rng.normal(size=(300, 256)), 0).astype(np.float32) * 3  # as fc7 after its ReLU
+    scaler = FeatureScaler(config.heads.scaling).fit(OneImage(rows))
+    distances = squared_distances(scaler(rows))
+    for gamma in config.heads.rbf_gammas:
+        alike = np.median(rbf_kernel(distances, gamma)[np.triu_indices(len(rows), 1)])
+        assert 0.01 < alike < 0.9
 
 
 @pytest.mark.parametrize("config", [ExperimentConfig(), paper_config(ExperimentConfig()), demo_config()])
@@ -60,8 +99,13 @@ def test_quick_is_never_slower() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"names": ("svm",)}, r"heads\.names must be some of linear-svm, .* got svm\."),
-        ({"names": ()}, r"heads\.names must be some of linear-svm, .* got none\."),
+        ({"names": ("svm",)}, r"^heads\.names must be one of 'linear-svm', .* got 'svm'\."),
+        ({"names": (object(),)}, r"^heads\.names must be one of 'linear-svm', .* got <object"),
+        ({"names": ()}, r"^heads\.names must hold at least one value, got none\.$"),
+        (
+            {"names": ("rbf-svm", "rbf-svm")},
+            r"^heads\.names must hold no value twice, got rbf-svm, rbf-svm\.$",
+        ),
         ({"vote_ious": ()}, r"heads\.vote_ious must hold at least one value, got none\."),
     ],
 )
@@ -70,12 +114,70 @@ def test_what_cannot_work_is_refused(arguments: dict, message: str) -> None:
         HeadsConfig(**arguments)
 
 
-def test_a_trunk_is_not_tuned_through_scaled_rows() -> None:
-    from rcnn_svm.errors import ConfigError
-    from rcnn_svm.features.fc_layers import FcConfig
+CONFIGS = {
+    "": ExperimentConfig,
+    "data": DataConfig,
+    "proposals": SelectiveSearchConfig,
+    "features": FeatureConfig,
+    "fc": FcConfig,
+    "trunk": TrunkConfig,
+    "finetune": FinetuneConfig,
+    "heads": HeadsConfig,
+    "detect": PostprocessConfig,
+}
+FIELDS = [
+    (where, kind, name, hint)
+    for where, kind in CONFIGS.items()
+    for name, hint in get_type_hints(kind, include_extras=True).items()
+]
+UNBOUNDED = {"detect.min_score"}
 
-    with pytest.raises(ConfigError, match=r"fc\.scaling"):
-        ExperimentConfig(learn="trunk", fc=FcConfig(scaling="l2"))
+
+def parts(hint: Any) -> Iterator[Any]:
+    """Every type within a type."""
+    yield hint
+    for inner in get_args(hint):
+        if get_origin(hint) is not Literal and inner is not Ellipsis:
+            yield from parts(inner)
+
+
+def test_every_part_of_the_configuration_is_known_here() -> None:
+    default = ExperimentConfig()
+    nested = {name: type(value) for name, value in vars(default).items() if is_dataclass(value)}
+    assert {**nested, "": ExperimentConfig} == CONFIGS
+
+
+@pytest.mark.parametrize(("where", "kind", "name", "hint"), FIELDS, ids=lambda value: str(value)[:30])
+def test_no_field_holds_what_means_nothing(where: str, kind: Any, name: str, hint: Any) -> None:
+    """Another type, an unknown name, a number just outside its range: refused where they are written."""
+    key = f"{where}.{name}" if where else name
+    wrong: list[Any] = [object(), math.nan, "nonsense" if str not in list(parts(hint)) else 3]
+    within = [part for part in parts(hint) if isinstance(part, Interval)]
+    for interval in within:
+        for end, step, own in ((interval.low, -1, "left"), (interval.high, 1, "right")):
+            if math.isfinite(end):
+                excluded = interval.closed not in ("both", own)
+                whole = int in list(parts(hint))
+                wrong.append(end if excluded else end + step if whole else math.nextafter(end, end + step))
+    is_tuple = any(get_origin(part) is tuple for part in parts(hint))
+    for value in wrong:
+        with pytest.raises(ConfigError, match=f"^{re.escape(key)} must "):
+            kind(**{name: (value,) if is_tuple else value})
+    numbers = {int, float} & set(parts(hint))
+    assert within or not numbers or key in UNBOUNDED, f"{key} takes any number: give it an Interval"
+
+
+@pytest.mark.parametrize(
+    "changes", [{"fc": FcConfig(positive_iou=0.3)}, {"finetune": FinetuneConfig(negative_iou=0.6)}]
+)
+def test_label_rules_that_contradict_themselves_are_refused_at_once(changes: dict) -> None:
+    with pytest.raises(ConfigError, match="must have 0 <= negative_low <= negative_iou <= positive_iou <= 1"):
+        ExperimentConfig(**changes)
+
+
+def test_proposals_of_another_kind_are_refused_before_anything_is_computed() -> None:
+    with pytest.raises(ConfigError, match=r"^proposals must be a table of keys, got GridConfig\(\.\.\.\)\.$"):
+        ExperimentConfig(proposals=GridConfig())  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

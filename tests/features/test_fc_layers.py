@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from rcnn_svm.errors import CacheError, ConfigError, ShapeError
+from rcnn_svm.errors import CacheError, ConfigError, DataError, ShapeError
 from rcnn_svm.features.fc_layers import FcConfig, FcLayers
 
 
@@ -80,6 +80,19 @@ def test_broken_arrays(rng):
         FcLayers.from_arrays({**arrays, "fc7.weight": arrays["fc7.weight"][:2]})
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_is_refused(rng, value):
+    arrays = make(rng).to_arrays()
+    for name in sorted(arrays.keys() - {"scaling"}):
+        broken = arrays[name].copy()
+        broken.flat[-1] = value
+        with pytest.raises(DataError) as caught:
+            FcLayers.from_arrays({**arrays, name: broken})
+        assert str(caught.value).startswith(
+            f"FcLayers: {name} must be finite, got 1 of {broken.size} numbers that are NaN or infinite."
+        )
+
+
 def test_wrong_rows(rng):
     with pytest.raises(ShapeError) as caught:
         make(rng)(np.zeros((2, 5), np.float32))
@@ -89,15 +102,19 @@ def test_wrong_rows(rng):
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("hidden", (), r"hidden must name one or more positive sizes, got \(\)"),
-        ("scaling", "l1", "scaling must be none, l2 or sqrt-l2, got 'l1'"),
-        ("optimizer", "lbfgs", "optimizer must be adam or sgd, got 'lbfgs'"),
-        ("dropout", 1.0, r"dropout must be in \[0, 1\), got 1.0"),
-        ("positive_share", 0.0, r"positive_share must be in \(0, 1\), got 0.0"),
-        ("n_steps", 0, "n_steps and background at least 1, got 512, 0 and 256"),
-        ("learning_rate", 0.0, "learning_rate must be positive"),
+        ("hidden", (), "hold at least one value, got none."),
+        ("hidden", (8, 0), "be at least 1, got 0."),
+        ("scaling", "l1", "be one of 'none', 'l2', 'sqrt-l2', got 'l1'."),
+        ("optimizer", "lbfgs", "be one of 'adam', 'sgd', got 'lbfgs'."),
+        ("dropout", 1.0, "lie in [0, 1), got 1.0."),
+        ("positive_share", 0.0, "lie in (0, 1), got 0.0."),
+        ("batch_size", 1, "be at least 2, got 1."),
+        ("n_steps", 0, "be at least 1, got 0."),
+        ("learning_rate", 0.0, "be positive, got 0.0."),
+        ("weight_decay", -1.0, "not be negative, got -1.0."),
     ],
 )
 def test_config(field, value, message):
-    with pytest.raises(ConfigError, match=f"FcConfig: .*{message}"):
+    with pytest.raises(ConfigError) as caught:
         FcConfig(**{field: value})
+    assert str(caught.value) == f"fc.{field} must {message}"

@@ -192,6 +192,28 @@ def test_messages(blocks: ArrayBlocks) -> None:
         LinearSVMHead(C=0.1).fit(blocks).decision_function(np.zeros((2, 3)))
 
 
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: FixedPointMining(max_passes=0), "FixedPointMining.max_passes must be at least 1, got 0."),
+        (
+            lambda: FixedPointMining(max_bytes=1e9),
+            "FixedPointMining.max_bytes must be int, got 1000000000.0.",
+        ),
+        (lambda: PaperMining(epochs=0), "PaperMining.epochs must be at least 1, got 0."),
+        (lambda: PaperMining(retrain_after=-1), "PaperMining.retrain_after must not be negative, got -1."),
+        (
+            lambda: PaperMining(evict=0),
+            "PaperMining.evict must be at most PaperMining.hard, -1.0001, got 0.0.",
+        ),
+    ],
+)
+def test_schedules_that_cannot_work_are_refused_at_once(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        make()
+    assert str(caught.value) == message
+
+
 def test_a_class_without_positives_is_named(make_blocks: Callable[..., ArrayBlocks]) -> None:
     blocks = make_blocks(n_images=1, n_classes=9)
     with pytest.raises(DataError, match=r"^SVM: every class needs a positive region, got none for class\d"):

@@ -40,8 +40,8 @@ def test_settings_make_the_same_grid():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: GridConfig(0), "GridConfig: n_boxes must be at least 1, got 0."),
-        (lambda: GridConfig(smallest=0), "GridConfig: smallest must be at least 1, got 0."),
+        (lambda: GridConfig(0), "GridConfig.n_boxes must be at least 1, got 0."),
+        (lambda: GridConfig(smallest=0), "GridConfig.smallest must be at least 1, got 0."),
         (lambda: dense_grid((0, 5), 9), "dense_grid(''): size must be at least 1 x 1, got (0, 5)."),
     ],
 )

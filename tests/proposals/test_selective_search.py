@@ -261,13 +261,13 @@ def test_lab_agrees_with_opencv(rng):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"mode": "slow"}, "SelectiveSearchConfig: mode must be one of fast, quality, got 'slow'."),
-        ({"ranking": "x"}, "SelectiveSearchConfig: ranking must be one of paper, diverse, got 'x'."),
-        ({"sigma": -1}, "SelectiveSearchConfig: sigma must be in 0 .. 10 pixels, got -1."),
-        ({"min_size": 0}, "SelectiveSearchConfig: min_size must be at least 1, got 0."),
-        ({"seed": -1}, "SelectiveSearchConfig: seed must be at least 0, got -1."),
-        ({"max_width": 0}, "SelectiveSearchConfig: max_width must be at least 1, got 0."),
-        ({"max_regions": 0}, "SelectiveSearchConfig: max_regions must be at least 1, got 0."),
+        ({"mode": "slow"}, "proposals.mode must be one of 'fast', 'quality', got 'slow'."),
+        ({"ranking": "x"}, "proposals.ranking must be one of 'paper', 'diverse', got 'x'."),
+        ({"sigma": -1}, "proposals.sigma must lie in [0, 10], got -1.0."),
+        ({"min_size": 0}, "proposals.min_size must be at least 1, got 0."),
+        ({"seed": -1}, "proposals.seed must not be negative, got -1."),
+        ({"max_width": 0}, "proposals.max_width must be at least 1, got 0."),
+        ({"max_regions": 0}, "proposals.max_regions must be at least 1, got 0."),
     ],
 )
 def test_settings_that_cannot_work(changes, message):
