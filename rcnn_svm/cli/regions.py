@@ -42,6 +42,7 @@ def add_verbs(verbs: Any) -> None:
     propose.add_argument("--out", type=Path, metavar="FILE", help="write the boxes as JSON")
     propose.add_argument("--plot", type=Path, metavar="DIR", help="draw segmentations, boxes and recall")
     group = shared.add_label_options(propose, "recall of these classes")
+    group.add_argument("--skip-bad", action="store_true", help="leave out images that are missing or damaged")
     group.add_argument("--max-images", type=int, metavar="N", help="the first N images of the split")
     shared.add_run_options(propose)
     propose.set_defaults(run=_propose, skip_absent_classes=False, resumes=True)

@@ -77,14 +77,6 @@ def test_bad_images_are_left_out_if_asked(
     assert "Left out 2 images, the first: " in capsys.readouterr().err
 
 
-def test_objects_that_no_region_reaches_are_told(
-    run: Run, voc: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    arguments = ["--out", tmp_path / "out", "--cache", tmp_path / "cache", "--max-images", "1", *TINY]
-    assert run("train", voc, *arguments, "--set", "proposals.min_size=300") == 3
-    assert "training objects are smaller than proposals.min_size = 300" in capsys.readouterr().err
-
-
 def test_a_page_of_html_among_the_images_is_named(
     run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
