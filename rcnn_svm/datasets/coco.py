@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from rcnn_svm.datasets.layout import WHOLE, Files, image_ids, role_among, role_of
+from rcnn_svm.datasets.layout import LABEL_FOLDERS, WHOLE, Files, image_ids, role_among, role_of
 from rcnn_svm.datasets.records import (
     Defect,
     LabelledImage,
@@ -53,7 +53,7 @@ class CocoSource:
         root: the folder that the user named.
         files: of the data set.
         jsons: the JSON file of each split.
-        others: JSON files that are none of COCO's.
+        others: JSON files among the labels that are none of COCO's.
     """
 
     root: Path
@@ -70,7 +70,7 @@ class CocoSource:
         for file in ([only] if only else names)[:_MOST_CANDIDATES]:
             if only or _is_coco(file, files):
                 found.append(file)
-            else:
+            elif file.parent.name.lower() in LABEL_FOLDERS:  # elsewhere lie results, settings and so on
                 others.append(file)
         if not found:
             return None
