@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from rcnn_svm.errors import DataError, DiskSpaceError
+from rcnn_svm.progress import say
 
 __all__ = [
     "atomic_path",
@@ -26,6 +27,7 @@ __all__ = [
     "file_digest",
     "free_space",
     "read_json",
+    "read_text",
     "remove_marker",
     "require_free_space",
     "scratch_file",
@@ -140,6 +142,33 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
+def read_text(path: Path) -> str:
+    """Read a text file of any common encoding, without its byte order mark.
+
+    UTF-16 and UTF-32 are known by their mark, or by the zero bytes of their first letters. What is neither
+    one of them nor UTF-8 is taken for Windows-1252, and one line says so.
+
+    Raises:
+        DataError: the file is missing, unreadable or no text.
+    """
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such file.") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}).") from error
+    except ValueError as error:  # a NUL or half a surrogate pair in the name
+        raise DataError(f"{str(path)!r}: cannot be the name of a file.") from error
+    encoding = json.detect_encoding(content)
+    try:
+        return content.decode(encoding).removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        if encoding != "utf-8" or b"\0" in content:
+            raise DataError(f"{path}: must be UTF-8 text ({error.reason}).") from error
+        say(f"{path}: is no UTF-8 text and was read as Windows-1252. Save it as UTF-8.")
+        return content.decode("cp1252", errors="replace")
+
+
 def read_json(path: Path) -> Any:
     """Read a JSON file.
 
@@ -147,18 +176,14 @@ def read_json(path: Path) -> Any:
         DataError: the file is missing, unreadable or no JSON; the message names line and column.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: no such file.") from error
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}).") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: must be UTF-8 text ({error.reason}).") from error
+        return json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise DataError(
             f"{path}: must be JSON, got a syntax error at line {error.lineno}, "
             f"column {error.colno} ({error.msg}). The file may be truncated."
         ) from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: must be JSON, got a number too long or lists too deep to read.") from error
 
 
 def digest(value: Any) -> str:

@@ -52,6 +52,7 @@ def _digits(options: argparse.Namespace) -> None:
 
 def _check(options: argparse.Namespace) -> None:
     from rcnn_svm.datasets.check import check_dataset
+    from rcnn_svm.errors import DataError
     from rcnn_svm.files import write_json
 
     names = [name.strip() for name in options.classes.split(",") if name.strip()]
@@ -64,3 +65,8 @@ def _check(options: argparse.Namespace) -> None:
     if options.plot is not None:
         report.plot(options.plot)
         say(f"Picture: {options.plot}")
+    if report.errors:
+        n = len(report.errors)
+        raise DataError(
+            f"{options.path}: {n} error{'s' * (n > 1)} {'were' if n > 1 else 'was'} found, see the report."
+        )

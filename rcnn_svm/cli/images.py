@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rcnn_svm.datasets import image_size, read_image
 from rcnn_svm.datasets.images import IMAGE_SUFFIXES
+from rcnn_svm.datasets.layout import Files, image_ids
 from rcnn_svm.errors import DataError
 from rcnn_svm.structures import GroundTruth, Sample
 
@@ -16,7 +17,9 @@ __all__ = ["open_images"]
 def open_images(
     paths: Sequence[Path], *, unreadable: Callable[[DataError], None] | None = None
 ) -> list[Sample]:
-    """Return the images that are named or lie in the named folders, in order, without labels.
+    """Return the images that are named or lie in or below the named folders, in order, without labels.
+
+    Each is known by its file name, and by as much of its path or suffix as tells it from the others.
 
     Args:
         paths: files and folders.
@@ -25,30 +28,26 @@ def open_images(
     Raises:
         DataError: a path is missing, a folder holds no image, or a file is none.
     """
-    samples: list[Sample] = []
+    files: dict[Path, None] = {}
     for path in paths:
         if path.is_dir():
-            files = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
-            if not files:
+            found = Files.walk(path, leave=True).images
+            if not found:
                 raise DataError(f"{path}: holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}).")
+            files |= dict.fromkeys(found)
         elif path.exists():
-            files = [path]
+            files[path] = None
         else:
             raise DataError(f"{path}: no such file or folder.")
-        for file in files:
-            try:
-                size = image_size(file)
-            except DataError as error:
-                if unreadable is None:
-                    raise
-                unreadable(error)
-            else:
-                samples.append(Sample(file.stem, size, GroundTruth.empty(), path=file, reader=read_image))
-    names = [sample.image_id for sample in samples]
-    twice = {name for name in names if names.count(name) > 1} if len(set(names)) < len(names) else set()
-    if twice:
-        raise DataError(
-            f"{sorted(twice)[0]}: two of the images have this name, and results are kept by name. "
-            f"Give them in two calls."
-        )
+    ids = image_ids(files)
+    samples = []
+    for file in files:
+        try:
+            size = image_size(file)
+        except DataError as error:
+            if unreadable is None:
+                raise
+            unreadable(error)
+        else:
+            samples.append(Sample(ids[file], size, GroundTruth.empty(), path=file, reader=read_image))
     return samples

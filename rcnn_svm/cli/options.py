@@ -50,6 +50,12 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that say which labelled images are learned from."""
     group = add_label_options(parser, "learn these classes, in this order")
     group.add_argument(
+        "--skip-bad",
+        action="store_true",
+        default=None,
+        help="leave out images that are missing, damaged or have bad labels",
+    )
+    group.add_argument(
         "--skip-absent-classes",
         action="store_true",
         default=None,

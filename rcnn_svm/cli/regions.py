@@ -42,6 +42,7 @@ def add_verbs(verbs: Any) -> None:
     propose.add_argument("--out", type=Path, metavar="FILE", help="write the boxes as JSON")
     propose.add_argument("--plot", type=Path, metavar="DIR", help="draw segmentations, boxes and recall")
     group = shared.add_label_options(propose, "recall of these classes")
+    group.add_argument("--skip-bad", action="store_true", help="leave out images that are missing or damaged")
     group.add_argument("--max-images", type=int, metavar="N", help="the first N images of the split")
     shared.add_run_options(propose)
     propose.set_defaults(run=_propose, skip_absent_classes=False, resumes=True)
@@ -49,8 +50,7 @@ def add_verbs(verbs: Any) -> None:
 
 def _propose(options: argparse.Namespace) -> None:
     from rcnn_svm.cli.images import open_images
-    from rcnn_svm.datasets import load_dataset
-    from rcnn_svm.errors import DataError
+    from rcnn_svm.datasets import holds_dataset, load_dataset
     from rcnn_svm.files import write_text
     from rcnn_svm.proposals import cached_proposals, proposal_recall
 
@@ -59,7 +59,9 @@ def _propose(options: argparse.Namespace) -> None:
     room = CacheLimit(options.cache, shared.cache_limit_of(options))
     truths = None
     classes: tuple[str, ...] = ()
-    try:
+    if options.format in (None, "auto") and not holds_dataset(options.path):
+        samples = open_images([options.path])
+    else:
         data = shared.data_config(options, str(options.path))
         dataset = load_dataset(
             options.path,
@@ -67,18 +69,10 @@ def _propose(options: argparse.Namespace) -> None:
             format=None if data.format == "auto" else data.format,
             classes=data.classes or None,
             drop_bad_boxes=data.drop_bad_boxes,
+            skip_bad=data.skip_bad,
         )
         samples = list(dataset.samples[: data.max_images])
         truths, classes = [sample.truth for sample in samples], dataset.classes
-    except DataError as no_dataset:
-        if options.format not in (None, "auto") or not (options.path.is_file() or options.path.is_dir()):
-            raise
-        try:
-            samples = open_images([options.path])
-        except DataError as no_images:
-            raise DataError(
-                f"{options.path}: is neither a data set ({no_dataset}) nor images."
-            ) from no_images
     regions = cached_proposals(samples, config, options.cache / "proposals", n_jobs=shared.n_jobs_of(options))
     room.hold(finished=True)
     counts = np.array([len(one) for one in regions])

@@ -159,7 +159,7 @@ def _run(
     finished: Callable[[HeadResult, Splits], None] | None = None,
 ) -> tuple[Experiment, dict[str, Any], BootstrapResult]:
     """Run an experiment and write its report to `folder`; return it with its metrics and their intervals."""
-    from rcnn_svm.experiment.data import load_data
+    from rcnn_svm.experiment.data import load_data, too_small
     from rcnn_svm.experiment.recipe import run_experiment, stages_of
     from rcnn_svm.report.experiment import write_experiment
 
@@ -167,6 +167,9 @@ def _run(
     stages = Stages((*stages_of(config), "report"))
     splits = load_data(config.data, seed=config.seed)
     remove_marker(options.out / "metrics.json")  # where one lies, the rest of the folder belongs to it
+    warning = too_small(splits.trainval, config.proposals.min_size)
+    if warning:
+        say(warning)
     write_json(options.out / "config.json", to_dict(config, finite=True))
     for line in words.opening(config, splits, options.out):
         say(line)

@@ -15,6 +15,7 @@ from rcnn_svm.datasets.images import image_size, read_image
 from rcnn_svm.datasets.loading import (
     Splits,
     detect_format,
+    holds_dataset,
     list_splits,
     load_dataset,
     load_splits,
@@ -34,6 +35,7 @@ __all__ = [
     "digits_in_scenes",
     "digits_splits",
     "draw_folds",
+    "holds_dataset",
     "image_size",
     "images_to_measure",
     "list_splits",

@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rcnn_svm.boxes import Boxes, area
-from rcnn_svm.datasets.images import image_size, read_image
-from rcnn_svm.datasets.loading import Classes, Format, dataset_name, detect_format, open_source, read_classes
-from rcnn_svm.datasets.records import Collector, Defect, Report, build
+from rcnn_svm.datasets.images import read_image
+from rcnn_svm.datasets.layout import ROLES, role_of
+from rcnn_svm.datasets.loading import Classes, Format, open_source
+from rcnn_svm.datasets.records import WARNINGS, Collector, Defect, Report
 from rcnn_svm.errors import DataError
 from rcnn_svm.files import atomic_path, file_digest
 from rcnn_svm.progress import track
@@ -28,17 +29,29 @@ __all__ = ["CheckReport", "check_dataset"]
 _PERCENTILES = (0, 5, 25, 50, 75, 95, 100)
 _SHOWN = 8  # defects of one kind that the text spells out
 _KINDS = {
+    "split": "splits that cannot be read",
+    "no-labels": "splits without label files",
     "labels": "label files that cannot be read",
     "image": "images that cannot be read",
     "size": "images of another size than labelled",
+    "malformed": "objects that cannot be read",
     "no-area": "boxes of no area",
     "outside": "boxes that reach out of their image",
     "unknown-class": "objects of unknown classes",
     "twice": "images listed twice",
     "leakage": "images that several splits share",
     "duplicate": "identical images within a split",
+    "doubled": "objects labelled twice",
+    "unlabelled": "images without a label file",
+    "orphan": "label files without an image",
+    "no-object": "splits without an object",
     "missing-class": "splits without an object of some class",
     "empty-split": "splits without an image",
+    "other-class": "objects of classes that were not asked for",
+    "category": "categories that only group others",
+    "similar": "classes whose names differ in case or spaces only",
+    "link": "links that are not followed",
+    "unused": "files that were not used",
 }
 
 
@@ -57,6 +70,11 @@ class CheckReport:
     format: Format
     datasets: tuple[Dataset, ...]
     defects: tuple[Defect, ...]
+
+    @property
+    def errors(self) -> tuple[Defect, ...]:
+        """The defects that loading stops at, and leakage: what is more than a warning."""
+        return tuple(one for one in self.defects if one.kind not in WARNINGS or one.kind == "leakage")
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -246,44 +264,40 @@ def check_dataset(
         DataError: there is no data set, or the file that describes it cannot be read.
         ConfigError: an unknown format or a bad class list.
     """
-    path = Path(path)
-    source = open_source(path, format)
+    opened = open_source(path, format)
     collector = Collector()
-    names = read_classes(classes) if classes is not None else source.class_names(collector)
+    names = opened.class_names(classes, collector)
+    root = opened.source.root
     parts = []
-    for split in sorted(source.splits(), key=_usual_order):
-        part = build(dataset_name(path), split, names, source.read(split, collector), collector)
+    for split in sorted(opened.source.splits(), key=_usual_order):
+        part = opened.load(split, collector)
         if not part:
-            message = f"{source.root}: split {split!r} has no image that can be read."
-            collector(Defect("empty-split", source.root, message))
+            message = f"{root}: split {split!r} has no image that can be read."
+            collector(Defect("empty-split", root, message))
         missing = [name for name, count in zip(names, part.counts(), strict=True) if not count]
         if missing and part:
             some = ", ".join(missing[:_SHOWN]) + (" ..." if len(missing) > _SHOWN else ".")
-            message = f"{source.root}: split {split!r} lacks objects of: {some}"
-            collector(Defect("missing-class", source.root, message))
+            message = f"{root}: split {split!r} lacks objects of: {some}"
+            collector(Defect("missing-class", root, message))
         parts.append(part)
     files = {sample.path: sample.size for part in parts for sample in part if sample.path is not None}
     digests = _look_at_images(files, decode, collector)
     _compare_images(_disjoint(parts), digests, collector)
     order = list(_KINDS)
     defects = sorted(collector.defects, key=lambda one: order.index(one.kind))
-    found = format if format is not None else detect_format(path)
-    return CheckReport(path, found, tuple(parts), tuple(defects))  # type: ignore[arg-type]
+    return CheckReport(opened.path, opened.format, tuple(parts), tuple(defects))
 
 
 def _look_at_images(files: Mapping[Path, tuple[int, int]], decode: bool, report: Report) -> dict[Path, str]:
-    """Return the hash of each image file that can be read; report the others and those of a wrong size."""
+    """Return the hash of each image file that can be read; report the others."""
     digests = {}
     for file, size in track(files.items(), "check images", total=len(files)):
         try:
             digests[file] = file_digest(file)
-            found = read_image(file, labelled_size=size).shape[:2] if decode else image_size(file)
+            if decode:
+                read_image(file, labelled_size=size)
         except DataError as error:
             report(Defect("image", file, str(error)))
-            continue
-        if found != size and (decode or found != size[::-1]):  # a header alone does not tell which is meant
-            message = f"{file}: is {found[1]} x {found[0]} pixels, its labels say {size[1]} x {size[0]}."
-            report(Defect("size", file, message))
     return digests
 
 
@@ -377,9 +391,8 @@ def _sentence(parts: Sequence[Dataset]) -> str:
 
 def _usual_order(split: str) -> tuple[int, str]:
     """Sort train, val, trainval, test, then the others by name; a year may follow."""
-    usual = ("train", "val", "trainval", "test")
-    name = split.rstrip("0123456789")
-    return usual.index(name) if name in usual else len(usual), split
+    role = role_of(split)
+    return ROLES.index(role) if role else len(ROLES), split
 
 
 _SPLIT_COLOURS = {"train": "#4c78a8", "val": "#f2a541", "test": "#54a06e", "trainval": "#4c78a8"}

@@ -157,11 +157,5 @@ def _digest(path: Path) -> str:
 
 
 def _each_once(splits: Mapping[str, Sequence[LabelledImage]]) -> list[LabelledImage]:
-    """Return the images of all splits; where ids of several are the same, their split goes before them."""
-    images: dict[Path, tuple[str, LabelledImage]] = {}
-    for split, listed in splits.items():
-        for image in listed:
-            images.setdefault(image.path, (split, image))
-    if len({image.image_id for _, image in images.values()}) == len(images):
-        return [image for _, image in images.values()]
-    return [replace(image, image_id=f"{split}/{image.image_id}") for split, image in images.values()]
+    """Return the images of all splits."""
+    return list({image.path: image for listed in splits.values() for image in listed}.values())

@@ -12,39 +12,42 @@ Two decisions are made here for the whole package:
 from __future__ import annotations
 
 import contextlib
-import struct
+import os
+import re
+import stat
 import warnings
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
 
 import numpy as np
 from PIL import Image as pillow
-from PIL import UnidentifiedImageError
+from PIL import UnidentifiedImageError, features
 
 from rcnn_svm.errors import DataError
 from rcnn_svm.structures import Image
 
-__all__ = ["IMAGE_SUFFIXES", "image_size", "read_image"]
+__all__ = ["IMAGE_SUFFIXES", "header_sizes", "image_size", "read_image"]
 
-IMAGE_SUFFIXES = frozenset(
-    {
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".png",
-        ".bmp",
-        ".dib",
-        ".gif",
-        ".tif",
-        ".tiff",
-        ".webp",
-        ".ppm",
-        ".pgm",
-        ".mpo",
-    }
-)
+# What is decoded, and the file name endings that mark it when a folder is listed. An explicit list: Pillow
+# knows formats that start other programs (EPS) and decoders that nobody asked for.
+_SUFFIXES = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
+    "MPO": (".mpo",),
+    "PNG": (".png", ".apng"),
+    "BMP": (".bmp",),
+    "DIB": (".dib",),
+    "GIF": (".gif",),
+    "TIFF": (".tif", ".tiff"),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
+    "WEBP": (".webp",),
+    "AVIF": (".avif",),
+}
+# Pillow may have been built without these, or be too old for them.
+_OPTIONAL = [kind for kind in ("webp", "avif") if not (kind in features.modules and features.check(kind))]
+_FORMATS = tuple(kind for kind in _SUFFIXES if kind.lower() not in _OPTIONAL)
+_DECODERS = tuple(kind for kind in _FORMATS if kind != "MPO")  # the one of JPEG reads these as well
+IMAGE_SUFFIXES = frozenset(suffix for kind in _FORMATS for suffix in _SUFFIXES[kind])
 """File name endings, in lower case, that mark an image when a folder is listed."""
 
 _ORIENTATION_TAG = 0x0112
@@ -59,16 +62,6 @@ _TURN = {
     8: pillow.Transpose.ROTATE_90,
 }
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")
-# What Pillow's decoders raise on damaged files, beside OSError.
-_DAMAGE = (
-    SyntaxError,
-    ValueError,
-    EOFError,
-    IndexError,
-    struct.error,
-    zlib.error,
-    pillow.DecompressionBombError,
-)
 
 
 def read_image(path: Path, *, labelled_size: tuple[int, int] | None = None) -> Image:
@@ -116,32 +109,59 @@ def image_size(path: Path) -> tuple[int, int]:
     Raises:
         DataError: the file is missing or no image. A truncated file is found by `read_image` only.
     """
+    return header_sizes(path)[0]
+
+
+def header_sizes(path: Path) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Return (height, width) of the upright image and of the stored pixels, from the file's header.
+
+    Raises:
+        DataError: as `image_size`.
+    """
     with _opened(path) as image:
-        width, height = _upright_size(image)
-        return height, width
+        return _upright_size(image)[::-1], image.size[::-1]
 
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[pillow.Image]:
-    """Open an image; every failure to open or to decode inside the block is one clear DataError."""
+    """Open an image; every failure to open or to decode inside the block is one clear DataError.
+
+    Pillow gets the open file and not its name: by name it maps some TIFFs into memory and forgets to turn
+    them.
+    """
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode) and not os.path.isdir(path):
+            raise DataError(f"{path}: must be a regular file. Replace it.")  # a pipe would wait for ever
         # Pillow warns about damaged metadata, large images and palettes: none of them harms the pixels.
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), open(path, "rb") as stream:
             warnings.simplefilter("ignore")
-            with pillow.open(path) as image:
+            with pillow.open(stream, formats=_DECODERS) as image:
                 yield cast(pillow.Image, image)
+    except DataError:
+        raise
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such image file.") from error
     except UnidentifiedImageError as error:
         raise DataError(
             f"{path}: must be an image, its content is none that is known. Replace it."
         ) from error
+    except pillow.DecompressionBombError as error:
+        n_pixels = int((re.findall(r"\d+", str(error)) or ["0"])[0])
+        limit = 2 * (pillow.MAX_IMAGE_PIXELS or 0)
+        raise DataError(
+            f"{path}: must have at most {limit / 1e6:.0f} megapixels, has {n_pixels / 1e6:.0f}. "
+            f"Make it smaller."
+        ) from error
+    except MemoryError as error:
+        raise DataError(f"{path}: does not fit into memory. Make it smaller.") from error
     except OSError as error:
         if error.errno is not None:
             raise DataError(f"{path}: cannot be read ({error.strerror}).") from error
         raise DataError(f"{path}: is a damaged image ({error}). Replace it.") from error
-    except _DAMAGE as error:
-        raise DataError(f"{path}: is a damaged image ({error}). Replace it.") from error
+    except Exception as error:  # decoders raise anything on damaged files
+        raise DataError(
+            f"{path}: is a damaged image ({error or type(error).__name__}). Replace it."
+        ) from error
 
 
 def _orientation(image: pillow.Image) -> int:
@@ -153,7 +173,7 @@ def _orientation(image: pillow.Image) -> int:
         return 1
     try:
         value = image.getexif().get(_ORIENTATION_TAG, 1)
-    except (OSError, *_DAMAGE):
+    except Exception:  # damaged metadata, of which Pillow raises anything
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 

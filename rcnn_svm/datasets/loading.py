@@ -11,21 +11,26 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
+from rcnn_svm.datasets.archive import unpack
 from rcnn_svm.datasets.coco import CocoSource
 from rcnn_svm.datasets.drawing import classes_to_train, draw_parts
+from rcnn_svm.datasets.layout import ROLES, Files, image_ids, read_lines, role_of
 from rcnn_svm.datasets.records import (
     BOX_DEFECTS,
+    FILE_DEFECTS,
+    WARNINGS,
     Collector,
+    Defect,
     LabelledImage,
     Report,
     Source,
     build,
-    strict,
 )
 from rcnn_svm.datasets.voc import VocSource
 from rcnn_svm.datasets.yolo import YoloSource
 from rcnn_svm.errors import ConfigError, DataError
-from rcnn_svm.structures import Dataset
+from rcnn_svm.progress import say
+from rcnn_svm.structures import Dataset, Sample
 
 __all__ = [
     "FORMATS",
@@ -36,6 +41,7 @@ __all__ = [
     "dataset_name",
     "detect_format",
     "find_split",
+    "holds_dataset",
     "list_splits",
     "load_chosen",
     "load_dataset",
@@ -53,18 +59,6 @@ Classes: TypeAlias = Sequence[str] | Path | str | None
 Chooser: TypeAlias = Callable[[Mapping[str, Sequence[LabelledImage]]], Sequence[LabelledImage]]
 """From the images of each split, as their label files state them, to those that are wanted."""
 
-# The names that people give to the parts; a year may follow.
-_ROLES = {
-    "train": re.compile(r"train(ing)?\d*"),
-    "val": re.compile(r"(val|valid|validation)\d*"),
-    "trainval": re.compile(r"trainval\d*"),
-    "test": re.compile(r"test(ing)?\d*"),
-}
-_FINDERS: dict[Format, Callable[[Path], Source | None]] = {
-    "voc": VocSource.find,
-    "coco": CocoSource.find,
-    "yolo": YoloSource.find,
-}
 _VAL_SHARE = 0.2  # of training images, where a validation split has to be made
 _TEST_SHARE = 0.2
 _NOTHING = Dataset("", "", (), ())
@@ -116,14 +110,27 @@ class Splits:
 def detect_format(path: str | Path) -> Format:
     """Return the format of the data set in `path`.
 
-    VOC has a folder `Annotations` (in `path` or one or two levels below), COCO has
-    `annotations/*.json` or `SPLIT/_annotations.coco.json`, YOLO has a YAML file (or is named by it).
+    VOC has XMLs of annotations, COCO has JSONs with images and categories, YOLO has a YAML file with class
+    names, an `obj.data` or a `classes.txt`; the first of them that is found, in this order.
 
     Raises:
         DataError: `path` does not exist or holds none of the three.
         ConfigError: `path` holds several VOC folders.
     """
-    return _find(Path(path), None)[0]
+    return open_source(path).format
+
+
+def holds_dataset(path: str | Path) -> bool:
+    """Tell whether `path` is a labelled data set, broken or not, and no file or folder of bare images.
+
+    Raises:
+        ConfigError: as `detect_format`.
+    """
+    try:
+        open_source(path)
+    except _NoDataset:
+        return False
+    return True
 
 
 def list_splits(path: str | Path, *, format: str | None = None) -> tuple[str, ...]:
@@ -133,7 +140,7 @@ def list_splits(path: str | Path, *, format: str | None = None) -> tuple[str, ..
         DataError: as `detect_format`, or the file that names the splits is broken.
         ConfigError: an unknown `format`.
     """
-    return open_source(path, format).splits()
+    return open_source(path, format).source.splits()
 
 
 def load_dataset(
@@ -143,28 +150,36 @@ def load_dataset(
     format: str | None = None,
     classes: Classes = None,
     drop_bad_boxes: bool = False,
+    skip_bad: bool = False,
 ) -> Dataset:
     """Read the labels of one split; pixels are read when a sample is asked for them.
 
+    What is worth a word and stops nothing, such as rows that come twice, is said in one line of its kind.
+
     Args:
-        path: the folder, or YOLO's YAML file.
+        path: the folder, its zip archive, or the one JSON, YAML or `obj.data` to go by.
         split: a name of `list_splits`, or `train`, `val`, `trainval`, `test` where one split plays that
             part (`train` finds `train2017`).
         format: `voc`, `coco` or `yolo`; None detects it.
-        classes: the class list; None takes the data's own, which is the same for all its splits.
+        classes: the class list; None takes the data's own, which is the same for all its splits. Objects of
+            other classes of the data are left out and counted.
         drop_bad_boxes: leave out boxes of no area, boxes that reach out of their image by more than one
-            pixel and objects of unknown classes, and say so in one line. Up to one pixel is clipped.
+            pixel, objects that cannot be read or are of unknown classes, and say so in one line. Up to one
+            pixel is clipped.
+        skip_bad: leave out images that are missing or damaged or whose label file is, and say so in one line.
+            All pixels are decoded for it.
 
     Raises:
         DataError: something is missing or broken, a box is bad, or the split has no image.
         ConfigError: no such split, an unknown format, or a bad class list.
     """
-    source = open_source(path, format)
-    collector = Collector(BOX_DEFECTS) if drop_bad_boxes else None
-    names = _class_names(source, classes)
-    dataset = _load(source, Path(path), _resolve(source, split), names, collector or strict)
-    if collector:
-        collector.say_summary()
+    opened = open_source(path, format)
+    collector = _collector(drop_bad_boxes, skip_bad)
+    opened.class_names(classes, collector)
+    dataset = opened.load(_resolve(opened.source, split), collector, decode=skip_bad)
+    collector.say_summary()
+    if not dataset:
+        raise _no_image(opened.source, split)
     return dataset
 
 
@@ -194,13 +209,17 @@ def load_chosen(
         DataError: a label file of any split is broken, a box of a chosen image is bad, or an id comes twice.
         ConfigError: an unknown format.
     """
-    source = open_source(path, format)
-    collector = Collector(BOX_DEFECTS) if drop_bad_boxes else None
-    report = collector or strict
-    images = choose({split: source.read(split, report) for split in source.splits()})
-    dataset = build(dataset_name(Path(path)), name, _class_names(source, None), images, report)
-    if collector:
-        collector.say_summary()
+    opened = open_source(path, format)
+    collector = _collector(drop_bad_boxes, skip_bad=False)
+    opened.class_names(None, collector)
+    listed = {}
+    for split in opened.source.splits():
+        try:
+            listed[split] = opened.images(split, collector)
+        except _MissingSplit as error:
+            say(f"The split {split} is not read. {error}")
+    dataset = opened.build(name, choose(listed), collector)
+    collector.say_summary()
     return dataset
 
 
@@ -210,6 +229,7 @@ def load_splits(
     format: str | None = None,
     classes: Classes = None,
     drop_bad_boxes: bool = False,
+    skip_bad: bool = False,
     seed: int = 0,
     max_images: int | None = None,
 ) -> Splits:
@@ -225,11 +245,15 @@ def load_splits(
     A draw keeps an object of every class in train where it can, then in test, then in val. Where train is
     too small for all, the classes that it has no object of are left out and noted.
 
+    A val or test split without an image counts as not given. Test images that are training images as well,
+    and splits that play no part, are noted.
+
     Args:
-        path: the folder, or YOLO's YAML file.
+        path: as in `load_dataset`.
         format: as in `load_dataset`.
         classes: as in `load_dataset`.
         drop_bad_boxes: as in `load_dataset`.
+        skip_bad: as in `load_dataset`.
         seed: of all draws.
         max_images: at most so many images of train, val and test each, drawn likewise; for a quick look.
 
@@ -239,27 +263,191 @@ def load_splits(
     """
     if max_images is not None and max_images < 1:
         raise ConfigError(f"load_splits: max_images must be at least 1, got {max_images}.")
-    source = open_source(path, format)
-    collector = Collector(BOX_DEFECTS) if drop_bad_boxes else None
-    names = _class_names(source, classes)
-    parts = {
-        role: _load(source, Path(path), given, names, collector or strict)
-        for role, given in _roles(source).items()
-    }
-    if collector:
-        collector.say_summary()
+    opened = open_source(path, format)
+    collector = _collector(drop_bad_boxes, skip_bad)
+    opened.class_names(classes, collector)
+    roles = _roles(opened.source)
+    parts, notes = {}, []
+    for role, split in roles.items():
+        try:
+            part = opened.load(split, collector, decode=skip_bad)
+        except _MissingSplit as error:
+            if role not in ("val", "test") or len(roles) == 1:
+                raise
+            notes.append(f"The split {split} is not used. {error}")
+            continue
+        if part:
+            parts[role] = part
+        elif role in ("val", "test"):
+            place = opened.source.place(split)
+            notes.append(f"The split {split} ({place}) has no image and counts as not given.")
+        else:
+            raise _no_image(opened.source, split)
+    unused = [split for split in opened.source.splits() if split not in roles.values()]
+    if unused:
+        notes.append(
+            f"Splits that play no part and are not used: {', '.join(unused)}. Names that do are "
+            f"{', '.join(ROLES)} and their like."
+        )
+    collector.say_summary()
     splits = _complete(parts, seed, str(path))
-    return splits if max_images is None else _limit(splits, max_images, seed)
+    splits = splits if max_images is None else _limit(splits, max_images, seed)
+    return replace(splits, notes=(*notes, *splits.notes, *_shared(splits)))
 
 
-def open_source(path: str | Path, format: str | None = None) -> Source:
+class _NoDataset(DataError):
+    """There is no data set of any format."""
+
+
+class _MissingSplit(DataError):
+    """A file that describes a whole split, or the folder of one, is missing or cannot be read."""
+
+
+@dataclass(eq=False)
+class Opened:
+    """A data set whose files are found.
+
+    Attributes:
+        path: as it was named.
+        format: `voc`, `coco` or `yolo`.
+        source: its reader.
+        warnings: what was noticed on the way.
+        classes: the names that labels are positions in, once `class_names` was called.
+    """
+
+    path: Path
+    format: Format
+    source: Source
+    warnings: tuple[Defect, ...]
+    classes: tuple[str, ...] = ()
+    _known: tuple[str, ...] = ()
+    _ids: Mapping[Path, str] | None = None
+
+    def class_names(self, classes: Classes, report: Report) -> tuple[str, ...]:
+        """Return the names of the classes: those that are asked for, else the data's own.
+
+        Raises:
+            DataError: the data have none, and nothing to report that explains it; or one twice.
+            ConfigError: `classes` is empty or names a class twice.
+        """
+        for warning in self.warnings:
+            report(warning)
+        self._known = self.source.class_names(report)
+        self.classes = self._known if classes is None else read_classes(classes)
+        explained = [] if self.classes else self._all_defects(report)
+        if not self.classes and not explained:
+            raise DataError(f"{self.source.root}: must label at least one object, no class was found.")
+        if len(set(self._known)) != len(self._known):
+            twice = next(name for name in self._known if self._known.count(name) > 1)
+            raise DataError(f"{self.source.root}: must name each class once, got {twice!r} twice.")
+        plain: dict[str, str] = {}
+        for name in self._known:
+            other = plain.setdefault(" ".join(name.casefold().split()), name)
+            if other != name:
+                message = (
+                    f"{self.source.root}: the classes {other!r} and {name!r} differ in case or spaces only."
+                )
+                report(Defect("similar", self.source.root, message))
+        return self.classes
+
+    def _all_defects(self, report: Report) -> list[Defect]:
+        """Report what is wrong with the label files of all splits; return it."""
+        collector = Collector()
+        for split in self.source.splits():
+            self.source.read(split, collector)
+        defects = [defect for defect in collector.defects if defect.kind not in WARNINGS]
+        for defect in defects:
+            report(defect)
+        return defects
+
+    def images(self, split: str, report: Report) -> list[LabelledImage]:
+        """Return the images of one split as their label files state them, each with an id of its own.
+
+        Raises:
+            DataError: what describes the split is missing or broken, and loading would stop there.
+        """
+        if self._ids is None:
+            self._ids = image_ids(path for one in self.source.splits() for path in self.source.paths(one))
+
+        def reported(defect: Defect) -> None:
+            if defect.kind == "split" and isinstance(report, Collector) and report.kinds is not None:
+                raise _MissingSplit(defect.message)
+            report(defect)
+
+        return [replace(one, image_id=self._ids[one.path]) for one in self.source.read(split, reported)]
+
+    def build(
+        self, split: str, images: Sequence[LabelledImage], report: Report, *, decode: bool = False
+    ) -> Dataset:
+        """Judge images and make them a split, which may be empty."""
+        name = dataset_name(self.path)
+        return build(name, split, self.classes, images, report, known=self._known, decode=decode)
+
+    def load(self, split: str, report: Report, *, decode: bool = False) -> Dataset:
+        """Return one split, which may be empty."""
+        return self.build(split, self.images(split, report), report, decode=decode)
+
+
+def open_source(path: str | Path, format: str | None = None) -> Opened:
     """Return the data set in `path`, its files found but not read.
 
     Raises:
         DataError: there is no data set of this or any format.
-        ConfigError: an unknown `format`.
+        ConfigError: an unknown `format`, or several data sets.
     """
-    return _find(Path(path), format)[1]
+    path = Path(path)
+    if format is not None and format not in FORMATS:
+        raise ConfigError(f"format must be one of {', '.join(FORMATS)}, got {format!r}.")
+    try:
+        exists = path.exists()
+    except (OSError, ValueError):
+        exists = False
+    if not exists:
+        raise DataError(f"{path}: no such file or folder.")
+    only = None
+    folder = path
+    if path.is_file() and path.suffix.lower() == ".zip":
+        folder = unpack(path)
+    elif path.is_file():
+        only, folder = path, path.parent
+        if path.suffix.lower() == ".json" and folder.name.lower() in ("annotations", "labels"):
+            folder = folder.parent
+    files = Files.walk(folder)
+    found: dict[Format, Source | None] = {}
+    if only is None:
+        if format in (None, "voc"):
+            found["voc"] = VocSource.find(files)
+        if format in (None, "coco"):
+            found["coco"] = CocoSource.find(files)
+        if format == "yolo" or (format is None and not any(found.values())):
+            found["yolo"] = YoloSource.find(files)
+    elif only.suffix.lower() == ".json" and format in (None, "coco"):
+        found["coco"] = CocoSource.find(files, only)
+    elif only.suffix.lower() in (".yaml", ".yml", ".data") and format in (None, "yolo"):
+        found["yolo"] = YoloSource.find(files, only)
+    sources = {name: source for name, source in found.items() if source is not None}
+    if not sources:
+        what = {
+            None: "a data set with VOC's Annotations/*.xml, COCO's annotations/*.json or YOLO's data.yaml",
+            "voc": "a VOC data set with Annotations/*.xml",
+            "coco": "a COCO data set with annotations/instances_SPLIT.json or SPLIT/_annotations.coco.json",
+            "yolo": "a YOLO data set with data.yaml",
+        }[format]
+        raise _NoDataset(f"{path}: must be {what}, found none of it.")
+    warnings = [
+        Defect(
+            "link", link, f"{link}: is a link that leads out of the data set or nowhere, and is not followed."
+        )
+        for link in files.links
+    ]
+    (name, source), *others = sources.items()
+    for other, _ in others:
+        message = (
+            f"{path}: has labels of {name.upper()} and of {other.upper()}, the former are read. "
+            f"--format {other} reads the latter."
+        )
+        warnings.append(Defect("unused", path, message))
+    return Opened(path, name, source, tuple(warnings))
 
 
 def read_classes(classes: Sequence[str] | Path | str) -> tuple[str, ...]:
@@ -272,12 +460,11 @@ def read_classes(classes: Sequence[str] | Path | str) -> tuple[str, ...]:
     if isinstance(classes, str | Path):
         where = str(classes)
         try:
-            lines = Path(classes).read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
+            names = [line for _, line in read_lines(Path(classes))]
+        except DataError as error:
             raise DataError(
                 f"{classes}: must be a text file with one class name a line ({error})."
             ) from error
-        names = [line.strip() for line in lines if line.strip()]
     else:
         where, names = "classes", list(classes)
     if not names or len(set(names)) != len(names):
@@ -285,56 +472,29 @@ def read_classes(classes: Sequence[str] | Path | str) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _find(path: Path, format: str | None) -> tuple[Format, Source]:
-    if format is not None and format not in FORMATS:
-        raise ConfigError(f"format must be one of {', '.join(FORMATS)}, got {format!r}.")
-    if not path.exists():
-        raise DataError(f"{path}: no such file or folder.")
-    for name in FORMATS:
-        if format in (None, name):
-            source = _FINDERS[name](path)
-            if source is not None:
-                return name, source
-    what = {
-        None: "a data set with VOC's Annotations/*.xml, COCO's annotations/*.json or YOLO's data.yaml",
-        "voc": "a VOC data set with Annotations/*.xml",
-        "coco": "a COCO data set with annotations/instances_SPLIT.json or SPLIT/_annotations.coco.json",
-        "yolo": "a YOLO data set with data.yaml",
-    }[format]
-    raise DataError(f"{path}: must be {what}, found none of it.")
-
-
-def _class_names(source: Source, classes: Classes) -> tuple[str, ...]:
-    names = source.class_names(strict) if classes is None else read_classes(classes)
-    if not names:
-        raise DataError(f"{source.root}: must label at least one object, no class was found.")
-    if len(set(names)) != len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise DataError(f"{source.root}: must name each class once, got {twice!r} twice.")
-    return names
-
-
 def dataset_name(path: Path) -> str:
-    """Return what to call a data set: its folder, skipping VOC's standard ones."""
+    """Return what to call a data set: its archive or folder, skipping VOC's standard ones."""
+    if path.suffix.lower() == ".zip":
+        return path.stem
     folders = [part.name for part in (path.resolve(), *path.resolve().parents) if not part.suffix]
     return next((name for name in folders if name and not re.fullmatch(r"VOC\d*|VOCdevkit", name)), "data")
 
 
-def _load(source: Source, path: Path, split: str, classes: tuple[str, ...], report: Report) -> Dataset:
-    dataset = build(dataset_name(path), split, classes, source.read(split, report), report)
-    if not dataset:
-        raise DataError(
-            f"{source.root}: split {split!r} has no image. Add images to it or name another split."
-        )
-    return dataset
+def _collector(drop_bad_boxes: bool, skip_bad: bool) -> Collector:
+    kinds = WARNINGS | (BOX_DEFECTS if drop_bad_boxes else frozenset())
+    return Collector(kinds | (FILE_DEFECTS if skip_bad else frozenset()))
+
+
+def _no_image(source: Source, split: str) -> DataError:
+    return DataError(f"{source.root}: split {split!r} has no image. Add images to it or name another split.")
 
 
 def _roles(source: Source) -> dict[str, str]:
     """Return the split that plays each part, for the parts that are given."""
     splits = source.splits()
     roles = {}
-    for role, pattern in _ROLES.items():
-        named = [split for split in splits if pattern.fullmatch(split)]
+    for role in ROLES:
+        named = [split for split in splits if role_of(split) == role]
         if len(named) > 1 and role not in named:
             raise DataError(f"{source.root}: must have one {role} split, has {', '.join(named)}.")
         if named:
@@ -349,6 +509,24 @@ def _roles(source: Source) -> dict[str, str]:
     return roles
 
 
+def _shared(splits: Splits) -> list[str]:
+    """Say how many test images are images of trainval as well; copies count as well."""
+    sizes: dict[int, list[Sample]] = {}
+    for sample in splits.trainval:
+        if sample.path is not None:
+            sizes.setdefault(sample.path.stat().st_size, []).append(sample)
+    shared = 0
+    for sample in splits.test:
+        same = sizes.get(sample.path.stat().st_size, []) if sample.path is not None else []
+        shared += any(one.path == sample.path or one.digest() == sample.digest() for one in same)
+    if not shared:
+        return []
+    return [
+        f"{shared} of the {len(splits.test)} test images are also images to train or choose on: what is "
+        f"measured on them says nothing."
+    ]
+
+
 def find_split(splits: Sequence[str], name: str) -> str | None:
     """Return which of `splits` the name means: the one of this name, or the only one that plays this part.
 
@@ -356,7 +534,7 @@ def find_split(splits: Sequence[str], name: str) -> str | None:
     """
     if name in splits:
         return name
-    named = [split for split in splits if name in _ROLES and _ROLES[name].fullmatch(split)]
+    named = [split for split in splits if name in ROLES and role_of(split) == name]
     return named[0] if len(named) == 1 else None
 
 

@@ -1,197 +1,419 @@
-"""YOLO folders: a YAML file with class names and splits, one text file of labels per image.
+"""YOLO: classes and splits in a YAML, in darknet's `obj.data` or in folders; one text of labels per image.
 
-A row is `class cx cy w h`, relative to the image's size, or `class x y x y x y ...`, a polygon, of which
-the surrounding box is taken.
+A row is `class cx cy w h`, relative to the image's size, or `class x y x y x y ...`, a polygon or a turned
+box by its corners, of which the surrounding box is taken. Rows of poses begin with their box; they are told
+from polygons by the YAML's `kpt_shape`.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from rcnn_svm.datasets.images import image_size
-from rcnn_svm.datasets.records import Defect, LabelledImage, LabelledObject, Report, images_in
-from rcnn_svm.errors import DataError
+from rcnn_svm.datasets.layout import (
+    IMAGE_FOLDERS,
+    LABEL_FOLDERS,
+    WHOLE,
+    Files,
+    is_image,
+    name_parts,
+    read_lines,
+    role_among,
+    role_of,
+)
+from rcnn_svm.datasets.records import Defect, LabelledImage, LabelledObject, Report, parse_number, short
+from rcnn_svm.errors import ConfigError, DataError
+from rcnn_svm.files import read_text
 
 __all__ = ["YoloSource"]
 
-_NOT_SPLITS = frozenset({"path", "names", "nc", "download", "roboflow", "yaml_file", "kpt_shape", "flip_idx"})
+_CLASS_FILES = ("classes.txt", "obj.names", "classes.names", "_darknet.labels", "predefined_classes.txt")
+# Texts that lie beside labels and are none.
+_NO_LABELS = frozenset({*_CLASS_FILES, "readme.txt", "notes.txt", "labels.txt"})
+_DEEPEST_YAML = 20
+_MOST_YAML_VALUES = 1_000_000
 
 
 @dataclass
 class YoloSource:
-    """A YOLO data set described by a YAML file.
+    """A YOLO data set.
 
-    The YAML names the classes (`names`, a list or a mapping from 0) and each split (`train`, `val`, `test`):
-    a folder of images, a text file that lists images, or a list of those. The label file of
-    `.../images/a.jpg` is `.../labels/a.txt`, without an `images` folder it lies beside the image; where it
-    is empty or missing, the image has no objects. Image ids are file names without suffix.
+    A YAML names the classes (`names`, a list or a mapping from 0) and each split (`train`, `val`, `test`):
+    a folder of images, a text file that lists images, or a list of those; `obj.data` of darknet does the
+    same. Without either, `classes.txt` or `obj.names` has the classes, and folders or lists named after a
+    part are the splits. The label file of `.../images/a.jpg` is `.../labels/a.txt`, or lies beside the image;
+    an empty one says that there are no objects, a missing one is reported.
 
     Attributes:
         root: the folder that holds the YAML.
-        file: the YAML.
+        file: the YAML, `obj.data` or list of class names.
+        files: of the data set.
     """
 
     root: Path
     file: Path
+    files: Files
     _config: dict[str, Any] | None = field(default=None, repr=False)
+    _folders: dict[Path, list[dict[str, Path]]] = field(default_factory=dict, repr=False)
+    _listed: dict[str, list[Path]] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def find(cls, path: Path) -> YoloSource | None:
-        """Return the YOLO data set whose YAML `path` is or holds, None where there is none."""
-        if path.is_file():
-            return cls(path.parent, path) if path.suffix in (".yaml", ".yml") else None
-        files = [path / "data.yaml", path / "dataset.yaml", *sorted(path.glob("*.y*ml"))]
-        file = next((file for file in files if file.is_file()), None)
-        return cls(path, file) if file is not None else None
+    def find(cls, files: Files, only: Path | None = None) -> YoloSource | None:
+        """Return the YOLO data set in `files`, None where there is none; `only` names the file to go by.
+
+        Raises:
+            ConfigError: several files could describe it.
+        """
+        if only is not None:
+            return cls(files.root, only, files)
+        yamls = sorted(files.of(".yaml", ".yml"), key=lambda file: len(file.parts))
+        usual = [file for file in yamls if file.stem.lower() in ("data", "dataset")]
+        for group in (usual, [file for file in yamls if _is_data_yaml(file)], files.named("obj.data")):
+            nearest = [file for file in group if len(file.parts) == len(group[0].parts)]
+            if len({file.parent for file in nearest}) == 1 and group is usual:
+                nearest = nearest[:1]  # data.yaml before dataset.yaml
+            if len(nearest) > 1:
+                names = ", ".join(file.relative_to(files.root).as_posix() for file in nearest)
+                raise ConfigError(
+                    f"{files.root}: must have one file with splits and classes, has {names}. Name one."
+                )
+            if nearest:
+                return cls(nearest[0].parent, nearest[0], files)
+        found = files.named(*_CLASS_FILES)
+        if found and any(path.name.lower() not in _NO_LABELS for path in files.of(".txt")):
+            return cls(files.root, found[0], files)
+        return None
 
     def splits(self) -> tuple[str, ...]:
-        """Return the split names in the order of the YAML.
+        """Return the split names in the order of the YAML: the keys that name a part and hold something.
 
         Raises:
             DataError: the YAML is broken.
         """
-        paths = {key: value for key, value in self._load().items() if key not in _NOT_SPLITS}
-        return tuple(key for key, value in paths.items() if value and isinstance(value, str | list))
+        splits = tuple(k for k, value in self._load().items() if value and (role_of(k) or k == WHOLE))
+        if not splits:
+            raise DataError(
+                f"{self.file}: must say where images are under 'train', 'val' or 'test', says nothing."
+            )
+        return splits
 
     def class_names(self, report: Report) -> tuple[str, ...]:
         """Return the class names by their numbers."""
-        names = self._load()["names"]
-        values = [names[key] for key in sorted(names)] if isinstance(names, dict) else names
-        return tuple(str(name) for name in values)
+        return tuple(self._load()["names"])
+
+    def place(self, split: str) -> str:
+        """Return what the YAML names as one split."""
+        return f"{self.file}: {short(self._load()[split])}"
+
+    def paths(self, split: str) -> list[Path]:
+        """Return the images of one split, as far as its entries are found."""
+        try:
+            return self._images(split)
+        except DataError:
+            return []  # reported where the split is read
 
     def read(self, split: str, report: Report) -> list[LabelledImage]:
         """Return the images of one split, sorted by path, or in the order of its text file.
 
-        Reported are missing images, unreadable headers and rows that are no labels.
+        Reported are missing images, images without a label file, label files without an image and rows that
+        are no labels.
         """
+        try:
+            paths = self._images(split)
+        except DataError as error:
+            report(Defect("split", self.file, str(error)))
+            return []
         names = self.class_names(report)
-        entries = self._load()[split]
-        paths = [
-            p for entry in (entries if isinstance(entries, list) else [entries]) for p in self._images(entry)
-        ]
-        base = Path(os.path.commonpath([path.parent for path in paths])) if paths else self.root
-        stems = [path.stem for path in paths]
-        unique = len(set(stems)) == len(stems)
-        images = []
+        images, unlabelled, used = [], [], set()
         for path in paths:
-            image_id = path.stem if unique else path.relative_to(base).with_suffix("").as_posix()
-            try:
-                size = image_size(path)
-            except DataError as error:
-                report(Defect("image", path, str(error)))
-                continue
-            try:
-                file, objects = _read_labels(path, size, names)
-            except DataError as error:
-                report(Defect("labels", _label_file(path), str(error)))
-                continue
-            images.append(LabelledImage(image_id, path, file, size, objects))
+            file = self._label_file(path)
+            objects: list[LabelledObject] = []
+            faults = []
+            if file is None:
+                unlabelled += [path] if _exists(path) else []
+            else:
+                used.add(file)
+                try:
+                    rows = read_lines(file)
+                except DataError as error:
+                    report(Defect("labels", file, str(error)))
+                    continue
+                for number, row in rows:
+                    try:
+                        objects.append(self._object(row, names, f"line {number}"))
+                    except ValueError as error:
+                        faults.append(Defect("malformed", file, f"{file}: line {number} must {error}"))
+            images.append(LabelledImage(path, file or path, None, tuple(objects), tuple(faults)))
+        if unlabelled and not used:
+            message = (
+                f"{unlabelled[0].parent}: none of the {len(unlabelled)} images of split {split!r} has a "
+                f"label file, neither beside it nor in labels/ in place of images/. An empty one says that "
+                f"there is no object."
+            )
+            report(Defect("no-labels", unlabelled[0].parent, message))
+            return []
+        for path in unlabelled:
+            message = f"{path}: has no label file and counts as an image without objects."
+            report(Defect("unlabelled", path, message))
+        known = {self._label_file(path) for one in self.splits() for path in self.paths(one)}
+        for file in [file for folder in sorted({file.parent for file in used}) for file in folder.iterdir()]:
+            if _may_be_label(file) and file not in known and not self.files.images_of(file):
+                report(Defect("orphan", file, f"{file}: is a label file, there is no image of its name."))
         return images
 
     def _load(self) -> dict[str, Any]:
         if self._config is None:
-            self._config = _read_config(self.file)
+            suffix = self.file.suffix.lower()
+            if suffix in (".yaml", ".yml"):
+                self._config = _read_yaml(self.file)
+            elif suffix == ".data":
+                self._config = self._read_darknet()
+            else:
+                self._config = self._read_folders()
         return self._config
 
-    def _images(self, entry: str) -> list[Path]:
+    def _read_darknet(self) -> dict[str, Any]:
+        """Read `obj.data`: lines `train = list.txt`, `valid = ...`, `names = obj.names`."""
+        pairs = [line.partition("=") for _, line in read_lines(self.file) if not line.startswith("#")]
+        config: dict[str, Any] = {key.strip(): value.strip() for key, _, value in pairs}
+        names = self._place(str(config.get("names", "obj.names")))
+        if names is None or not names.is_file():
+            raise DataError(
+                f"{self.file}: must name the file of class names as 'names = obj.names', which exists."
+            )
+        return config | {"names": [line for _, line in read_lines(names)], "path": ""}
+
+    def _read_folders(self) -> dict[str, Any]:
+        """Take the classes from a list and the splits from lists or folders named after a part."""
+        names, *others = ([line for _, line in read_lines(file)] for file in self.files.named(*_CLASS_FILES))
+        if any(other != names for other in others):
+            raise DataError(
+                f"{self.root}: must have one list of classes, has several that differ. Remove one."
+            )
+        lists = {
+            file.stem: file.name
+            for file in self.files.of(".txt")
+            if file.parent == self.root and role_of(file.stem)
+        }
+        for path in () if lists else self.files.images:
+            self._listed.setdefault(role_among(self.files.folders_of(path)) or WHOLE, []).append(path)
+        return {"names": names, **(lists or dict.fromkeys(self._listed, "."))}
+
+    def _images(self, split: str) -> list[Path]:
+        """Return the image files of one split."""
+        if split not in self._listed:
+            entries = self._load()[split]
+            paths: list[Path] = []
+            for entry in entries if isinstance(entries, list) else [entries]:
+                paths += self._named(entry)
+            self._listed[split] = paths
+        return self._listed[split]
+
+    def _named(self, entry: str) -> list[Path]:
         """Return the images that one entry of the YAML names."""
-        base = self.root / str(self._load().get("path") or ".")
-        # Exported archives name folders on another machine, or one folder too high ("../train/images").
-        candidates = (base / entry, self.root / entry, self.root / entry.removeprefix("../"))
-        found = next((candidate for candidate in candidates if candidate.exists()), None)
+        found = self._place(entry)
         if found is None:
             raise DataError(
-                f"{self.file}: names {entry!r}, there is no such folder or file ({candidates[0]})."
+                f"{self.file}: names {short(entry)}, there is no such folder or file. Where it is a path of "
+                f"another machine, name it from the folder of {self.file.name} on."
             )
         if found.is_dir():
-            return images_in(found)
+            inside = [path for path in self.files.images if found in path.parents]
+            return inside or Files.walk(found).images
+        if is_image(found):
+            return [found]
+        return [self._listed_image(found, line) for _, line in read_lines(found)]
+
+    def _listed_image(self, file: Path, line: str) -> Path:
+        """Return the image of a line of a list; where there is none, the place where it should be."""
+        plain = Path(line.replace("\\", "/"))
+        for base in (file.parent, self._base(), self.root):
+            if _exists(base / plain):
+                return base / plain
+        found = self.files.image_named(line, by=file)
+        return found[0] if len(found) == 1 else file.parent / plain
+
+    def _base(self) -> Path:
+        return self.root / str(self._load().get("path") or ".").replace("\\", "/")
+
+    def _place(self, entry: str) -> Path | None:
+        """Return the folder or file that an entry names, below the root or, where the entry says so, outside.
+
+        Archives name folders of another machine, or one folder too high (`../train/images`). Leading folders
+        are left out until something is found, but never the last that is named after a part.
+        """
+        parts = name_parts(entry)
+        plain = entry.replace("\\", "/")
+        base = self._base() if self._config is not None else self.root
+        outside = [base / plain, self.root / plain]
+        last = max((k for k, part in enumerate(parts) if role_of(Path(part).stem)), default=len(parts) - 1)
+        tails = [parts[k:] for k in range(last + 1)]
+        inside = [self.root.joinpath(*tail) for tail in tails]
+        higher = plain.startswith("../")
+        candidates = [*inside[:1], *outside, *inside] if higher else [*outside, *inside]
+        return next((Path(os.path.normpath(path)) for path in candidates if _exists(path)), None)
+
+    def _label_file(self, image: Path) -> Path | None:
+        folder = image.parent
+        if folder not in self._folders:
+            self._folders[folder] = [_labels_in(place) for place in _label_folders(folder, self.files.root)]
+        stems = image.stem, image.stem.lower()
+        return next((found[s] for s in stems for found in self._folders[folder] if s in found), None)
+
+    def _object(self, row: str, names: Sequence[str], place: str) -> LabelledObject:
+        """Read one row; raise ValueError with what it must do instead."""
         try:
-            lines = found.read_text(encoding="utf-8").split("\n")
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"{found}: must be a text file that lists images ({error}).") from error
-        names = [Path(line.strip()) for line in lines if line.strip()]
-        beside = [found.parent / name for name in names]
-        return [path if path.exists() else base / name for path, name in zip(beside, names, strict=True)]
+            first, *values = (parse_number(value) for value in row.split())
+        except ValueError as error:
+            raise ValueError(f"hold numbers, got {short(row)}.") from error
+        n_pose = self._load().get("kpt_shape")
+        if len(values) == 4 or (n_pose is not None and len(values) == 4 + n_pose):
+            cx, cy, w, h = values[:4]
+            corners = (cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2)
+        elif n_pose is None and len(values) >= 6 and len(values) % 2 == 0:
+            xs, ys = values[0::2], values[1::2]
+            corners = (min(xs), min(ys), max(xs), max(ys))
+        else:
+            pose = (
+                f", and {n_pose} of key points" if n_pose is not None else " or 3 or more points of a polygon"
+            )
+            raise ValueError(f"hold a class and 4 numbers of a box{pose}, got {len(values) + 1} numbers.")
+        known = first.is_integer() and 0 <= first < len(names)
+        written = row if len(row) <= 60 else row[:57] + "..."
+        name = names[int(first)] if known else f"class {first:g}"
+        return LabelledObject(name, corners, written, place, relative=True, turned=len(values) == 8)
 
 
-def _read_config(file: Path) -> dict[str, Any]:
+def _exists(path: Path) -> bool:
     try:
-        config = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read ({error.strerror}).") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file}: must be UTF-8 text ({error.reason}).") from error
+        return path.exists()
+    except (OSError, ValueError):  # a name too long, or with a NUL
+        return False
+
+
+def _may_be_label(file: Path) -> bool:
+    return (
+        file.suffix.lower() == ".txt"
+        and not file.name.startswith(".")
+        and file.name.lower() not in _NO_LABELS
+        and role_of(file.stem) is None
+    )
+
+
+def _names_in(folder: Path) -> list[str]:
+    try:
+        return sorted(os.listdir(folder))
+    except (OSError, ValueError):  # not there, no folder, or no possible name
+        return []
+
+
+def _labels_in(folder: Path) -> dict[str, Path]:
+    """Return the label files of a folder by stem; by stem in lower case as well, where that is no other's."""
+    files = {Path(name).stem: folder / name for name in _names_in(folder) if name.lower().endswith(".txt")}
+    return {stem.lower(): file for stem, file in files.items()} | files
+
+
+def _label_folders(images: Path, root: Path) -> list[Path]:
+    """Return where labels of the images in a folder may lie: in place of an images folder, in it, beside."""
+    parts = images.parts
+    found: list[Path] = []
+    least = len(root.parts) if root in (images, *images.parents) else 1
+    instead = [
+        place for place in range(len(parts) - 1, least - 1, -1) if parts[place].lower() in IMAGE_FOLDERS
+    ]
+    # In place of images/, else for train/a.jpg also labels/train/a.txt and train/labels/a.txt.
+    for place, rest in [(k, k + 1) for k in instead] + [(k, k) for k in range(least, len(parts) + 1)]:
+        above = Path(*parts[:place])
+        found += [above.joinpath(n, *parts[rest:]) for n in _names_in(above) if n.lower() in LABEL_FOLDERS]
+    return [*dict.fromkeys(found), images]
+
+
+def _is_data_yaml(file: Path) -> bool:
+    try:
+        return "names" in _plain_yaml(file)
+    except DataError:
+        return False
+
+
+def _plain_yaml(file: Path) -> dict[str, Any]:
+    """Read a YAML as mappings, lists and texts: nothing is converted, so `no` is a name and no bool.
+
+    Raises:
+        DataError: no YAML, a key twice, or nested or repeated beyond any data set.
+    """
+    text = read_text(file)
+    deep = 0
+    for bracket in re.findall(r"[\[{\]}]", text):
+        deep += 1 if bracket in "[{" else -1
+        if deep > _DEEPEST_YAML:
+            raise DataError(f"{file}: must not nest lists more than {_DEEPEST_YAML} deep.")
+    try:
+        node = yaml.compose(text, Loader=yaml.BaseLoader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
         raise DataError(f"{file}: must be YAML, got a syntax error{where}.") from error
-    names = config.get("names") if isinstance(config, dict) else None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{file}: must be YAML, got what none can be ({type(error).__name__}).") from error
+    n_values = 0
+
+    def value_of(one: yaml.Node, depth: int) -> Any:
+        nonlocal n_values
+        n_values += 1
+        if depth > _DEEPEST_YAML or n_values > _MOST_YAML_VALUES:
+            raise DataError(
+                f"{file}: must be the description of a data set, is nested or repeated too often."
+            )
+        if isinstance(one, yaml.SequenceNode):
+            return [value_of(item, depth + 1) for item in one.value]
+        if not isinstance(one, yaml.MappingNode):
+            return "" if one.value in ("~", "null") else str(one.value)
+        values: dict[str, Any] = {}
+        for key, value in one.value:
+            name = str(value_of(key, depth + 1))
+            if name in values:
+                raise DataError(f"{file}: must have each key once, got {short(name)} twice.")
+            values[name] = value_of(value, depth + 1)
+        return values
+
+    content = value_of(node, 0) if node is not None else {}
+    return content if isinstance(content, dict) else {}
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    config = _plain_yaml(file)
+    names = config.get("names")
     if not isinstance(names, list | dict) or not names:
         raise DataError(f"{file}: must have the class names under 'names', a list or a mapping from 0.")
-    if isinstance(names, Mapping) and set(names) != set(range(len(names))):
+    if isinstance(names, Mapping):
+        numbered = {str(number): names.get(str(number)) for number in range(len(names))}
+        if set(numbered) != set(names):
+            keys = ", ".join(map(short, list(names)[:8]))
+            raise DataError(f"{file}: 'names' must number the classes 0 to {len(names) - 1}, got {keys}.")
+        names = list(numbered.values())
+    if not all(isinstance(name, str) and name for name in names):
+        raise DataError(f"{file}: 'names' must be texts, got {short(names)}.")
+    if str(config.get("nc", len(names))) != str(len(names)):
         raise DataError(
-            f"{file}: 'names' must number the classes 0 to {len(names) - 1}, got {sorted(names, key=str)}."
+            f"{file}: must name as many classes as nc says, got {len(names)} and nc {short(config['nc'])}."
         )
-    return dict(config)
-
-
-def _label_file(image: Path) -> Path:
-    parts = list(image.with_suffix(".txt").parts)
-    for place in range(len(parts) - 2, -1, -1):
-        if parts[place] == "images":
-            parts[place] = "labels"
-            break
-    return Path(*parts)
-
-
-def _read_labels(
-    image: Path, size: tuple[int, int], names: tuple[str, ...]
-) -> tuple[Path, tuple[LabelledObject, ...]]:
-    """Return the label file of an image and its objects.
-
-    Raises:
-        DataError: the file cannot be read, or a row is no label; the message names file and line.
-    """
-    file = _label_file(image)
-    try:
-        lines = file.read_text(encoding="utf-8").split("\n")
-    except FileNotFoundError:
-        return file, ()
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read ({error.strerror}).") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file}: must be UTF-8 text ({error.reason}).") from error
-    rows = [(number, line.strip()) for number, line in enumerate(lines, start=1) if line.strip()]
-    return file, tuple(_object(row, size, names, f"{file}: line {number}") for number, row in rows)
-
-
-def _object(row: str, size: tuple[int, int], names: tuple[str, ...], where: str) -> LabelledObject:
-    height, width = size
-    try:
-        first, *values = (float(value) for value in row.split())
-    except ValueError as error:
-        raise DataError(f"{where} must hold numbers, got {row[:60]!r}.") from error
-    if len(values) == 4:
-        cx, cy, w, h = values
-        corners = (cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2)
-    elif len(values) >= 6 and len(values) % 2 == 0:
-        xs, ys = values[0::2], values[1::2]
-        corners = (min(xs), min(ys), max(xs), max(ys))
-    else:
-        raise DataError(
-            f"{where} must hold a class and 4 numbers of a box or 3 or more points of a polygon, "
-            f"got {len(values) + 1} numbers."
-        )
-    known = first.is_integer() and 0 <= first < len(names)
-    x1, y1, x2, y2 = corners
-    return LabelledObject(
-        name=names[int(first)] if known else f"class {first:g}",
-        box=(x1 * width, y1 * height, x2 * width, y2 * height),
-        written=row if len(row) <= 60 else row[:57] + "...",
-    )
+    for key, value in config.items():
+        entries = value if isinstance(value, list) else [value]
+        if role_of(key) and not all(isinstance(entry, str) for entry in entries):
+            raise DataError(f"{file}: {key!r} must name folders or lists of images, got {short(value)}.")
+    if not isinstance(config.get("path", ""), str):
+        raise DataError(f"{file}: 'path' must name a folder, got {short(config['path'])}.")
+    if "kpt_shape" in config:
+        shape = config["kpt_shape"]
+        try:
+            n, each = (int(parse_number(value)) for value in shape)
+        except (TypeError, ValueError) as error:
+            raise DataError(f"{file}: 'kpt_shape' must be two numbers, got {short(shape)}.") from error
+        config["kpt_shape"] = n * each
+    return config | {"names": [name.strip() for name in names]}

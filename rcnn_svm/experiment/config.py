@@ -51,6 +51,7 @@ class DataConfig:
         format: `auto` looks at the files.
         classes: the class list; empty takes the data's own.
         drop_bad_boxes: leave broken boxes out instead of stopping at the first.
+        skip_bad: leave out images that are missing or damaged, or whose labels are.
         skip_absent_classes: leave out classes without an object in `train`, instead of stopping.
         max_images: at most so many images a split; None for all.
     """
@@ -59,6 +60,7 @@ class DataConfig:
     format: Literal["auto", "voc", "coco", "yolo"] = "auto"
     classes: tuple[str, ...] = ()
     drop_bad_boxes: bool = False
+    skip_bad: bool = False
     skip_absent_classes: bool = False
     max_images: Count | None = None
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from rcnn_svm.datasets import Splits, load_splits
 from rcnn_svm.datasets.digits import digits_in_scenes, digits_splits
 from rcnn_svm.datasets.drawing import classes_to_train
 from rcnn_svm.experiment.config import DataConfig
 from rcnn_svm.progress import say
+from rcnn_svm.structures import Dataset
 
-__all__ = ["DIGITS_IMAGES", "absent_classes", "load_data"]
+__all__ = ["DIGITS_IMAGES", "absent_classes", "load_data", "too_small"]
 
 DIGITS_IMAGES = {"train": 400, "val": 100, "test": 200}
 """Scenes of each split of the embedded data set."""
@@ -33,6 +36,7 @@ def load_data(config: DataConfig, *, seed: int) -> Splits:
             format=None if config.format == "auto" else config.format,
             classes=config.classes or None,
             drop_bad_boxes=config.drop_bad_boxes,
+            skip_bad=config.skip_bad,
             seed=seed,
             max_images=config.max_images,
         )
@@ -43,6 +47,25 @@ def load_data(config: DataConfig, *, seed: int) -> Splits:
         say(f"{splits.train.name}: without an object to train on, left out: {', '.join(absent)}.")
         return splits.with_classes([name for name in splits.train.classes if name not in absent])
     return splits
+
+
+def too_small(dataset: Dataset, min_size: int) -> str | None:
+    """Say how many objects no region of `min_size` pixels a side reaches with IoU 0.5, and what would.
+
+    Returns:
+        A sentence, or None where they are less than one in ten.
+    """
+    boxes = np.concatenate([np.zeros((0, 4)), *(sample.truth.boxes for sample in dataset)])
+    sides = boxes[:, 2:] - boxes[:, :2]
+    smallest_region = np.maximum(sides, min_size)
+    small = sides.prod(axis=1) < 0.5 * smallest_region.prod(axis=1)
+    if not small.any() or small.mean() < 0.1:
+        return None
+    fitting = max(int(np.percentile(sides[small].min(axis=1), 10)), 1)
+    return (
+        f"{dataset.name}: {small.sum()} of {len(boxes)} training objects are smaller than proposals.min_size "
+        f"= {min_size} and out of reach of any region. Try --set proposals.min_size={fitting}."
+    )
 
 
 def absent_classes(splits: Splits) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -71,9 +72,8 @@ class SplitRegions:
         Args:
             rule: which regions are positives and which background.
             n_background: background regions of an image that stay, drawn without replacement.
-            seed: of the draw.
+            seed: of the draw, which is an image's own: in every split that has the image it is the same.
         """
-        rng = np.random.default_rng(seed)
         n_classes = len(self.dataset.classes)
         boxes = []
         for sample, own, n in zip(self.dataset, self.boxes, self.n_gt, strict=True):
@@ -81,6 +81,7 @@ class SplitRegions:
             keep = (labels >= 0) & (labels < n_classes)
             keep[:n] = True
             others = np.flatnonzero((labels == n_classes) & ~keep)
+            rng = np.random.default_rng([seed, zlib.crc32(sample.image_id.encode())])
             keep[rng.permutation(others)[:n_background]] = True
             boxes.append(own[keep])
         return SplitRegions(self.dataset, tuple(boxes), self.n_gt)

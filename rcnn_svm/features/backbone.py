@@ -553,7 +553,7 @@ def load_backbone(
     if weights == "random":
         return random_backbone(name, n_outputs, seed=seed).eval()
     path = Path(weights) if _is_file_name(weights) else find_weights(_downloadable(name), str(weights))
-    state = read_weights(path)
+    state = _named_as(architecture, read_weights(path))
     with torch.device("meta"):
         net = architecture.build(_n_outputs(architecture, state, path))
     load_weights(net, state, str(path))
@@ -588,12 +588,28 @@ def _downloadable(name: str) -> str:
     return name
 
 
+def _named_as(architecture: Architecture, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Drop a prefix of all names that the network has not, such as `module.` of DataParallel."""
+    with torch.device("meta"):
+        wanted = architecture.build(2).state_dict().keys()
+    while state and wanted.isdisjoint(state) and all("." in name for name in state):
+        if len({name.partition(".")[0] for name in state}) > 1:
+            break
+        state = {name.partition(".")[2]: value for name, value in state.items()}
+    return state
+
+
 def _n_outputs(architecture: Architecture, state: Mapping[str, Tensor], path: Path) -> int:
     """Read how many outputs the saved network has: the rows of its last matrix of weights."""
     with torch.device("meta"):
         net = architecture.build(2)
     name, _ = _last_linear(net)
     if f"{name}.weight" not in state:
+        others = [key for key in net.state_dict() if not key.startswith(f"{name}.")]
+        if all(key in state or key.endswith("num_batches_tracked") for key in others):
+            raise WeightsError(
+                f"{path}: lacks the last layer, {name!r}, and has all others. Save the whole network."
+            )
         raise WeightsError(f"{path}: lacks {f'{name}.weight'!r}. These are the weights of another network.")
     return len(state[f"{name}.weight"])
 

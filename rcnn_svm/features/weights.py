@@ -9,7 +9,6 @@ from __future__ import annotations
 import pickle
 import re
 import sys
-import zipfile
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,6 +21,7 @@ from torchvision.models import get_model_weights
 from rcnn_svm.errors import ConfigError, DependencyError, WeightsError
 from rcnn_svm.features.efficientnet_lite import LITE
 from rcnn_svm.files import file_digest
+from rcnn_svm.progress import say
 
 __all__ = ["find_weights", "load_weights", "read_weights"]
 
@@ -125,6 +125,8 @@ def _download(name: str, url: str, target: Path) -> None:
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Read a state dict from a `.safetensors` file or a torch file, after checking the hash in its name.
 
+    Of a checkpoint, a dict that holds the state dict beside other things, that part is taken, and said.
+
     Raises:
         WeightsError: missing, damaged, of another hash than its name says, or no plain state dict.
     """
@@ -143,12 +145,29 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             f"{path}: must hold tensors only; it is damaged or needs unpickling, which is refused because "
             f"it could run any code. Save a plain state dict, best as safetensors."
         ) from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except Exception as error:  # torch raises anything on damaged files
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise WeightsError(f"{path}: cannot be read as weights ({reason}). It may be truncated.") from error
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise WeightsError(f"{path}: must hold a state dict (names of tensors), got {type(state).__name__}.")
-    return dict(state)
+    if _is_state_dict(state):
+        return dict(state)
+    parts = {key: value for key, value in state.items() if _is_state_dict(value)} if _is_dict(state) else {}
+    if len(parts) != 1:
+        several = f" with several in it ({', '.join(map(repr, parts))})" if parts else ""
+        raise WeightsError(
+            f"{path}: must hold a state dict (names of tensors), got {type(state).__name__}{several}. Save "
+            f"the one of the network alone."
+        )
+    ((key, part),) = parts.items()
+    say(f"{path}: is a checkpoint, its weights are taken from {key!r}.")
+    return dict(part)
+
+
+def _is_dict(value: object) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(name, str) for name in value)
+
+
+def _is_state_dict(value: Any) -> bool:
+    return _is_dict(value) and len(value) > 0 and all(isinstance(one, Tensor) for one in value.values())
 
 
 def _read_state(path: Path) -> Any:
@@ -167,7 +186,7 @@ def load_weights(net: nn.Module, state: Mapping[str, Tensor], where: str) -> Non
     """Put `state` into `net`, replacing its parameters (which may lie on the meta device).
 
     Raises:
-        WeightsError: a tensor is missing, left over or of another shape; the first one is named.
+        WeightsError: a tensor is missing, left over, of another shape or not finite; the first is named.
     """
     wanted = net.state_dict()
     # Counters of training steps: absent from old files, unused at inference.
@@ -190,6 +209,11 @@ def load_weights(net: nn.Module, state: Mapping[str, Tensor], where: str) -> Non
             raise WeightsError(
                 f"{where}: {name!r} must have shape {tuple(value.shape)}, got "
                 f"{tuple(complete[name].shape)}. These are the weights of another network."
+            )
+    for name, value in complete.items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise WeightsError(
+                f"{where}: {name!r} must be finite, holds NaN or infinity. Train or fetch it again."
             )
     floats = {n: v.float() if v.is_floating_point() else v for n, v in complete.items()}
     net.load_state_dict(floats, assign=True)

@@ -66,6 +66,26 @@ def test_a_truncated_image(run: Run, voc: Path, tmp_path: Path, capsys: pytest.C
     assert victim.name in sentence(capsys)
 
 
+def test_bad_images_are_left_out_if_asked(
+    run: Run, voc: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gone, cut = sorted(voc.rglob("train-*.png"))[:2]
+    gone.unlink()
+    cut.write_bytes(cut.read_bytes()[:2000])
+    out = tmp_path / "out"
+    assert run("train", voc, "--out", out, "--skip-bad", "--skip-absent-classes", "--dry-run", *TINY) == 0
+    assert "Left out 2 images, the first: " in capsys.readouterr().err
+
+
+def test_a_page_of_html_among_the_images_is_named(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.fromarray(np.zeros((20, 20, 3), np.uint8)).save(tmp_path / "a.png")
+    (tmp_path / "b.jpg").write_text("<html>404</html>")
+    assert run("propose", tmp_path, "--out", tmp_path / "boxes.json", "--cache", tmp_path / "cache") == 3
+    assert "b.jpg: must be an image" in sentence(capsys)
+
+
 def test_broken_xml(run: Run, voc: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     victim = sorted(voc.rglob("*.xml"))[0]
     victim.write_text(victim.read_text()[:80])
@@ -96,7 +116,7 @@ def test_a_class_without_a_positive(
 def test_a_split_without_images(
     run: Run, voc: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (voc / "VOC2007" / "ImageSets" / "Main" / "test.txt").write_text("")
+    (voc / "VOC2007" / "ImageSets" / "Main" / "train.txt").write_text("")
     assert train(run, voc, tmp_path) == 3
     assert "no image" in sentence(capsys)
 

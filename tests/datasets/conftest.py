@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ def make_voc(tmp_path: Path) -> Callable[..., Path]:
         (root / "Annotations").mkdir(parents=True)
         for image_id, text in annotations.items():
             (root / "Annotations" / f"{image_id}.xml").write_text(text)
-            put_image(root / "JPEGImages" / f"{image_id}.jpg")
+            put_image(root / "JPEGImages" / f"{image_id}.jpg", colour=zlib.crc32(image_id.encode()) % 256)
         if splits is not None:
             (root / "ImageSets" / "Main").mkdir(parents=True)
             for name, ids in splits.items():

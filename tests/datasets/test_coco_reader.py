@@ -8,6 +8,7 @@ import pytest
 from rcnn_svm.datasets import coco_category_ids, coco_image_ids, detect_format, list_splits, load_dataset
 from rcnn_svm.errors import DataError
 
+ADVICE = " Correct the label, or leave such objects out with --drop-bad-boxes."
 CATEGORIES = {90: "zebra", 3: "car", 17: "cat"}
 
 
@@ -35,7 +36,8 @@ def test_gaps_crowd_and_images_without_annotations(make_coco):
 
 
 def test_the_area_is_the_annotations_where_it_states_one(make_coco):
-    boxes = [one(area=63.5), one(), one(area=None), one(area=0)]
+    areas = ({"area": 63.5}, {}, {"area": None}, {"area": 0})
+    boxes = [one(bbox=(k, 2, 10, 20), **area) for k, area in enumerate(areas)]
     root = make_coco({"train": {"x.jpg": boxes}}, CATEGORIES)
     assert load_dataset(root, "train").samples[0].truth.area.tolist() == [63.5, 200, 200, 0]
 
@@ -61,10 +63,10 @@ def test_exports_with_a_json_in_each_split(make_coco):
 )
 def test_a_bad_box_is_an_error_unless_dropped(make_coco, capsys, annotation, rule):
     root = make_coco({"train": {"x.jpg": [one(), annotation]}}, CATEGORIES)
-    message = f"{root}/annotations/instances_train.json: object 2 {rule}"
+    message = f"{root}/annotations/instances_train.json: annotation 2 {rule}"
     with pytest.raises(DataError) as caught:
         load_dataset(root, "train")
-    assert str(caught.value) == f"{message} Correct the label, or ask for bad boxes to be dropped."
+    assert str(caught.value) == f"{message}{ADVICE}"
     assert len(load_dataset(root, "train", drop_bad_boxes=True).samples[0].truth) == 1
     assert capsys.readouterr().err == f"Dropped 1 bad box, the first: {message}\n"
 
@@ -79,24 +81,23 @@ def test_broken_json(make_coco):
         ('{"images": []}', "must hold the list 'categories' of COCO, got ['images']."),
         (
             json.dumps(content | {"images": [{"id": 1}]}),
-            "each of 'images' must have 'id' and 'file_name', got {'id': 1}.",
+            "each of 'images' must have a whole number or a text as 'id' and a text as 'file_name', "
+            "got {'id': 1}.",
         ),
         (
             json.dumps(content | {"annotations": [{"image_id": 101, "category_id": 3}]}),
-            "annotation 1 must have a known image_id, a category_id, a bbox of four numbers and, if any, "
-            "an area of 0 or more, got {'image_id': 101, 'category_id': 3}.",
+            "annotation 1 must have a bbox of four finite numbers or polygons, "
+            f"got {{'image_id': 101, 'category_id': 3}}.{ADVICE}",
         ),
         (
             json.dumps(content | {"annotations": [one(image_id=7)]}),
-            "annotation 1 must have a known image_id, a category_id, a bbox of four numbers and, if any, "
-            "an area of 0 or more, got {'category_id': 3, 'bbox': [1, 2, 10, 20], 'image_id': 7}.",
+            f"annotation 1 is of image 7, which is not listed.{ADVICE}",
         ),
         *(
             (
                 json.dumps(content | {"annotations": [{"area": area, **one(image_id=101)}]}),
-                "annotation 1 must have a known image_id, a category_id, a bbox of four numbers and, if any, "
-                f"an area of 0 or more, got {{'area': {area!r}, 'category_id': 3, 'bbox': [1, 2, 10, 20], "
-                "'image_id': 101}.",
+                f"annotation 1 must have an area of 0 or more, got {{'area': {area!r}, 'category_id': 3, "
+                f"'bbox': [1, 2, 10, 20], 'image_id': 101}}.{ADVICE}",
             )
             for area in (-1, float("nan"), "large")
         ),
@@ -118,7 +119,8 @@ def test_missing_image_and_empty_split(make_coco):
     with pytest.raises(DataError) as caught:
         load_dataset(root, "train")
     assert str(caught.value) == (
-        f"{root}/train/x.jpg: no such image file, though {root}/annotations/instances_train.json names it."
+        f"{root}/annotations/instances_train.json: names 'x.jpg', there is no such image file below {root}. "
+        "--skip-bad leaves such images out."
     )
     with pytest.raises(DataError) as caught:
         load_dataset(root, "val")

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from rcnn_svm.datasets.images import image_size, read_image
+from rcnn_svm.datasets.images import IMAGE_SUFFIXES, image_size, read_image
 from rcnn_svm.errors import DataError
 
 PIXELS = np.random.default_rng(3).integers(0, 256, (20, 30, 3), dtype=np.uint8)
@@ -101,6 +102,56 @@ def test_every_orientation_is_made_upright(tmp_path, orientation, suffix):
     path = save_turned(tmp_path / f"a.{suffix}", orientation, TURNED_BACK[orientation])
     assert image_size(path) == (20, 30)
     np.testing.assert_array_equal(read_image(path), PIXELS)
+
+
+@pytest.mark.parametrize("orientation", [5, 6, 7, 8])
+@pytest.mark.parametrize("mode", ["L", "RGBA"])
+def test_plain_tiffs_are_made_upright(tmp_path, orientation, mode):
+    image = Image.fromarray(np.ascontiguousarray(TURNED_BACK[orientation])).convert(mode)
+    exif = image.getexif()
+    exif[0x0112] = orientation
+    image.save(tmp_path / "a.tif", exif=exif)
+    assert image_size(tmp_path / "a.tif") == (20, 30)
+    expected = np.asarray(Image.fromarray(PIXELS).convert(mode).convert("RGB"))
+    np.testing.assert_array_equal(read_image(tmp_path / "a.tif"), expected)
+
+
+def test_no_other_program_is_started(tmp_path, monkeypatch):
+    started = tmp_path / "started"
+    (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {started}\n")
+    (tmp_path / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    path = tmp_path / "a.jpg"
+    path.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n")
+    for read in (read_image, image_size):
+        with pytest.raises(DataError, match="its content is none that is known"):
+            read(path)
+    assert not started.exists()
+
+
+def test_more_pixels_than_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 200)
+    Image.fromarray(PIXELS).save(tmp_path / "a.png")
+    with pytest.raises(DataError, match=r"must have at most 0 megapixels, has 0\. Make it smaller"):
+        image_size(tmp_path / "a.png")
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.jpg")
+    with pytest.raises(DataError, match="must be a regular file"):
+        image_size(tmp_path / "a.jpg")
+
+
+def test_names_that_no_file_can_have():
+    for name in ("a\0.jpg", "\ud800.jpg", "a" * 5000):
+        with pytest.raises(DataError):
+            image_size(Path(name))
+
+
+@pytest.mark.parametrize("suffix", sorted(IMAGE_SUFFIXES - {".pbm", ".avif"}))
+def test_every_listed_suffix_is_read(tmp_path, suffix):
+    Image.fromarray(PIXELS).save(tmp_path / f"a{suffix}", None if suffix not in (".pgm", ".apng") else "PNG")
+    assert image_size(tmp_path / f"a{suffix}") == (20, 30)
 
 
 @pytest.mark.parametrize("orientation", [0, 9, 77])

@@ -131,7 +131,8 @@ def test_splits_that_no_rule_covers(voc):
         ),
         ({"val": ["a"], "test": ["b"]}, "must have a train split, has val, test."),
         ({"train2014": ["a"], "train2017": ["b"]}, "must have one train split, has train2014, train2017."),
-        ({"train": ["a"], "test": []}, "split 'test' has no image. Add images to it or name another split."),
+        ({"train": [], "test": ["a"]}, "split 'train' has no image. Add images to it or name another split."),
+        ({"train": ["a", "b"], "test": []}, "must have 3 or more images to be split in three, got 2."),
     ],
 )
 def test_too_little_to_split(voc, given, rule):

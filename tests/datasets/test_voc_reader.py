@@ -6,7 +6,8 @@ import pytest
 from rcnn_svm.datasets import detect_format, list_splits, load_dataset
 from rcnn_svm.errors import ConfigError, DataError
 
-ADVICE = " Correct the label, or ask for bad boxes to be dropped."
+ADVICE = " Correct the label, or leave such objects out with --drop-bad-boxes."
+MEND = " --skip-bad leaves such images out."
 
 
 def test_the_pixel_rule_and_all_fields(make_voc, xml):
@@ -79,6 +80,8 @@ def test_up_to_one_pixel_outside_is_clipped(make_voc, xml):
 def test_a_bad_box_is_an_error_unless_dropped(make_voc, xml, capsys, box, classes, rule):
     good = ("dog" if classes is None else "cat", 1, 1, 9, 9)
     root = make_voc({"a": xml([good, ("dog", *box)])})
+    if classes is not None:
+        (root / "classes.txt").write_text("cat\n")
     message = f"{root}/Annotations/a.xml: object 2 (dog) of image 'a' {rule}"
     with pytest.raises(DataError) as caught:
         load_dataset(root, "all", classes=classes)
@@ -97,6 +100,12 @@ def test_broken_and_incomplete_xml(make_voc, xml):
         text.replace("dog", ""): "object 1 must have a <name>.",
         text.replace("<xmax>9</xmax>", ""): "object 1 (dog) must have a number as <xmax>, got nothing.",
         text.replace("<xmax>9", "<xmax>nine"): "object 1 (dog) must have a number as <xmax>, got 'nine'.",
+        text.replace("<xmax>9", "<xmax>nan"): "object 1 (dog) must have a number as <xmax>, got 'nan'.",
+        text.replace("cult>0", "cult>?"): "object 1 (dog) must have 0 or 1 as <difficult>, got '?'.",
+        text.replace("annotation", "page"): "must have the root element <annotation>, got <page>.",
+        text.replace("<object>", "<objects><object>").replace("</object>", "</object></objects>"): (
+            "must have its <object>s directly in <annotation>, got them elsewhere."
+        ),
     }
     root = make_voc({"a": text})
     file = root / "Annotations" / "a.xml"
@@ -104,7 +113,7 @@ def test_broken_and_incomplete_xml(make_voc, xml):
         file.write_text(broken)
         with pytest.raises(DataError) as caught:
             load_dataset(root, "all", classes=["dog"])
-        assert str(caught.value) == f"{file}: {message}"
+        assert str(caught.value) == f"{file}: {message}{ADVICE if message[:6] == 'object' else MEND}"
 
 
 def test_missing_files_and_empty_splits(make_voc, xml):
@@ -114,9 +123,10 @@ def test_missing_files_and_empty_splits(make_voc, xml):
     )
     (root / "JPEGImages" / "b.jpg").unlink()
     cases = {
-        "val": f"{root}/JPEGImages/b.jpg: no such image file, though {root}/Annotations/b.xml labels it.",
-        "test": f"{root}/Annotations/c.xml: cannot be read (No such file or directory).",
-        "extra": f"{root}/Annotations/a.xml: image 'a' comes twice in split 'extra'. Remove one.",
+        "val": f"{root}/JPEGImages/b.jpg: no such image file, "
+        f"though {root}/Annotations/b.xml labels it.{MEND}",
+        "test": f"{root}/ImageSets/Main/test.txt: line 1 names 'c', there is no XML of this name.{MEND}",
+        "extra": f"{root}/Annotations/a.xml: image 'a' comes twice in split 'extra'. Remove one.{MEND}",
         "none": f"{root}: split 'none' has no image. Add images to it or name another split.",
     }
     for split, message in cases.items():
@@ -133,10 +143,10 @@ def test_missing_files_and_empty_splits(make_voc, xml):
 def test_a_size_that_contradicts_the_image(make_voc, xml):
     root = make_voc({"a": xml([("dog", 1, 1, 9, 9)], size=(50, 80))})
     with pytest.raises(DataError) as caught:
-        load_dataset(root, "all").samples[0].read()
+        load_dataset(root, "all")
     assert str(caught.value) == (
-        f"{root}/JPEGImages/a.jpg: the labels say 80 x 50 pixels, the image has 60 x 40. "
-        "One of the two is wrong."
+        f"{root}/Annotations/a.xml: says 80 x 50 pixels, {root}/JPEGImages/a.jpg has 60 x 40. "
+        f"One of the two is wrong.{MEND}"
     )
 
 

@@ -6,6 +6,8 @@ import pytest
 from rcnn_svm.datasets import detect_format, list_splits, load_dataset
 from rcnn_svm.errors import DataError
 
+ADVICE = " Correct the label, or leave such objects out with --drop-bad-boxes."
+
 
 def test_boxes_polygons_and_images_without_labels(make_yolo):
     rows = "1 0.5 0.5 0.5 0.25\n\n0 0.1 0.2 0.3 0.2 0.3 0.7 0.2 0.9\n"
@@ -50,15 +52,14 @@ def test_equal_names_in_subfolders_keep_their_folder(make_yolo, put):
         ("0 0.5 0.5 0 0.5", "(cat) of image 'a' must have a positive area, got 0 0.5 0.5 0 0.5."),
         ("0 0.9 0.5 0.5 0.5", "(cat) of image 'a' must lie inside the 60 x 40 image, got 0 0.9 0.5 0.5 0.5."),
         ("2 .5 .5 .5 .5", "(class 2) of image 'a' must be of a known class (cat, dog), got 'class 2'."),
-        ("0 nan .5 .5 .5", "(cat) of image 'a' must have a positive area, got 0 nan .5 .5 .5."),
     ],
 )
 def test_a_bad_box_is_an_error_unless_dropped(make_yolo, capsys, row, rule):
     root = make_yolo({"train": {"a": f"1 .5 .5 .5 .5\n{row}\n"}})
-    message = f"{root}/labels/train/a.txt: object 2 {rule}"
+    message = f"{root}/labels/train/a.txt: line 2 {rule}"
     with pytest.raises(DataError) as caught:
         load_dataset(root, "train")
-    assert str(caught.value) == f"{message} Correct the label, or ask for bad boxes to be dropped."
+    assert str(caught.value) == f"{message}{ADVICE}"
     assert len(load_dataset(root, "train", drop_bad_boxes=True).samples[0].truth) == 1
     assert capsys.readouterr().err == f"Dropped 1 bad box, the first: {message}\n"
 
@@ -67,6 +68,8 @@ def test_a_bad_box_is_an_error_unless_dropped(make_yolo, capsys, row, rule):
     ("row", "rule"),
     [
         ("0 .5 .5 .5 x", "must hold numbers, got '0 .5 .5 .5 x'."),
+        ("0 nan .5 .5 .5", "must hold numbers, got '0 nan .5 .5 .5'."),
+        ("0 .5 .5 .5 1_0", "must hold numbers, got '0 .5 .5 .5 1_0'."),
         (
             "0 .5 .5 .5 .5 .9",
             "must hold a class and 4 numbers of a box or 3 or more points of a polygon, got 6 numbers.",
@@ -78,7 +81,7 @@ def test_rows_that_are_no_labels(make_yolo, row, rule):
     root = make_yolo({"train": {"a": f"\n{row}\n"}})
     with pytest.raises(DataError) as caught:
         load_dataset(root, "train")
-    assert str(caught.value) == f"{root}/labels/train/a.txt: line 2 {rule}"
+    assert str(caught.value) == f"{root}/labels/train/a.txt: line 2 {rule}{ADVICE}"
 
 
 @pytest.mark.parametrize(
@@ -87,7 +90,7 @@ def test_rows_that_are_no_labels(make_yolo, row, rule):
         ("names: [a\n", "must be YAML, got a syntax error at line 2, column 1."),
         ("train: x\n", "must have the class names under 'names', a list or a mapping from 0."),
         ("just text", "must have the class names under 'names', a list or a mapping from 0."),
-        ("names: {1: a, 2: b}\n", "'names' must number the classes 0 to 1, got [1, 2]."),
+        ("names: {1: a, 2: b}\n", "'names' must number the classes 0 to 1, got '1', '2'."),
     ],
 )
 def test_broken_yaml(make_yolo, yaml, rule):
@@ -102,8 +105,9 @@ def test_missing_folders_images_and_double_classes(make_yolo):
     (root / "labels").mkdir(exist_ok=True)
     (root / "list.txt").write_text("images/train/zz.png\n")
     cases = {
-        "train": f"{root}/data.yaml: names 'nowhere', there is no such folder or file ({root}/nowhere).",
-        "val": f"{root}/images/train/zz.png: no such image file.",
+        "train": f"{root}/data.yaml: names 'nowhere', there is no such folder or file. Where it is a path "
+        "of another machine, name it from the folder of data.yaml on.",
+        "val": f"{root}/images/train/zz.png: no such image file. --skip-bad leaves such images out.",
         "test": f"{root}: split 'test' has no image. Add images to it or name another split.",
     }
     for split, message in cases.items():

@@ -203,7 +203,6 @@ def test_settings_that_do_not_go_together(changes, message):
 def test_which_experiments_read_all_rows():
     assert ExperimentConfig().reads_all_rows
     network = replace(ExperimentConfig().heads, names=("softmax-finetuned",))
-    assert ExperimentConfig(heads=network).reads_all_rows  # to choose by
-    assert ExperimentConfig(choose=False).reads_all_rows
-    assert not ExperimentConfig(heads=network, choose=False).reads_all_rows
-    assert ExperimentConfig(heads=network, choose=False, fc=FcConfig(box_weight=0.0)).reads_all_rows
+    assert ExperimentConfig(heads=network, choose=True).reads_all_rows  # to choose by
+    assert not ExperimentConfig(heads=network).reads_all_rows
+    assert ExperimentConfig(heads=network, fc=FcConfig(box_weight=0.0)).reads_all_rows

@@ -10,7 +10,7 @@ from rcnn_svm.boxes import MIRRORED_DELTAS, encode_deltas
 from rcnn_svm.datasets.digits import digits_splits
 from rcnn_svm.detector import Model
 from rcnn_svm.experiment.config import DataConfig
-from rcnn_svm.experiment.data import absent_classes, load_data
+from rcnn_svm.experiment.data import absent_classes, load_data, too_small
 from rcnn_svm.experiment.measure import Meter
 from rcnn_svm.experiment.regions import JoinedBlocks, SplitRegions, StoredBlocks
 from rcnn_svm.experiment.selection import score_images, scored_once
@@ -19,7 +19,7 @@ from rcnn_svm.features.store import FeatureStore
 from rcnn_svm.heads.assign import FINETUNE_RULE, describe_regions
 from rcnn_svm.heads.bbox_regressor import BoxRegressor
 from rcnn_svm.heads.scorers import LinearScorer
-from rcnn_svm.structures import RegionSet
+from rcnn_svm.structures import Dataset, GroundTruth, RegionSet, Sample
 
 
 class Sides:
@@ -246,3 +246,15 @@ def test_scores_kept_on_disk_are_those_of_the_model(tmp_path: Path) -> None:
         assert [image.deltas.shape for image in with_boxes] == [(1, k, 4), (2, k, 4)]
     assert scored.file.closed
     assert {path.suffix for path in tmp_path.rglob("*") if path.is_file()} == {".npy"}
+
+
+def test_objects_that_no_region_reaches_are_told():
+    boxes = np.array([[0, 0, 4, 4], [0, 0, 60, 60], [0, 0, 15, 19], [0, 0, 5, 90]], np.float32)
+    truth = GroundTruth(boxes, np.zeros(4, np.int64))
+    dataset = Dataset("dots", "train", ("dot",), (Sample("a", (99, 99), truth),))
+    assert too_small(dataset, 20) == (
+        "dots: 2 of 4 training objects are smaller than proposals.min_size = 20 and out of reach of any "
+        "region. Try --set proposals.min_size=4."
+    )
+    assert too_small(dataset, 5) is None
+    assert too_small(replace(dataset, samples=()), 20) is None

@@ -86,6 +86,30 @@ def test_what_is_no_state_dict(tmp_path):
         read_weights(tmp_path / "absent.pth")
 
 
+@pytest.mark.parametrize("key", ["state_dict", "model", "net"])
+def test_checkpoints_and_prefixes(tmp_path, state, key, capsys):
+    path = tmp_path / "net.pth"
+    torch.save({key: {f"module.{name}": value for name, value in state.items()}, "epoch": 3}, path)
+    backbone = load_backbone("small_cnn", path)
+    assert capsys.readouterr().err == f"{path}: is a checkpoint, its weights are taken from {key!r}.\n"
+    saved = dict(state)
+    for name, value in backbone.net.state_dict().items():
+        assert torch.equal(value, saved.get(name, value))
+    torch.save({key: state, "ema": state}, path)
+    with pytest.raises(WeightsError, match=f"got dict with several in it \\('{key}', 'ema'\\)"):
+        load_backbone("small_cnn", path)
+
+
+def test_weights_without_the_last_layer_or_not_finite(tmp_path, state):
+    path = tmp_path / "net.pth"
+    torch.save({name: value for name, value in state.items() if not name.startswith("logits")}, path)
+    with pytest.raises(WeightsError, match="lacks the last layer, 'logits', and has all others"):
+        load_backbone("small_cnn", path)
+    torch.save(state | {"conv1.0.weight": torch.full_like(state["conv1.0.weight"], torch.nan)}, path)
+    with pytest.raises(WeightsError, match=r"'conv1.0.weight' must be finite"):
+        load_backbone("small_cnn", path)
+
+
 def test_weights_of_another_network(tmp_path, state):
     path = tmp_path / "net.pth"
 
