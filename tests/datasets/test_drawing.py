@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rcnn_svm.datasets import load_splits, loading
-from rcnn_svm.datasets.drawing import classes_to_train, draw_parts
+from rcnn_svm.datasets.drawing import classes_to_train, draw_folds, draw_parts
 from rcnn_svm.structures import Dataset, GroundTruth, Sample
 
 CLASSES = tuple("abcd")
@@ -152,3 +153,28 @@ def test_what_a_draw_has_lost_is_left_out_and_the_draw_is_blamed(make_voc, xml, 
     for part in (splits.train, splits.val, splits.trainval, splits.test):
         assert part.classes == ("cat", "cow")
     assert [len(sample.truth) for sample in splits.val] == [0]
+
+
+@given(
+    labels=st.lists(st.lists(st.integers(0, 4), max_size=3), min_size=2, max_size=25),
+    n=st.integers(2, 5),
+    seed=st.integers(0, 99),
+)
+def test_every_fold_leaves_every_class_in_the_rest(labels, n, seed):
+    samples = [
+        Sample(f"{i}", (9, 9), GroundTruth(np.tile([[0, 0, 5, 5]], (len(own), 1)), np.array(own, int)))
+        for i, own in enumerate(labels)
+    ]
+    dataset = Dataset("d", "trainval", tuple("abcde"), tuple(samples))
+    folds = draw_folds(dataset, n, np.random.default_rng(seed))
+    held = [sample.image_id for fold in folds for sample in fold]
+    assert len(held) == len(set(held))
+    assert all(len(fold) for fold in folds)
+    everything = set(itertools.chain(*labels))
+    for fold in folds:
+        out = {sample.image_id for sample in fold}
+        assert set(itertools.chain(*(own for i, own in enumerate(labels) if f"{i}" not in out))) == everything
+    alone = {k for k in everything if sum(k in own for own in labels) == 1}
+    assert {f"{i}" for i, own in enumerate(labels) if not alone & set(own)} == set(held)
+    again = draw_folds(dataset, n, np.random.default_rng(seed))
+    assert [[s.image_id for s in fold] for fold in again] == [[s.image_id for s in fold] for fold in folds]
