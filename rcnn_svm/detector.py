@@ -8,7 +8,6 @@ not loaded.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -32,6 +31,7 @@ from rcnn_svm.heads.scorers import SCORERS, scorer_from_arrays
 from rcnn_svm.postprocess import PostprocessConfig, moved_regions, postprocess
 from rcnn_svm.proposals import SelectiveSearchConfig, selective_search
 from rcnn_svm.structures import Detections, Image, Sample, mirror_image, require_finite
+from rcnn_svm.threads import images_at_once, in_order
 
 if TYPE_CHECKING:
     from rcnn_svm.features.build import ImageFeaturizer
@@ -182,7 +182,7 @@ class Detector:
     def detect_all(
         self, samples: Iterable[Sample], *, unreadable: Callable[[DataError], None] | None = None
     ) -> Iterator[Detections]:
-        """Find objects in many images; the next one is read and searched for regions meanwhile.
+        """Find objects in many images, several at once where torch has several threads.
 
         Args:
             samples: the images.
@@ -192,33 +192,21 @@ class Detector:
             DataError: an image cannot be read.
         """
 
-        def prepare(sample: Sample) -> tuple[str, Image, Boxes]:
-            image = sample.read()
-            return (
-                sample.image_id,
-                image,
-                selective_search(image, self.proposals, image_id=sample.image_id).boxes,
-            )
-
-        def finish(prepared: Future[tuple[str, Image, Boxes]]) -> Iterator[Detections]:
+        def look(sample: Sample) -> Detections | DataError:
             try:
-                image_id, image, boxes = prepared.result()
+                image = sample.read()
+                boxes = selective_search(image, self.proposals, image_id=sample.image_id).boxes
             except DataError as error:
-                if unreadable is None:
-                    raise
-                unreadable(error)
-            else:
-                yield self._finish(image_id, image, boxes)
+                return error
+            return self._finish(sample.image_id, image, boxes)
 
-        with ThreadPoolExecutor(1) as ahead:
-            waiting = None
-            for sample in samples:
-                following = ahead.submit(prepare, sample)
-                if waiting is not None:
-                    yield from finish(waiting)
-                waiting = following
-            if waiting is not None:
-                yield from finish(waiting)
+        for found in in_order(look, samples, images_at_once()):
+            if isinstance(found, Detections):
+                yield found
+            elif unreadable is None:
+                raise found
+            else:
+                unreadable(found)
 
     def _finish(self, image_id: str, image: Image, boxes: Boxes) -> Detections:
         look, size, config = self._look(image), image.shape[:2], self.detect_config

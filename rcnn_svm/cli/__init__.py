@@ -10,7 +10,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from rcnn_svm import __version__
+from rcnn_svm import __version__, threads
 from rcnn_svm.errors import RcnnSvmError
 
 __all__ = ["build_parser", "main"]
@@ -31,6 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"rcnn-svm {__version__}")
     parser.set_defaults(resumes=False)  # a verb that keeps finished work says so
+    parser.set_defaults(jobs=0)  # a verb without --jobs takes all cores
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for part in (training, using, data, regions, network, bench, cache):
         part.add_verbs(verbs)
@@ -40,9 +41,14 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    own_pools = threads.wait_asleep()  # before the options of the verbs load numpy
     options = build_parser().parse_args(given)
     options.words = given
     try:
+        if own_pools:
+            from rcnn_svm.cli.options import n_jobs_of
+
+            threads.limit(n_jobs_of(options), asked=options.jobs > 0)
         options.run(options)
     except KeyboardInterrupt:
         kept = " Finished work is kept: the same command goes on from there."

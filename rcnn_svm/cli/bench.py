@@ -36,9 +36,7 @@ def add_verbs(verbs: Any) -> None:
     )
     bench.add_argument("--data", metavar="FOLDER", help="also say what this data set would take")
     bench.add_argument("--json", type=Path, metavar="FILE", help="write the figures as JSON")
-    bench.add_argument(
-        "--jobs", type=int, default=0, metavar="N", help="threads; 0 (default) takes all cores"
-    )
+    shared.add_jobs_option(bench)
     bench.add_argument("--seed", type=int, default=0, help="of the split of the data set")
     shared.add_data_options(bench)
     bench.set_defaults(run=_bench)

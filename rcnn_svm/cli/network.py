@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from rcnn_svm.cli import options as shared
 from rcnn_svm.config import choices
 from rcnn_svm.errors import ConfigError, DataError
 from rcnn_svm.features.build import FeatureConfig
@@ -41,6 +42,7 @@ def add_verbs(verbs: Any) -> None:
     )
     extract.add_argument("--device", default="cpu")
     extract.add_argument("--seed", type=int, default=0, help="of random weights")
+    shared.add_jobs_option(extract)
     extract.set_defaults(run=_extract)
 
 

@@ -6,8 +6,6 @@ An option that is absent is None and leaves what is configured; one that is give
 from __future__ import annotations
 
 import argparse
-import os
-import sys
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -17,10 +15,12 @@ from rcnn_svm.config import choices, with_overrides
 from rcnn_svm.errors import ConfigError
 from rcnn_svm.experiment.config import PRESETS, DataConfig, ExperimentConfig, paper_config
 from rcnn_svm.features.build import FeatureConfig
+from rcnn_svm.threads import usable_cores
 
 __all__ = [
     "add_data_options",
     "add_experiment_options",
+    "add_jobs_option",
     "add_label_options",
     "add_run_options",
     "cache_limit_of",
@@ -69,9 +69,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(resumes=True)
     group = parser.add_argument_group("run")
     group.add_argument("--seed", type=int, help="of everything random (default: as configured, 0)")
-    group.add_argument(
-        "--jobs", type=int, default=0, metavar="N", help="threads; 0 (default) takes all cores"
-    )
+    add_jobs_option(group)
     group.add_argument(
         "--cache",
         type=Path,
@@ -84,6 +82,17 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         metavar="SIZE",
         help=f"what may stay there, such as 2GB (default: as {LIMIT_VARIABLE} says, else a tenth of the disk "
         f"space that is free but for the cache)",
+    )
+
+
+def add_jobs_option(parser: argparse._ActionsContainer) -> None:
+    """Add the option that limits threads."""
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=0,
+        metavar="N",
+        help="threads; 0 (default) takes all cores that the process may use",
     )
 
 
@@ -161,8 +170,7 @@ def n_jobs_of(options: argparse.Namespace) -> int:
     """Return the number of threads; 0 means every core that this process may use."""
     if options.jobs < 0:
         raise ConfigError(f"--jobs must be 0 or more, got {options.jobs}.")
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    return int(options.jobs or cores)
+    return int(options.jobs or usable_cores())
 
 
 def cache_limit_of(options: argparse.Namespace) -> int:

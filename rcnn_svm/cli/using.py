@@ -39,6 +39,7 @@ def add_verbs(verbs: Any) -> None:
     )
     shown.add_argument("--all", action="store_true", help="show everything, however unlikely")
     detect.add_argument("--no-pictures", action="store_true", help="write JSON only")
+    shared.add_jobs_option(detect)
     detect.set_defaults(run=_detect)
 
     evaluate = verbs.add_parser(
@@ -57,6 +58,7 @@ def add_verbs(verbs: Any) -> None:
     )
     evaluate.add_argument("--out", type=Path, metavar="DIR", help="write figures and exchange formats here")
     shared.add_label_options(evaluate, "measure these classes, in this order (default: all that are known)")
+    shared.add_jobs_option(evaluate)
     evaluate.set_defaults(run=_evaluate)
 
 

@@ -33,6 +33,7 @@ from rcnn_svm.features.weights import find_weights, load_weights, read_weights
 from rcnn_svm.files import atomic_path, bytes_digest
 from rcnn_svm.opencv import cv2
 from rcnn_svm.structures import Image
+from rcnn_svm.threads import limit_torch
 
 __all__ = [
     "BACKBONES",
@@ -550,6 +551,7 @@ def load_backbone(
         WeightsError: the weights are missing, damaged or of another network.
     """
     architecture = _architecture(name)
+    limit_torch()  # before it works for the first time
     if weights == "random":
         return random_backbone(name, n_outputs, seed=seed).eval()
     path = Path(weights) if _is_file_name(weights) else find_weights(_downloadable(name), str(weights))

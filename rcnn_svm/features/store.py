@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias
 
@@ -24,6 +23,7 @@ from rcnn_svm.errors import CacheError, ShapeError
 from rcnn_svm.files import atomic_path, bytes_digest, digest, require_free_space, write_json
 from rcnn_svm.progress import say, track
 from rcnn_svm.structures import Image, Sample
+from rcnn_svm.threads import images_at_once, in_order
 
 __all__ = [
     "DerivedStore",
@@ -130,7 +130,7 @@ class FeatureStore:
         self.dtype = np.dtype(precision)
 
     def _load(self, sample: Sample) -> Image:
-        """Read what `_compute` needs besides the boxes; runs ahead in a thread of its own."""
+        """Read what `_compute` needs besides the boxes."""
         return sample.read()
 
     def _compute(self, sample: Sample, image: Image, boxes: Boxes) -> NDArray[np.float32]:
@@ -169,7 +169,7 @@ class FeatureStore:
         return computed if stored is None else stored
 
     def fill(self, samples: Sequence[Sample], boxes: Sequence[Boxes], what: str = "features") -> float:
-        """Compute what is missing, decoding the next image while the network is busy.
+        """Compute what is missing, several images at once where torch has several threads.
 
         Args:
             samples: the images.
@@ -188,12 +188,13 @@ class FeatureStore:
             return time.perf_counter() - started
         require_free_space(self.folder, sum(self._n_bytes(len(boxes[i])) for i, _ in todo))
         write_json(self.folder / "identity.json", self._identity)
-        with ThreadPoolExecutor(1) as decoder:
-            images = [decoder.submit(self._load, samples[todo[0][0]])]
-            for position, (i, path) in enumerate(track(todo, what)):
-                if position + 1 < len(todo):
-                    images.append(decoder.submit(self._load, samples[todo[position + 1][0]]))
-                self._write(path, samples[i], images.pop(0).result(), boxes[i])
+
+        def one(missing: tuple[int, Path]) -> None:
+            i, path = missing
+            self._write(path, samples[i], self._load(samples[i]), boxes[i])
+
+        for _ in track(in_order(one, todo, images_at_once()), what, total=len(todo)):
+            pass
         return time.perf_counter() - started
 
     def estimate(self, samples: Sequence[Sample], boxes: Sequence[Boxes], *, n_probes: int = 3) -> Estimate:

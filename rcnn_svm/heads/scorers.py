@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from rcnn_svm.errors import CacheError, ShapeError
 from rcnn_svm.heads.base import Scorer, check_features
 from rcnn_svm.structures import require_finite
+from rcnn_svm.threads import allowed, in_order
 
 __all__ = ["SCORERS", "LinearScorer", "RBFScorer", "SoftmaxScorer", "scorer_from_arrays"]
 
@@ -176,8 +177,11 @@ class RBFScorer:
         vectors: NDArray[np.float32] = self._centred_t  # type: ignore[attr-defined]
         norms: NDArray[np.float32] = self._norms  # type: ignore[attr-defined]
         scores = np.empty((len(features), len(self.intercept)), np.float32)
-        step = max(1, _CHUNK_ELEMENTS // max(1, len(norms)))
-        for start in range(0, len(features), step):
+        n_threads = allowed()
+        rows = _CHUNK_ELEMENTS // n_threads // max(1, len(norms))
+        step = max(1, min(rows, -(-len(features) // n_threads)))
+
+        def score(start: int) -> None:
             x = np.asarray(features[start : start + step], np.float32) - centre
             kernel = x @ vectors  # (r, S)
             kernel *= 2
@@ -187,6 +191,9 @@ class RBFScorer:
             kernel *= np.float32(self.gamma)
             np.exp(kernel, out=kernel)
             scores[start : start + step] = kernel @ self.dual_coef.T
+
+        for _ in in_order(score, range(0, len(features), step), n_threads):
+            pass
         scores += self.intercept
         return scores
 

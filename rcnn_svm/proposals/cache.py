@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -16,6 +14,7 @@ from rcnn_svm.errors import CacheError, ConfigError, ShapeError
 from rcnn_svm.files import atomic_path, digest
 from rcnn_svm.progress import say, track
 from rcnn_svm.structures import Image, RegionSet, Sample
+from rcnn_svm.threads import in_order
 
 __all__ = ["CutProposer", "Proposer", "cached_proposals", "iterate_proposals", "proposals_of"]
 
@@ -74,22 +73,8 @@ def iterate_proposals(
     """
     if n_jobs < 1:
         raise ConfigError(f"proposals: n_jobs must be at least 1, got {n_jobs}.")
-    if n_jobs == 1:
-        for sample in track(samples, "proposals", total=len(samples)):
-            yield proposals_of(sample, proposer, folder)
-        return
-    with ThreadPoolExecutor(n_jobs, thread_name_prefix="proposals") as pool:
-        ahead: deque[Future[RegionSet]] = deque()
-        try:
-            progress = track(range(len(samples)), "proposals", total=len(samples))
-            upcoming = iter(samples)
-            for _ in progress:
-                while len(ahead) < 2 * n_jobs and (following := next(upcoming, None)) is not None:
-                    ahead.append(pool.submit(proposals_of, following, proposer, folder))
-                yield ahead.popleft().result()
-        finally:
-            for future in ahead:
-                future.cancel()
+    found = in_order(lambda sample: proposals_of(sample, proposer, folder), samples, n_jobs)
+    yield from track(found, "proposals", total=len(samples))
 
 
 def proposals_of(sample: Sample, proposer: Proposer, folder: Path | None) -> RegionSet:
