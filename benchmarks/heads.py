@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from sklearn.svm import SVC, LinearSVC
 from threadpoolctl import threadpool_limits
 
-from rcnn_svm.cli.options import default_cache
+from rcnn_svm.cache import default_cache
 from rcnn_svm.detector import Model
 from rcnn_svm.evaluation.voc import evaluate_voc
 from rcnn_svm.experiment.config import DataConfig, ExperimentConfig

@@ -119,7 +119,8 @@ class Watch:
         """Take a sample."""
         fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
         # The high-water mark sees peaks between two samples; stages set it back.
-        rss, anonymous, peak = (int(fields[key].split()[0]) / 1024 for key in ("VmRSS", "RssAnon", "VmHWM"))
+        kilobytes = (int(fields[key].split()[0]) for key in ("VmRSS", "RssAnon", "VmHWM"))
+        rss, anonymous, peak = (1024 * size / 1e6 for size in kilobytes)
         point = {"s": time.perf_counter() - self._started, "images_read": self._n_read}
         self.points.append({**point, "rss_mb": rss, "anonymous_mb": anonymous, "peak_rss_mb": peak})
 

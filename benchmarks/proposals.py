@@ -75,7 +75,7 @@ selective_search(image[:64, :64])
 if len(sys.argv) > 2:
     start = time.perf_counter()
     selective_search(image)
-print(time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+print(time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6)
 """
 
 

@@ -98,18 +98,28 @@ def all_benchmarks(results: Path) -> str:
 def experiment(name: str, words: str, metrics: dict[str, Any]) -> list[str]:
     """Return the table of one experiment."""
     stages = ", ".join(f"{key} {value:.0f}" for key, value in metrics["stages_s"].items())
+    heads = metrics["heads"]
+    # Files of older versions have no measures of COCO.
+    coco = all("coco" in found for head, found in heads.items() if head.endswith("+bbox"))
+    columns = [
+        "without box regression",
+        "with it and voting",
+        *["its COCO AP, AP50, AP75"] * coco,
+        "training s",
+    ]
     lines = [
         f"**[{name}](results/{name}/README.md)**: {words}; {metrics['n_train_images']} images to train and "
         f"choose on, {metrics['n_test_images']} to test. Seconds: {stages}.",
         "",
-        "| head | without box regression | with it and voting | training s |",
-        "|---|--:|--:|--:|",
+        f"| head | {' | '.join(columns)} |",
+        f"|---|{'--:|' * len(columns)}",
     ]
-    heads = metrics["heads"]
-    for head in heads:
+    for head, plain in heads.items():
         if not head.endswith("+bbox"):
-            cells = [span(heads[head]), span(heads[f"{head}+bbox"])]
-            lines.append(f"| {head} | {cells[0]} | {cells[1]} | {heads[head]['train_s']:.1f} |")
+            boxed = heads[f"{head}+bbox"]
+            cells = [head, span(plain), span(boxed)]
+            cells += [", ".join(f"{value:.1f}" for value in boxed["coco"].values())] if coco else []
+            lines.append(f"| {' | '.join(cells)} | {plain['train_s']:.1f} |")
     return lines
 
 

@@ -288,10 +288,9 @@ def vote_boxes(
 @functools.cache
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile `function` on first use, so that importing this module loads numpy only."""
-    import numba
+    from rcnn_svm.compiled import kernel
 
-    compiled: Callable[..., Any] = numba.njit(cache=True, nogil=True)(function)
-    return compiled
+    return kernel()(function)
 
 
 # The loops below are on the path of every detection: some 20 classes times 100 to 2000 boxes an image.

@@ -1,7 +1,8 @@
 """Configuration as nested dataclasses, from TOML and `key=value`, with near matches for typos.
 
-A stage keeps its dataclass beside its code; this module only fills such dataclasses from plain
-data and turns them back. It imports nothing but the standard library and `errors`.
+A stage keeps its dataclass beside its code, and its types say what a field may hold: this module fills such
+dataclasses from plain data, turns them back, and checks them on construction, in Python as on the command
+line. It imports nothing but the standard library and `errors`.
 """
 
 from __future__ import annotations
@@ -10,16 +11,34 @@ import dataclasses
 import difflib
 import json
 import math
+import os
 import tomllib
 import types
 import typing
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 from rcnn_svm.errors import ConfigError, DataError
 
-__all__ = ["assign", "from_dict", "read_toml", "to_dict", "with_overrides"]
+__all__ = [
+    "Count",
+    "Interval",
+    "NotNegative",
+    "Positive",
+    "Seed",
+    "Share",
+    "Values",
+    "assign",
+    "check",
+    "choices",
+    "from_dict",
+    "read_toml",
+    "to_dict",
+    "with_overrides",
+]
 
 T = TypeVar("T")
 
@@ -43,65 +62,197 @@ def _without_infinities(values: Any) -> Any:
     return {key: _without_infinities(value) for key, value in kept.items()}
 
 
+@dataclass(frozen=True)
+class Interval:
+    """The numbers that a field may hold, none of them infinite: `Annotated[float, Interval(0, 1)]`.
+
+    Attributes:
+        low: the lower end; -inf for none.
+        high: the upper end; inf for none.
+        closed: which ends belong to it.
+    """
+
+    low: float = -math.inf
+    high: float = math.inf
+    closed: Literal["both", "left", "right", "neither"] = "both"
+
+    def broken_by(self, value: float) -> str | None:
+        """Return what a number must do that this one does not, or None."""
+        if not math.isfinite(value):
+            return "be a finite number"
+        reaches = value > self.low or (value == self.low and self.closed in ("both", "left"))
+        stays = value < self.high or (value == self.high and self.closed in ("both", "right"))
+        return None if reaches and stays else str(self)
+
+    def __str__(self) -> str:
+        left, right = self.closed in ("both", "left"), self.closed in ("both", "right")
+        if math.isfinite(self.low) and math.isfinite(self.high):
+            return f"lie in {'[' if left else '('}{self.low:g}, {self.high:g}{']' if right else ')'}"
+        if math.isfinite(self.high):
+            return f"be at most {self.high:g}" if right else f"be less than {self.high:g}"
+        if self.low == 0:
+            return "not be negative" if left else "be positive"
+        return f"be at least {self.low:g}" if left else f"be more than {self.low:g}"
+
+
+@dataclass(frozen=True)
+class Values:
+    """What a tuple of values must be beside its type: `Annotated[tuple[float, ...], Values(least=1)]`.
+
+    Attributes:
+        least: so many at least.
+        distinct: no two alike.
+    """
+
+    least: int = 0
+    distinct: bool = False
+
+    def broken_by(self, values: Sequence[Any]) -> str | None:
+        """Return what values must do that these do not, or None."""
+        if len(values) < self.least:
+            return f"hold at least {'one value' if self.least == 1 else f'{self.least} values'}"
+        return "hold no value twice" if self.distinct and len(set(values)) < len(values) else None
+
+
+Count: TypeAlias = Annotated[int, Interval(1)]
+"""A whole number from 1 on."""
+NotNegative: TypeAlias = Annotated[float, Interval(0)]
+"""A number from 0 on."""
+Positive: TypeAlias = Annotated[float, Interval(0, closed="neither")]
+"""A number above 0."""
+Seed: TypeAlias = Annotated[int, Interval(0)]
+"""A whole number from 0 on."""
+Share: TypeAlias = Annotated[float, Interval(0, 1)]
+"""A number from 0 to 1."""
+
+
+def check(config: Any, *, where: str = "") -> None:
+    """Check every field of a frozen dataclass by its type; to be called in `__post_init__`.
+
+    Types say all there is to say: names by `Literal`, ranges by `Annotated` with `Interval` and `Values`.
+    Lists become tuples and whole numbers floats where the type says so. NaN is no number.
+
+    Args:
+        config: the dataclass.
+        where: its key in the whole configuration, for messages.
+
+    Raises:
+        ConfigError: a value that its field cannot hold.
+    """
+    for name, hint in _hints(type(config)).items():
+        value = getattr(config, name)
+        converted = _convert(hint, value, f"{where}.{name}" if where else name)
+        if converted is not value:
+            object.__setattr__(config, name, converted)
+
+
+def choices(kind: type, name: str) -> tuple[str, ...]:
+    """Return the names that a field of a dataclass, or each item of a tuple, is chosen from."""
+    hint = _hints(kind)[name]
+    while typing.get_origin(hint) is not Literal:
+        hint = typing.get_args(hint)[0]
+    return typing.get_args(hint)
+
+
+def _hints(kind: type) -> dict[str, Any]:
+    hints = typing.get_type_hints(kind, include_extras=True)
+    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+
+
 def from_dict(kind: type[T], values: Mapping[str, Any], *, where: str = "configuration") -> T:
     """Build the dataclass `kind` from plain data; absent keys keep their defaults.
 
     Raises:
-        ConfigError: an unknown key (with its nearest match) or a value of the wrong type.
+        ConfigError: an unknown key (with its nearest match) or a value that its field cannot hold.
     """
-    hints = typing.get_type_hints(kind)
-    known = [f.name for f in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    return _build(kind, values, f"{where}: ")
+
+
+def _build(kind: type[T], values: Mapping[str, Any], where: str) -> T:
+    """Build `kind`; `where` is what stands before the name of a key: a source, then keys with dots."""
+    hints = _hints(kind)
     arguments = {}
     for key, value in values.items():
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"Did you mean {near[0]!r}?" if near else f"Known keys: {', '.join(known)}."
-            raise ConfigError(f"{where}: unknown key {key!r}. {hint}")
-        arguments[key] = _convert(hints[key], value, f"{where}: {key}")
+        if key not in hints:
+            near = difflib.get_close_matches(key, hints, n=1)
+            hint = f"Did you mean {near[0]!r}?" if near else f"Known keys: {', '.join(hints)}."
+            place = where.removesuffix(": ").removesuffix(".")
+            raise ConfigError(f"{place}: unknown key {key!r}. {hint}")
+        arguments[key] = _convert(hints[key], value, f"{where}{key}")
     return kind(**arguments)
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
+    """Return `value` as the type `hint` wants it, or refuse it."""
     origin, parameters = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        converted = _convert(parameters[0], value, where)
+        for rule in parameters[1:]:
+            if (wanted := rule.broken_by(converted)) is not None:
+                raise ConfigError(f"{where} must {wanted}, got {_shown(converted)}.")
+        return converted
     if dataclasses.is_dataclass(hint):
-        if not isinstance(value, Mapping):
-            raise ConfigError(f"{where} must be a table of keys, got {value!r}.")
-        return from_dict(typing.cast(type, hint), value, where=where)
+        if isinstance(value, typing.cast(type, hint)):
+            return value
+        if isinstance(value, Mapping):
+            return _build(typing.cast(type, hint), value, f"{where}.")
+        given = f"{type(value).__name__}(...)" if dataclasses.is_dataclass(value) else repr(value)
+        raise ConfigError(f"{where} must be a table of keys, got {given}.")
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in parameters:
             return None
         for parameter in parameters:
             if parameter is not type(None) and _fits(parameter, value):
                 return _convert(parameter, value, where)
-    elif origin is typing.Literal:
-        if value in parameters:
+    elif origin is Literal:
+        if _fits(hint, value):
             return value
         near = difflib.get_close_matches(str(value), [str(p) for p in parameters], n=1)
         hint_text = f" Did you mean {near[0]!r}?" if near else ""
-        raise ConfigError(
-            f"{where} must be one of {', '.join(map(repr, parameters))}, got {value!r}.{hint_text}"
-        )
-    elif origin is tuple and isinstance(value, (list, tuple)):
+        raise ConfigError(f"{where} must be {_words(hint)}, got {value!r}.{hint_text}")
+    elif origin is tuple and _fits(hint, value):
         return tuple(_convert(parameters[0], item, where) for item in value)
+    elif hint is str and isinstance(value, os.PathLike):
+        return os.fspath(value)
     elif _fits(hint, value):
-        return float(value) if hint is float else value
-    name = getattr(hint, "__name__", str(hint)) if not parameters else str(hint)
-    raise ConfigError(f"{where} must be {name}, got {value!r}.")
+        return hint(value) if hint in (int, float) else value
+    raise ConfigError(f"{where} must be {_words(hint)}, got {value!r}.")
 
 
 def _fits(hint: Any, value: Any) -> bool:
-    if dataclasses.is_dataclass(hint):
-        return isinstance(value, Mapping)
+    """Whether a value has the type, whatever it holds; decides between the members of a union."""
     origin = typing.get_origin(hint)
+    if origin is Annotated:
+        return _fits(typing.get_args(hint)[0], value)
+    if dataclasses.is_dataclass(hint):
+        return isinstance(value, (Mapping, typing.cast(type, hint)))
     if origin is tuple:
         return isinstance(value, (list, tuple))
-    if origin is typing.Literal:
-        return value in typing.get_args(hint)
+    if origin is Literal:
+        return any(type(name) is type(value) and name == value for name in typing.get_args(hint))
     if hint is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
+        return not isinstance(value, bool) and isinstance(value, Real) and not math.isnan(value)
     if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
+        return not isinstance(value, bool) and isinstance(value, Integral)
     return hint is Any or (isinstance(hint, type) and isinstance(value, hint))
+
+
+def _words(hint: Any) -> str:
+    """Name a type for people."""
+    origin, parameters = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        return _words(parameters[0])
+    if origin is Literal:
+        return f"one of {', '.join(map(repr, parameters))}"
+    if origin is tuple:
+        return f"a list of {_words(parameters[0])}"
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(map(_words, parameters))
+    return "none" if hint is type(None) else getattr(hint, "__name__", str(hint))
+
+
+def _shown(value: Any) -> str:
+    return (", ".join(map(str, value)) or "none") if isinstance(value, tuple) else repr(value)
 
 
 def read_toml(path: Path) -> dict[str, Any]:

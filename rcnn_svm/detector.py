@@ -8,7 +8,7 @@ not loaded.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -18,19 +18,19 @@ from numpy.typing import NDArray
 
 from rcnn_svm.boxes import MIRRORED_DELTAS, Boxes, flip_horizontally
 from rcnn_svm.config import from_dict, to_dict
-from rcnn_svm.errors import DataError
+from rcnn_svm.errors import ConfigError, DataError
 from rcnn_svm.features.backbone import Backbone, load_backbone
 from rcnn_svm.features.build import FeatureConfig, build_featurizer
 from rcnn_svm.features.fc_layers import FcLayers
 from rcnn_svm.features.scaling import FeatureScaler
 from rcnn_svm.features.store import RowReader
-from rcnn_svm.files import atomic_path, read_json, write_json
+from rcnn_svm.files import atomic_path, read_json, remove_marker, write_json
 from rcnn_svm.heads.base import Scorer
 from rcnn_svm.heads.bbox_regressor import BoxRegressor
-from rcnn_svm.heads.scorers import scorer_from_arrays
+from rcnn_svm.heads.scorers import SCORERS, scorer_from_arrays
 from rcnn_svm.postprocess import PostprocessConfig, moved_regions, postprocess
 from rcnn_svm.proposals import SelectiveSearchConfig, selective_search
-from rcnn_svm.structures import Detections, Image, Sample, mirror_image
+from rcnn_svm.structures import Detections, Image, Sample, mirror_image, require_finite
 
 if TYPE_CHECKING:
     from rcnn_svm.features.build import ImageFeaturizer
@@ -173,8 +173,18 @@ class Detector:
         """Find objects in one image, uint8 (H, W, 3) RGB."""
         return self._finish(image_id, image, selective_search(image, self.proposals, image_id=image_id).boxes)
 
-    def detect_all(self, samples: Iterable[Sample]) -> Iterator[Detections]:
-        """Find objects in many images; the next one is read and searched for regions meanwhile."""
+    def detect_all(
+        self, samples: Iterable[Sample], *, unreadable: Callable[[DataError], None] | None = None
+    ) -> Iterator[Detections]:
+        """Find objects in many images; the next one is read and searched for regions meanwhile.
+
+        Args:
+            samples: the images.
+            unreadable: told why an image cannot be read, which is then left out; None stops there.
+
+        Raises:
+            DataError: an image cannot be read.
+        """
 
         def prepare(sample: Sample) -> tuple[str, Image, Boxes]:
             image = sample.read()
@@ -184,15 +194,25 @@ class Detector:
                 selective_search(image, self.proposals, image_id=sample.image_id).boxes,
             )
 
+        def finish(prepared: Future[tuple[str, Image, Boxes]]) -> Iterator[Detections]:
+            try:
+                image_id, image, boxes = prepared.result()
+            except DataError as error:
+                if unreadable is None:
+                    raise
+                unreadable(error)
+            else:
+                yield self._finish(image_id, image, boxes)
+
         with ThreadPoolExecutor(1) as ahead:
             waiting = None
             for sample in samples:
                 following = ahead.submit(prepare, sample)
                 if waiting is not None:
-                    yield self._finish(*waiting.result())
+                    yield from finish(waiting)
                 waiting = following
             if waiting is not None:
-                yield self._finish(*waiting.result())
+                yield from finish(waiting)
 
     def _finish(self, image_id: str, image: Image, boxes: Boxes) -> Detections:
         look, size, config = self._look(image), image.shape[:2], self.detect_config
@@ -208,17 +228,22 @@ class Detector:
         return read if layers is None else lambda boxes: layers(read(boxes))
 
     def save(self, folder: Path) -> None:
-        """Write the detector to `folder`; `detector.json` comes last, so that it marks a whole one.
+        """Write the detector to `folder`; `detector.json` goes first and comes last: it marks a whole one.
 
         Raises:
-            DataError: the folder cannot be written to.
+            ConfigError: a scorer that `load_detector` could not read back.
+            DataError: the folder cannot be written to, or an array is not finite; then nothing is written.
             DiskSpaceError: the disk is full.
         """
         from safetensors.numpy import save_file
 
         folder = Path(folder)
-        self.backbone.save(folder / "backbone.safetensors")
         model = self.model
+        if SCORERS.get(model.scorer.kind) is not type(model.scorer):
+            raise ConfigError(
+                f"Detector {self.head}: a saved one must score with {', '.join(SCORERS)}, got "
+                f"{type(model.scorer).__name__}. Keep its arrays (to_arrays) yourself."
+            )
         parts: dict[str, Mapping[str, NDArray[Any]]] = {"scorer": model.scorer.to_arrays()}
         if model.regressor is not None:
             parts["regressor"] = model.regressor.to_arrays()
@@ -229,6 +254,9 @@ class Detector:
             for part, named in parts.items()
             for name, array in named.items()
         }
+        require_finite(f"Detector {self.head}", arrays)
+        remove_marker(folder / "detector.json")
+        self.backbone.save(folder / "backbone.safetensors")
         with atomic_path(folder / "head.safetensors") as temporary:
             save_file(arrays, temporary)
         write_json(

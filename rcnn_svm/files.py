@@ -24,7 +24,9 @@ __all__ = [
     "bytes_digest",
     "digest",
     "file_digest",
+    "free_space",
     "read_json",
+    "remove_marker",
     "require_free_space",
     "scratch_file",
     "write_json",
@@ -52,12 +54,9 @@ def atomic_path(path: Path, *, durable: bool = True) -> Iterator[Path]:
         DataError: the folder cannot be written to.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-        os.close(handle)
+        temporary = _temporary_beside(path)
     except OSError as error:
         raise _write_error(path, error) from error
-    temporary = Path(name)
     try:
         yield temporary
         if durable:
@@ -71,6 +70,21 @@ def atomic_path(path: Path, *, durable: bool = True) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _temporary_beside(path: Path) -> Path:
+    attempts = 3
+    while True:
+        attempts -= 1
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        except (FileNotFoundError, FileExistsError):  # another process tidied the empty folder away meanwhile
+            if not attempts:
+                raise
+        else:
+            os.close(handle)
+            return Path(name)
 
 
 @contextlib.contextmanager
@@ -88,6 +102,18 @@ def scratch_file(folder: Path) -> Iterator[IO[bytes]]:
         if error.errno in _OUT_OF_SPACE:
             raise _write_error(folder, error) from error
         raise
+
+
+def remove_marker(path: Path) -> None:
+    """Remove the file that marks its folder as whole, before anything else in the folder changes.
+
+    Raises:
+        DataError: it cannot be removed.
+    """
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise _write_error(path, error) from error
 
 
 def _write_error(path: Path, error: OSError) -> DataError:
@@ -162,16 +188,21 @@ def file_digest(path: Path) -> str:
         raise DataError(f"{path}: cannot be read ({error.strerror}).") from error
 
 
+def free_space(folder: Path) -> int:
+    """Return the bytes that are free where `folder` lies or will lie."""
+    existing = folder.absolute()
+    while not existing.exists():
+        existing = existing.parent
+    return shutil.disk_usage(existing).free
+
+
 def require_free_space(folder: Path, needed_bytes: int) -> None:
     """Refuse work whose output cannot fit.
 
     Raises:
         DiskSpaceError: fewer than `needed_bytes` are free where `folder` lies or will lie.
     """
-    existing = folder.absolute()
-    while not existing.exists():
-        existing = existing.parent
-    free = shutil.disk_usage(existing).free
+    free = free_space(folder)
     if free < needed_bytes:
         raise DiskSpaceError(
             f"{folder}: needs {needed_bytes / 1e9:.2f} GB, only {free / 1e9:.2f} GB are free. "

@@ -159,7 +159,9 @@ def _split_batch(batch_size: int, positive_share: float) -> tuple[int, int]:
     return n_positive, batch_size - n_positive
 
 
-def train_fc_layers(blocks: RegionBlocks, config: FcConfig | None = None, *, seed: int = 0) -> FcLayers:
+def train_fc_layers(
+    blocks: RegionBlocks, config: FcConfig | None = None, *, seed: int = 0, device: str = "cpu"
+) -> FcLayers:
     """Train fc6 and fc7 of our own on stored features, with a softmax and class-specific box regression.
 
     Rows are read image by image and a bounded number is held at once.
@@ -168,11 +170,12 @@ def train_fc_layers(blocks: RegionBlocks, config: FcConfig | None = None, *, see
         blocks: the regions of the training images, ground-truth rows included.
         config: sizes, label rule and schedule.
         seed: of draws, initial weights and dropout.
+        device: where torch runs.
 
     Raises:
-        DataError: there is no positive or no background region.
+        DataError: there is no positive or no background region, or the training diverged.
     """
-    return _train_fc(blocks, config, seed).to_layers()
+    return _train_fc(blocks, config, seed, device).to_layers()
 
 
 def label_rule(config: FcConfig) -> LabelRule:
@@ -180,7 +183,7 @@ def label_rule(config: FcConfig) -> LabelRule:
     return LabelRule(config.positive_iou, config.negative_iou, config.negative_low, config.skip_difficult)
 
 
-def _train_fc(blocks: RegionBlocks, config: FcConfig | None, seed: int) -> FcModule:
+def _train_fc(blocks: RegionBlocks, config: FcConfig | None, seed: int, device: str) -> FcModule:
     from rcnn_svm.features.fc_training import train_on_batches
 
     config = config or FcConfig()
@@ -188,7 +191,7 @@ def _train_fc(blocks: RegionBlocks, config: FcConfig | None, seed: int) -> FcMod
     truths = (blocks.truth(i) for i in range(len(blocks)))
     index = _RegionIndex(truths, rule, len(blocks.classes), "train_fc_layers")
     batches = _stored_batches(blocks, index, config, np.random.default_rng(seed))
-    return train_on_batches(batches, config, len(blocks.classes), seed)
+    return train_on_batches(batches, config, len(blocks.classes), seed, device)
 
 
 def tune_trunk(
@@ -234,7 +237,7 @@ def tune_trunk(
     from rcnn_svm.features.shared_training import FrozenMaps, train_on_maps
 
     maps = FrozenMaps(features, config.first_layer, samples, folder / "maps")
-    fc = _train_fc(blocks, fc_config, seed)
+    fc = _train_fc(blocks, fc_config, seed, features.device)
     rule = label_rule(fc_config)
     truths = (blocks.truth(i) for i in range(len(blocks)))
     index = _RegionIndex(truths, rule, len(blocks.classes), "tune_trunk")

@@ -27,12 +27,14 @@ class PostprocessConfig:
     Attributes:
         max_iou: NMS drops a box whose IoU with a better one of its class is > this.
         regression: apply box regression before NMS (R-CNN's order), after it, or not at all.
+        box_step: how much of the way that box regression asks for a box is moved; 1 is all of it. Half of it
+            loses less where a region lies well already or the regression is wrong.
         vote_iou: replace a kept box by the weighted mean of the class's boxes with IoU >= this;
             None for no voting.
-        soft_nms_sigma: decay scores by exp(-IoU^2 / sigma) instead of dropping boxes; None for
-            plain NMS.
+        soft_nms_sigma: decay a box's probability, the sigmoid of its score, by exp(-IoU^2 / sigma) instead of
+            dropping it; None for plain NMS. What it returns is on the scale of the scores all the same.
         max_candidates: per class, only so many of the best regions are looked at (R-CNN: 100).
-        max_detections: per image over all classes, after NMS.
+        max_detections: per image over all classes, after NMS; None for all.
         min_score: regions that score lower are not looked at.
         second_look: so many of the surest regions are scored again where box regression has moved them, and
             compete with all others; 0 for none. Their features are computed for it, a few percent of an
@@ -41,10 +43,11 @@ class PostprocessConfig:
 
     max_iou: float = 0.3
     regression: Literal["before-nms", "after-nms", "off"] = "before-nms"
+    box_step: float = 1.0
     vote_iou: float | None = 0.5
     soft_nms_sigma: float | None = None
     max_candidates: int = 400
-    max_detections: int = 300
+    max_detections: int | None = 300
     min_score: float = float("-inf")
     second_look: int = 0
 
@@ -53,17 +56,21 @@ class PostprocessConfig:
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
                 raise ConfigError(f"detect.{name} must lie in [0, 1], got {value}.")
+        if not 0 < self.box_step <= 1:
+            raise ConfigError(f"detect.box_step must lie in (0, 1], got {self.box_step}.")
         if self.soft_nms_sigma is not None and self.soft_nms_sigma <= 0:
             raise ConfigError(f"detect.soft_nms_sigma must be positive, got {self.soft_nms_sigma}.")
         for name in ("max_candidates", "max_detections"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"detect.{name} must be at least 1, got {getattr(self, name)}.")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"detect.{name} must be at least 1, got {value}.")
         if self.second_look < 0:
             raise ConfigError(f"detect.second_look must not be negative, got {self.second_look}.")
 
 
-PAPER = PostprocessConfig(vote_iou=None, max_candidates=100)
-"""R-CNN's own: 100 candidates a class, regression, NMS at 0.3 [rcnn_test_bbox_regressor.m]."""
+PAPER = PostprocessConfig(vote_iou=None, max_candidates=100, max_detections=None)
+"""R-CNN's own: 100 candidates a class, regression, NMS at 0.3, no cap over classes
+[rcnn_test_bbox_regressor.m]."""
 
 
 def postprocess(
@@ -86,7 +93,8 @@ def postprocess(
         config: see `PostprocessConfig`.
 
     Returns:
-        At most `max_detections` detections, surest first.
+        At most `max_detections` detections, surest first. Their scores are on the scale of `scores`, whatever
+        suppresses rivals.
 
     References:
         rbgirshick/rcnn, rcnn_test_bbox_regressor.m (caps, regression, clipping, then NMS).
@@ -102,7 +110,7 @@ def postprocess(
     labels = np.repeat(np.arange(len(pools)), [len(pool) for pool in pools])
     moved = refined = boxes[candidates]
     if deltas is not None and config.regression != "off":
-        refined = clip(decode_deltas(moved, deltas[candidates, labels]), size)
+        refined = clip(decode_deltas(moved, config.box_step * deltas[candidates, labels]), size)
         if config.regression == "before-nms":
             moved = refined
     solid = area(refined) > 0
@@ -113,8 +121,11 @@ def postprocess(
         kept = nms(moved, own_scores, config.max_iou, **rivals)
         kept_scores = own_scores[kept]
     else:
-        kept, decayed = soft_nms(moved, _sigmoid(own_scores), config.soft_nms_sigma, **rivals)
-        kept_scores = decayed.astype(np.float32)
+        likely = _sigmoid(own_scores)
+        kept, decayed = soft_nms(moved, likely, config.soft_nms_sigma, **rivals)
+        before = own_scores[kept]
+        after = np.minimum(_log_odds(decayed), before)
+        kept_scores = np.where(decayed == likely[kept], before, after).astype(np.float32)
     result = refined[kept]
     if config.vote_iou is not None:
         weights = _sigmoid(own_scores)
@@ -149,7 +160,7 @@ def moved_regions(
     surest = scores.max(axis=1, initial=-np.inf)
     chosen = _best(surest, np.flatnonzero(surest >= config.min_score), config.second_look)
     labels = scores[chosen].argmax(axis=1)
-    moved = clip(decode_deltas(boxes[chosen], deltas[chosen, labels]), size)
+    moved = clip(decode_deltas(boxes[chosen], config.box_step * deltas[chosen, labels]), size)
     solid = (moved[:, 2:] - moved[:, :2] >= 1).all(axis=1)
     return np.asarray(moved[solid], np.float32)
 
@@ -163,6 +174,12 @@ def _best(column: NDArray[np.float32], rows: NDArray[np.int64] | None, n: int) -
         above = pool[column[pool] > limit]
         pool = np.concatenate([above, pool[column[pool] == limit][: n - len(above)]])
     return pool[np.argsort(-column[pool], kind="stable")]
+
+
+def _log_odds(probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the scores whose sigmoid these are; below -690 and above 36 they are no longer told apart."""
+    likely = np.clip(probabilities, 1e-300, 1 - 2.0**-53)
+    return np.asarray(np.log(likely) - np.log1p(-likely), np.float64)
 
 
 def _sigmoid(scores: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -1,28 +1,130 @@
-"""Progress bars with rate and time left on a terminal; silence everywhere else."""
+"""What a run says on its way, on stderr: its stages, and how far its long loops are.
+
+Both speak on a terminal and off it. A loop draws a bar on a terminal; off it, where a bar would fill a log
+with rubbish, it prints a line a minute, and nothing if it is done within one.
+"""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from contextlib import contextmanager
 from typing import TypeVar
 
 from tqdm import tqdm
 
-__all__ = ["say", "track"]
+__all__ = ["Stages", "note", "say", "spell", "track"]
 
 T = TypeVar("T")
 
-
-def track(items: Iterable[T], what: str, *, total: int | None = None, unit: str = "img") -> Iterator[T]:
-    """Yield `items` while a bar named `what` shows rate and time left on stderr.
-
-    Nothing is drawn where stderr is no terminal, so that logs stay readable.
-    """
-    return iter(
-        tqdm(items, desc=what, total=total, unit=unit, dynamic_ncols=True, disable=not sys.stderr.isatty())
-    )
+_LINE_EVERY = 60.0
+"""Seconds between two lines of a loop off a terminal."""
 
 
 def say(message: str) -> None:
-    """Print one line for the user on stderr, above any running progress bar."""
-    tqdm.write(message, file=sys.stderr)
+    """Print one line for the user on stderr, above any running progress bar; where it is closed, nothing."""
+    if sys.stderr is not None:
+        tqdm.write(message, file=sys.stderr)
+
+
+def note(message: str) -> None:
+    """Print one line about the stage under way, indented below the line that announced it."""
+    say(f"{'':7}  {message}")
+
+
+def spell(seconds: float) -> str:
+    """Return a duration as hours, minutes and seconds, rounded down.
+
+    Example:
+        >>> spell(247.9)
+        '0:04:07'
+    """
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
+
+
+class Stages:
+    """The stages of one run: each is announced when it begins, with the time that the run has taken so far.
+
+    Attributes:
+        names: of all stages.
+        seconds: wall clock of each finished stage, by name.
+
+    Args:
+        names: of all stages, in the order in which they will come.
+        clock: returns seconds that never fall; read now, for the start of the run.
+
+    Example:
+        >>> stages = Stages(["proposals", "features"])
+        >>> with stages("proposals", "boxes that may hold an object"):
+        ...     pass
+        >>> list(stages.seconds)
+        ['proposals']
+    """
+
+    def __init__(self, names: Sequence[str], *, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.names = tuple(names)
+        self.seconds: dict[str, float] = {}
+        self._clock = clock
+        self._started = clock()
+
+    @contextmanager
+    def __call__(self, name: str, words: str) -> Iterator[None]:
+        """Announce a stage and take the time of the block; one that fails has no time.
+
+        Args:
+            name: one of `names`.
+            words: what is done, and with how much.
+        """
+        self._say(f"{self.names.index(name) + 1} of {len(self.names)}, {name}: {words}")
+        started = self._clock()
+        yield
+        self.seconds[name] = self._clock() - started
+
+    def finish(self) -> None:
+        """Say that the run is done."""
+        self._say("done")
+
+    def _say(self, message: str) -> None:
+        say(f"{spell(self._clock() - self._started)}  {message}")
+
+
+def track(
+    items: Iterable[T],
+    what: str,
+    *,
+    total: int | None = None,
+    unit: str = "img",
+    clock: Callable[[], float] = time.perf_counter,
+) -> Iterator[T]:
+    """Yield `items` and show on stderr how far they are, and how long the rest will take at this rate.
+
+    Args:
+        items: one is done when the next is asked for.
+        what: name of the loop.
+        total: number of items; None where `items` know it themselves, or nobody does.
+        unit: of an item, for the bar.
+        clock: returns seconds that never fall; a bar on a terminal has its own.
+    """
+    if sys.stderr is not None and sys.stderr.isatty():
+        return iter(tqdm(items, desc=what, total=total, unit=unit, dynamic_ncols=True))
+    if total is None and isinstance(items, Sized):
+        total = len(items)
+    return _with_lines(items, what, total, clock, clock())
+
+
+def _with_lines(
+    items: Iterable[T], what: str, total: int | None, clock: Callable[[], float], started: float
+) -> Iterator[T]:
+    due = started + _LINE_EVERY
+    for done, item in enumerate(items, start=1):
+        yield item
+        now = clock()
+        if now < due or done == total:
+            continue
+        due, spent = now + _LINE_EVERY, now - started
+        of, left = "", ""
+        if total is not None:
+            of, left = f" of {total}", f", about {spell(spent / done * (total - done))} left"
+        note(f"{what}: {done}{of} in {spell(spent)}{left}")

@@ -5,11 +5,11 @@ Names of sizes: N boxes, G ground-truth objects, R regions, K classes, H W image
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -18,7 +18,7 @@ from rcnn_svm.boxes import Boxes, area, as_boxes
 from rcnn_svm.errors import DataError, ShapeError
 from rcnn_svm.files import bytes_digest
 
-__all__ = ["Dataset", "Detections", "GroundTruth", "Image", "RegionSet", "Sample"]
+__all__ = ["Dataset", "Detections", "GroundTruth", "Image", "RegionSet", "Sample", "require_finite"]
 
 Image = NDArray[np.uint8]
 """uint8 (H, W, 3), RGB."""
@@ -33,6 +33,25 @@ def _column(value: ArrayLike, n: int, dtype: type[_Scalar], where: str) -> NDArr
     return array
 
 
+def require_finite(where: str, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Check that what was learned holds neither NaN nor infinity; no later product would tell.
+
+    Args:
+        where: what the arrays belong to.
+        arrays: of numbers, by the name that the message gives them.
+
+    Raises:
+        DataError: names the first array that is not finite.
+    """
+    for name, array in arrays.items():
+        n_bad = array.size - int(np.isfinite(array).sum())
+        if n_bad:
+            raise DataError(
+                f"{where}: {name} must be finite, got {n_bad} of {array.size} numbers that are NaN or "
+                f"infinite. Its training diverged: train again with a lower learning rate or cost."
+            )
+
+
 @dataclass(frozen=True, eq=False)
 class GroundTruth:
     """The labelled objects of one image.
@@ -42,12 +61,15 @@ class GroundTruth:
         labels: (G,) int64 in 0 .. K-1.
         difficult: (G,) bool, VOC's flag: ignored by the evaluation.
         crowd: (G,) bool, COCO's `iscrowd`: a region of many objects, never a positive.
+        area: (G,) float64 square pixels, by which COCO sorts objects into small, medium and large: that of
+            the segment where COCO's annotations state it, of the box by default.
     """
 
     boxes: Boxes
     labels: NDArray[np.int64]
     difficult: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, bool))
     crowd: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, bool))
+    area: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
 
     def __post_init__(self) -> None:
         boxes = as_boxes(self.boxes, where="GroundTruth")
@@ -63,12 +85,19 @@ class GroundTruth:
             value = getattr(self, name)
             value = np.zeros(n, bool) if len(value) == 0 else value
             object.__setattr__(self, name, _column(value, n, np.bool_, f"GroundTruth: {name}"))
+        value = area(boxes) if len(self.area) == 0 else self.area
+        areas = _column(value, n, np.float64, "GroundTruth: area")
+        if not ((areas >= 0) & (areas < np.inf)).all():
+            raise ShapeError(f"GroundTruth: area must be finite and not negative, got {areas.tolist()}.")
+        object.__setattr__(self, "area", areas)
 
     def __len__(self) -> int:
         return len(self.boxes)
 
     def __getitem__(self, rows: NDArray[np.generic] | slice) -> GroundTruth:
-        return GroundTruth(self.boxes[rows], self.labels[rows], self.difficult[rows], self.crowd[rows])
+        return GroundTruth(
+            self.boxes[rows], self.labels[rows], self.difficult[rows], self.crowd[rows], self.area[rows]
+        )
 
     @classmethod
     def empty(cls) -> Self:
@@ -136,6 +165,12 @@ class Sample:
         return bytes_digest(repr(image.shape).encode(), image.tobytes())
 
 
+def _labels_by_name(labels: NDArray[np.int64], old: Sequence[str], new: Sequence[str]) -> NDArray[np.int64]:
+    """Return labels of the classes `old` as labels of the classes `new`, -1 where `new` has no such name."""
+    position = {name: k for k, name in enumerate(new)}
+    return np.array([position.get(name, -1) for name in old], np.int64)[labels]
+
+
 def mirror_image(image: Image) -> Image:
     """Return the (H, W, 3) mirror image, contiguous."""
     return np.ascontiguousarray(image[:, ::-1])
@@ -169,6 +204,20 @@ class Dataset:
         for sample in self.samples:
             counts += np.bincount(sample.truth.labels, minlength=len(self.classes))
         return counts
+
+    def with_classes(self, names: Sequence[str]) -> Dataset:
+        """Return the same images with the objects of the classes `names` alone, labelled in their order.
+
+        A class that this data set does not have gets no object.
+        """
+        if tuple(names) == self.classes:
+            return self
+        samples = []
+        for sample in self.samples:
+            labels = _labels_by_name(sample.truth.labels, self.classes, names)
+            truth = replace(sample.truth, labels=labels)[labels >= 0]
+            samples.append(replace(sample, truth=truth))
+        return replace(self, classes=tuple(names), samples=tuple(samples))
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,8 +254,8 @@ class RegionSet:
         return len(self.boxes)
 
     def top(self, n: int) -> RegionSet:
-        """Return the `n` best regions."""
-        return RegionSet(self.image_id, self.size, self.boxes[:n], self.priority[:n])
+        """Return the `n` best regions, as a copy that does not keep the others in memory."""
+        return RegionSet(self.image_id, self.size, self.boxes[:n].copy(), self.priority[:n].copy())
 
 
 @dataclass(frozen=True, eq=False)
@@ -242,6 +291,11 @@ class Detections:
 
     def __getitem__(self, rows: NDArray[np.generic] | slice) -> Detections:
         return Detections(self.image_id, self.boxes[rows], self.scores[rows], self.labels[rows])
+
+    def with_classes(self, old: Sequence[str], new: Sequence[str]) -> Detections:
+        """Return the detections of the classes `new` alone, labelled in their order; labels were of `old`."""
+        labels = _labels_by_name(self.labels, old, new)
+        return replace(self, labels=labels)[labels >= 0]
 
     @classmethod
     def empty(cls, image_id: str) -> Self:

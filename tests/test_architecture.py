@@ -16,7 +16,7 @@ PACKAGE = Path(rcnn_svm.__file__).parent
 # A module imports only from layers above its own, and from within its own package.
 LAYERS = [
     {"errors"},
-    {"config", "files", "opencv", "progress"},
+    {"cache", "compiled", "config", "files", "opencv", "progress"},
     {"boxes"},
     {"structures"},
     {"datasets", "proposals", "features", "heads", "evaluation", "postprocess"},
@@ -28,7 +28,7 @@ LAYERS = [
     {"__main__"},
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
-LEVEL_WITHIN = {"config", "files", "opencv", "progress"}
+LEVEL_WITHIN = {"cache", "compiled", "config", "files", "opencv", "progress"}
 
 
 def part(module: str) -> str:

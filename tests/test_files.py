@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import errno
 import os
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,6 +33,23 @@ def test_a_failed_write_leaves_nothing_and_keeps_the_old(tmp_path: Path) -> None
         interrupted()
     assert read_json(target) == {"old": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_folder_that_another_process_tidies_away_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, make, emptied = tmp_path / "new" / "a.json", tempfile.mkstemp, []
+
+    def disturbed(**where: Any) -> tuple[int, str]:
+        if len(emptied) < 2:
+            emptied.append(where["dir"])
+            where["dir"].rmdir()
+        return make(**where)
+
+    monkeypatch.setattr(tempfile, "mkstemp", disturbed)
+    write_json(target, 1)
+    assert read_json(target) == 1
+    assert len(emptied) == 2
 
 
 def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:

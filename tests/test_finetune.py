@@ -71,6 +71,24 @@ def test_fc_layers_learn_classes_and_boxes():
     assert blocks.visits <= 1 + len(blocks) * 6 * 2  # a few passes, however many steps
 
 
+@pytest.mark.parametrize(
+    ("rate", "n_steps", "message"),
+    [
+        (
+            100.0,
+            60,
+            r"^Training fc layers: the loss is no longer finite at step \d+\. Lower fc\.learning_rate\.$",
+        ),
+        # One step: its loss is that of the initial weights, and only what it leaves behind is infinite.
+        (1e38, 1, r"^Training fc layers: the weights are no longer finite after step 1\. Lower the learning"),
+    ],
+)
+def test_a_diverging_training_of_fc_layers_is_no_detector(rate, n_steps, message):
+    config = dataclasses.replace(FC, optimizer="sgd", learning_rate=rate, weight_decay=1e4, n_steps=n_steps)
+    with pytest.raises(DataError, match=message):
+        train_fc_layers(Blocks(), config)
+
+
 def test_fc_layers_repeat_and_every_setting_matters():
     one_difficult = dataclasses.replace(SEVERAL, difficult=np.array([False, False, True]))
     blocks = Blocks(truth=one_difficult)
@@ -264,7 +282,7 @@ def test_the_papers_schedule():
     assert [round(f * paper.n_steps) for f in paper.decay_at] == [20_000, 40_000, 60_000]
 
 
-def test_errors(dataset, proposals, start):
+def test_errors(dataset, proposals, start, tmp_path):
     with pytest.raises(ShapeError, match=r"finetune: got 3 images but 2 lists of regions."):
         finetune(start, dataset, proposals[:2], NET)
     bare = tuple(dataclasses.replace(s, truth=GroundTruth.empty()) for s in dataset)
@@ -272,6 +290,13 @@ def test_errors(dataset, proposals, start):
         finetune(start, dataclasses.replace(dataset, samples=bare), proposals, NET)
     with pytest.raises(DataError, match=r"the loss is no longer finite at step .* Lower the learning rate."):
         finetune(start, dataset, proposals, dataclasses.replace(NET, optimizer="sgd", learning_rate=1e30))
+    one = dataclasses.replace(NET, optimizer="sgd", learning_rate=1e38, weight_decay=1e4, n_steps=1)
+    checkpoint = tmp_path / "checkpoint"
+    with pytest.raises(
+        DataError, match=r"the weights are no longer finite after step 1\. Lower the learning"
+    ):
+        finetune(start, dataset, proposals, one, checkpoint=checkpoint)
+    assert not checkpoint.exists()
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from rcnn_svm.detector import Model
 from rcnn_svm.errors import ConfigError
 from rcnn_svm.heads.bbox_regressor import BoxRegressor
 from rcnn_svm.heads.scorers import SoftmaxScorer
-from rcnn_svm.postprocess import PostprocessConfig, moved_regions, postprocess
+from rcnn_svm.postprocess import PAPER, PostprocessConfig, moved_regions, postprocess
 
 PLAIN = PostprocessConfig(vote_iou=None)
 
@@ -145,6 +145,13 @@ def test_caps_keep_the_best_and_ties_keep_input_order() -> None:
     assert len(postprocess("a", (10, 100), boxes, scores, None, strict)) == 2
 
 
+def test_the_paper_caps_a_class_but_not_an_image() -> None:
+    boxes = np.array([[10 * i, 10 * j, 10 * i + 5, 10 * j + 5] for i in range(12) for j in range(12)], float)
+    scores = np.random.default_rng(0).normal(size=(144, 5)).astype(np.float32)
+    found = postprocess("a", (200, 200), boxes.astype(np.float32), scores, None, PAPER)
+    assert np.bincount(found.labels).tolist() == [100] * 5
+
+
 def test_voting_is_the_weighted_mean_of_overlapping_candidates() -> None:
     boxes = np.array([[0, 0, 10, 10], [0, 0, 12, 10], [50, 50, 60, 60]], np.float32)
     scores = logit([[0.6], [0.2], [0.5]])
@@ -160,7 +167,37 @@ def test_soft_nms_keeps_every_box_and_decays_rivals() -> None:
     found = postprocess("a", (99, 99), boxes, scores, None, config)
     overlap = iou(boxes[:1], boxes[1:2])[0, 0]
     assert len(found) == 3
-    np.testing.assert_allclose(found.scores, [0.9, 0.5, 0.8 * np.exp(-(overlap**2) / 0.5)], rtol=1e-5)
+    # On the scale of the scores: the log-odds of the decayed probability.
+    np.testing.assert_allclose(
+        found.scores, logit([[0.9], [0.5], [0.8 * np.exp(-(overlap**2) / 0.5)]])[:, 0], rtol=1e-5
+    )
+
+
+@given(seed=st.integers(0, 999), sigma=st.floats(0.01, 2))
+def test_soft_nms_speaks_the_scale_of_the_scores(seed: int, sigma: float) -> None:
+    """No score rises, and one that meets no rival stays to the bit."""
+    rng = np.random.default_rng(seed)
+    corners = rng.uniform(0, 60, (30, 2))
+    boxes = np.concatenate([corners, corners + rng.uniform(1, 30, (30, 2))], axis=1).astype(np.float32)
+    boxes[0] = [500, 500, 520, 520]
+    scores = rng.normal(0, 20, (30, 1)).astype(np.float32)
+    config = PostprocessConfig(vote_iou=None, soft_nms_sigma=sigma)
+    found = postprocess("a", (999, 999), boxes, scores, None, config)
+    by_place = {tuple(box): score for box, score in zip(boxes.tolist(), scores[:, 0], strict=True)}
+    before = np.array([by_place[tuple(box)] for box in found.boxes.tolist()])
+    assert (found.scores <= before + 1e-4).all()
+    assert found.scores[found.boxes[:, 0] == 500] == scores[0]
+    assert np.isfinite(found.scores).all()
+
+
+def test_boxes_go_a_part_of_the_way() -> None:
+    boxes, scores = np.array([[10, 10, 30, 30]], np.float32), np.ones((1, 1), np.float32)
+    deltas = np.array([[[0.2, -0.1, 0.4, 0.0]]], np.float32)
+    whole, half = (
+        postprocess("a", (99, 99), boxes, scores, d, PostprocessConfig(vote_iou=None, box_step=step)).boxes
+        for d, step in ((deltas / 2, 1.0), (deltas, 0.5))
+    )
+    np.testing.assert_allclose(half, whole)
 
 
 @pytest.mark.parametrize(
@@ -168,6 +205,7 @@ def test_soft_nms_keeps_every_box_and_decays_rivals() -> None:
     [
         ({"max_iou": 1.5}, r"detect\.max_iou must lie in \[0, 1\], got 1\.5\."),
         ({"vote_iou": -0.1}, r"detect\.vote_iou must lie in \[0, 1\], got -0\.1\."),
+        ({"box_step": 0.0}, r"detect\.box_step must lie in \(0, 1\], got 0\.0\."),
         ({"soft_nms_sigma": 0.0}, r"detect\.soft_nms_sigma must be positive, got 0\.0\."),
         ({"max_candidates": 0}, r"detect\.max_candidates must be at least 1, got 0\."),
         ({"second_look": -1}, r"detect\.second_look must not be negative, got -1\."),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import subprocess
@@ -31,6 +32,9 @@ def test_experiments_have_the_form_that_programs_read(path: Path) -> None:
         values = [value for value in head["ap"].values() if value is not None]
         assert math.isclose(sum(values) / len(values), head["mAP"], abs_tol=1e-9)
         assert head["mAP_interval"][0] <= head["mAP"] <= head["mAP_interval"][1]
+        if "coco" in head:  # files of older versions have none
+            assert set(head["coco"]) == {"AP", "AP50", "AP75"}
+            assert all(0 <= value <= 100 for value in head["coco"].values())
         assert min(head["train_s"], head["score_s_per_image"], head["peak_rss_mb"]) >= 0
     assert set(metrics["stages_s"]) >= {"proposals", "features", "train", "detect"}
     check_provenance(metrics["provenance"])
@@ -48,6 +52,29 @@ def test_benchmarks_have_the_form_that_programs_read(path: Path) -> None:
         assert set(target) >= {"value", "unit", "n", "ours", "peer", "peer_name", "how"}
         assert math.isfinite(target["value"])
     check_provenance(result["provenance"])
+
+
+def test_the_summary_shows_cocos_measures_where_a_file_has_them() -> None:
+    spec = importlib.util.spec_from_file_location("summary", ROOT / "benchmarks" / "summary.py")
+    assert spec is not None
+    assert spec.loader is not None
+    summary = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(summary)
+    entry = {"mAP": 60.0, "mAP_interval": [50.0, 70.0], "train_s": 1.0}
+    older = {
+        "heads": {"svm": entry, "svm+bbox": entry},
+        "stages_s": {},
+        "n_train_images": 1,
+        "n_test_images": 1,
+    }
+    row = "| svm | 60.0 [50.0, 70.0] | 60.0 [50.0, 70.0] | 1.0 |"
+    assert summary.experiment("x", "words", older)[-1] == row
+    coco = {"AP": 31.25, "AP50": 61.0, "AP75": 14.0}
+    newer = older | {"heads": {"svm": entry, "svm+bbox": entry | {"coco": coco}}}
+    *_, head, rule, row = summary.experiment("x", "words", newer)
+    assert head.split(" | ")[3] == "its COCO AP, AP50, AP75"
+    assert row == "| svm | 60.0 [50.0, 70.0] | 60.0 [50.0, 70.0] | 31.2, 61.0, 14.0 | 1.0 |"
+    assert head.count("|") == rule.count("|") == row.count("|")
 
 
 def test_the_readme_says_what_the_results_hold() -> None:

@@ -19,8 +19,10 @@ def test_ground_truth_fills_its_flags():
     assert truth.boxes.dtype == np.float32
     assert truth.labels.dtype == np.int64
     assert truth.difficult.tolist() == truth.crowd.tolist() == [False, False]
+    assert truth.area.tolist() == [100, 225]
     part = GroundTruth(BOXES, [1, 0], difficult=np.array([True, False]))[np.array([0])]
-    assert (part.labels.tolist(), part.difficult.tolist()) == ([1], [True])
+    assert (part.labels.tolist(), part.difficult.tolist(), part.area.tolist()) == ([1], [True], [100])
+    assert GroundTruth(BOXES, [1, 0], area=[0, 7.5])[1:].area.tolist() == [7.5]
     assert len(GroundTruth.empty()) == 0
 
 
@@ -35,6 +37,10 @@ def test_ground_truth_messages():
         GroundTruth(BOXES, [0])
     with pytest.raises(ShapeError, match=r"^GroundTruth: crowd must have shape \(2,\)"):
         GroundTruth(BOXES, [0, 0], crowd=np.array([True]))
+    with pytest.raises(
+        ShapeError, match=r"^GroundTruth: area must be finite and not negative, got \[1\.0, -1\.0\]\.$"
+    ):
+        GroundTruth(BOXES, [0, 0], area=[1, -1])
 
 
 def test_detections_are_sorted_surest_first_and_stable():
@@ -111,3 +117,20 @@ def test_dataset_counts_objects():
     )
     assert len(dataset) == len(list(dataset)) == 2
     assert dataset.counts().tolist() == [1, 0, 1]
+
+
+def test_classes_are_matched_by_name():
+    boxes = np.array([[0, 0, 2, 2], [1, 1, 4, 4], [2, 2, 5, 5]], np.float32)
+    truth = GroundTruth(boxes, [0, 2, 1], difficult=[True, False, False], crowd=[False, False, True])
+    dataset = Dataset("set", "test", ("cat", "dog", "cow"), (Sample("a", (9, 9), truth),))
+    few = dataset.with_classes(["cow", "bee", "cat"])
+    assert few.classes == ("cow", "bee", "cat")
+    (sample,) = few.samples
+    np.testing.assert_array_equal(sample.truth.boxes, boxes[:2])
+    assert sample.truth.labels.tolist() == [2, 0]
+    assert sample.truth.difficult.tolist() == [True, False]
+    assert dataset.with_classes(dataset.classes) is dataset
+    found = Detections("a", boxes, [0.9, 0.5, 0.7], [0, 2, 1]).with_classes(dataset.classes, few.classes)
+    assert found.scores.tolist() == [np.float32(0.9), 0.5]
+    assert found.labels.tolist() == [2, 0]
+    assert len(Detections.empty("a").with_classes((), ("cat",))) == 0

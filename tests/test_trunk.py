@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rcnn_svm.errors import CacheError, ConfigError
-from rcnn_svm.features import shared_training
+from rcnn_svm.features import chunks, shared_training
 from rcnn_svm.features.backbone import random_backbone
 from rcnn_svm.features.fc_layers import FcConfig
 from rcnn_svm.features.featurizers import SharedFeatures
@@ -112,6 +112,18 @@ def test_rows_of_the_training_are_those_of_the_featurizer(setting, tmp_path, fir
     mirrored = np.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], axis=1)
     expected = setting.features(np.ascontiguousarray(setting.samples[1].read()[:, ::-1]), mirrored)
     np.testing.assert_allclose(seen["rows"], expected, rtol=0.02, atol=2e-3)
+
+
+def test_a_map_or_checkpoint_that_vanishes_is_made_again(setting, tmp_path, monkeypatch):
+    """Another process may make room in the cache between a look and the reading."""
+    maps = FrozenMaps(setting.features, "block17", setting.samples, tmp_path / "maps")
+    before = np.array(maps.get(0, True))
+    config = dataclasses.replace(TRUNK, n_steps=2)
+    whole = setting.tune(tmp_path, config)[0].digest
+    for reader in (shared_training, chunks):
+        monkeypatch.setattr(reader, "note_use", lambda path: path.unlink(missing_ok=True) or True)
+    np.testing.assert_array_equal(maps.get(0, True), before)
+    assert setting.tune(tmp_path, config)[0].digest == whole
 
 
 def test_only_the_last_blocks_and_the_layers_change(setting, tmp_path):

@@ -17,8 +17,12 @@ __all__ = ["build_parser", "main"]
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of the whole command."""
-    from rcnn_svm.cli import bench, data, network, regions, training, using
+    """Return the parser of the whole command.
+
+    What it parses holds `run`, the verb, and `resumes`: whether finished work is kept where a verb is
+    interrupted, and the same command goes on from there.
+    """
+    from rcnn_svm.cli import bench, cache, data, network, regions, training, using
 
     parser = argparse.ArgumentParser(
         prog="rcnn-svm",
@@ -26,8 +30,9 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="`rcnn-svm VERB --help` tells the options of a verb.",
     )
     parser.add_argument("--version", action="version", version=f"rcnn-svm {__version__}")
+    parser.set_defaults(resumes=False)  # a verb that keeps finished work says so
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for part in (training, using, data, regions, network, bench):
+    for part in (training, using, data, regions, network, bench, cache):
         part.add_verbs(verbs)
     return parser
 
@@ -40,10 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options.run(options)
     except KeyboardInterrupt:
-        print(
-            "rcnn-svm: interrupted. Finished work is kept: the same command goes on from there.",
-            file=sys.stderr,
-        )
+        kept = " Finished work is kept: the same command goes on from there."
+        print(f"rcnn-svm: interrupted.{kept if options.resumes else ''}", file=sys.stderr)
         return 130
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output has seen enough

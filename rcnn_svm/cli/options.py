@@ -1,53 +1,67 @@
-"""Options that several verbs share, and the configuration they add up to."""
+"""Options that several verbs share, and the configuration they add up to.
+
+An option that is absent is None and leaves what is configured; one that is given has the last word.
+"""
 
 from __future__ import annotations
 
 import argparse
 import os
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
-from rcnn_svm.config import to_dict, with_overrides
+from rcnn_svm.cache import LIMIT_VARIABLE, default_cache, parse_size, size_limit
+from rcnn_svm.config import with_overrides
 from rcnn_svm.errors import ConfigError
 from rcnn_svm.experiment.config import DataConfig, ExperimentConfig, paper_config, quick_config
-from rcnn_svm.progress import say
 
 __all__ = [
     "add_data_options",
     "add_experiment_options",
+    "add_label_options",
     "add_run_options",
+    "cache_limit_of",
     "data_config",
     "experiment_config",
+    "given",
     "n_jobs_of",
-    "say_config",
+    "names_of",
 ]
 
 
-def default_cache() -> Path:
-    """Return where proposals and features are kept between runs."""
-    home = os.environ.get("XDG_CACHE_HOME")
-    return Path(home) / "rcnn_svm" if home else Path.home() / ".cache" / "rcnn_svm"
+def add_label_options(parser: argparse.ArgumentParser, classes: str) -> argparse._ArgumentGroup:
+    """Add the options that say how labels are read; `classes` says what `--classes` is for."""
+    group = parser.add_argument_group("data")
+    group.add_argument("--format", choices=("auto", "voc", "coco", "yolo"), help="default: auto")
+    group.add_argument("--classes", metavar="A,B,C", help=classes)
+    group.add_argument(
+        "--drop-bad-boxes",
+        action="store_true",
+        default=None,
+        help="leave broken boxes out instead of stopping",
+    )
+    return group
 
 
 def add_data_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say which labelled images."""
-    group = parser.add_argument_group("data")
-    group.add_argument("--format", choices=("auto", "voc", "coco", "yolo"), default="auto")
-    group.add_argument("--classes", metavar="A,B,C", default="", help="learn these classes, in this order")
+    """Add the options that say which labelled images are learned from."""
+    group = add_label_options(parser, "learn these classes, in this order")
     group.add_argument(
-        "--drop-bad-boxes", action="store_true", help="leave broken boxes out instead of stopping"
-    )
-    group.add_argument(
-        "--skip-absent-classes", action="store_true", help="leave out classes without a training object"
+        "--skip-absent-classes",
+        action="store_true",
+        default=None,
+        help="leave out classes without a training object",
     )
     group.add_argument("--max-images", type=int, metavar="N", help="at most N images of each split")
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say how to run."""
+    """Add the options that say how to run; what lies in the cache is not computed again."""
+    parser.set_defaults(resumes=True)
     group = parser.add_argument_group("run")
-    group.add_argument("--seed", type=int, default=0, help="of everything random (default 0)")
+    group.add_argument("--seed", type=int, help="of everything random (default: as configured, 0)")
     group.add_argument(
         "--jobs", type=int, default=0, metavar="N", help="threads; 0 (default) takes all cores"
     )
@@ -56,7 +70,13 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=default_cache(),
         metavar="DIR",
-        help="proposals and features are kept here",
+        help="proposals and features are kept here (see `rcnn-svm cache`)",
+    )
+    group.add_argument(
+        "--cache-limit",
+        metavar="SIZE",
+        help=f"what may stay there, such as 2GB (default: as {LIMIT_VARIABLE} says, else a tenth of the disk "
+        f"space that is free but for the cache)",
     )
 
 
@@ -94,19 +114,25 @@ def add_experiment_options(parser: argparse.ArgumentParser) -> None:
     add_run_options(parser)
 
 
-def data_config(options: argparse.Namespace, path: str) -> DataConfig:
-    """Return the data configuration that the options name."""
-    names = tuple(name.strip() for name in options.classes.split(",") if name.strip())
+def given(options: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """Return those of the named options that the command line has, by name."""
+    values = {name: getattr(options, name) for name in names}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def data_config(options: argparse.Namespace, path: str, base: DataConfig | None = None) -> DataConfig:
+    """Put the options of `add_data_options` over `base`, and the data set's path."""
     if options.max_images is not None and options.max_images < 1:
         raise ConfigError(f"--max-images must be at least 1, got {options.max_images}.")
-    return DataConfig(
-        path=path,
-        format=options.format,
-        classes=names,
-        drop_bad_boxes=options.drop_bad_boxes,
-        skip_absent_classes=options.skip_absent_classes,
-        max_images=options.max_images,
-    )
+    values = given(options, *(f.name for f in fields(DataConfig) if f.name not in ("path", "classes")))
+    if options.classes is not None:
+        values["classes"] = names_of(options)
+    return replace(base or DataConfig(), path=path, **values)
+
+
+def names_of(options: argparse.Namespace) -> tuple[str, ...]:
+    """Return the class names of `--classes`; none where it was not given."""
+    return tuple(name.strip() for name in (options.classes or "").split(",") if name.strip())
 
 
 def experiment_config(options: argparse.Namespace, base: ExperimentConfig) -> ExperimentConfig:
@@ -117,14 +143,9 @@ def experiment_config(options: argparse.Namespace, base: ExperimentConfig) -> Ex
     if options.quick:
         config = quick_config(config)
     config = with_overrides(config, options.config, options.set)
-    features = {
-        key: getattr(options, key)
-        for key in ("backbone", "weights", "taps", "path")
-        if getattr(options, key) is not None
-    }
-    config = replace(config, seed=options.seed, features=replace(config.features, **features))
-    config = replace(config, choose=config.choose and not options.no_choice)
-    return replace(config, learn=options.learn) if options.learn else config
+    features = replace(config.features, **given(options, "backbone", "weights", "taps", "path"))
+    choose = config.choose and not options.no_choice
+    return replace(config, features=features, choose=choose, **given(options, "learn", "seed"))
 
 
 def n_jobs_of(options: argparse.Namespace) -> int:
@@ -135,16 +156,7 @@ def n_jobs_of(options: argparse.Namespace) -> int:
     return int(options.jobs or cores)
 
 
-def say_config(config: ExperimentConfig) -> None:
-    """Print the resolved configuration, one line a stage."""
-    for stage, value in to_dict(config, finite=True).items():
-        if isinstance(value, dict):
-            say(f"{stage:>10}: " + "  ".join(f"{key}={_short(item)}" for key, item in value.items()))
-        else:
-            say(f"{stage:>10}: {value}")
-
-
-def _short(value: object) -> str:
-    if isinstance(value, list):
-        return ",".join(str(item) for item in value) or "-"
-    return str(value)
+def cache_limit_of(options: argparse.Namespace) -> int:
+    """Return the bytes that the cache may take."""
+    given: str | None = options.cache_limit
+    return size_limit(options.cache) if given is None else parse_size(given, "--cache-limit")

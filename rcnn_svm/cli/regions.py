@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rcnn_svm.cache import CacheLimit
 from rcnn_svm.cli import options as shared
 from rcnn_svm.progress import say
 
@@ -27,20 +28,21 @@ def add_verbs(verbs: Any) -> None:
     propose = verbs.add_parser("propose", help="region proposals by selective search, and their recall")
     propose.add_argument("path", type=Path, help="an image, a folder of images, or a labelled data set")
     propose.add_argument("--split", default="test", help="of a data set (default test)")
-    propose.add_argument("--mode", choices=("fast", "quality"), default="fast")
+    propose.add_argument("--mode", choices=("fast", "quality"), help="default: fast")
     propose.add_argument(
-        "--ranking", choices=("paper", "diverse"), default="paper", help="diverse: more recall for few boxes"
+        "--ranking",
+        choices=("paper", "diverse"),
+        help="diverse: more recall for few boxes (default: paper)",
     )
-    propose.add_argument(
-        "--min-size", type=int, default=20, metavar="PX", help="drop smaller boxes (default 20)"
-    )
+    propose.add_argument("--min-size", type=int, metavar="PX", help="drop smaller boxes (default 20)")
     propose.add_argument("--max-width", type=int, metavar="PX", help="shrink wider images first")
     propose.add_argument("--max-regions", type=int, metavar="N", help="keep the best N boxes")
     propose.add_argument("--out", type=Path, metavar="FILE", help="write the boxes as JSON")
     propose.add_argument("--plot", type=Path, metavar="DIR", help="draw segmentations, boxes and recall")
-    shared.add_data_options(propose)
+    group = shared.add_label_options(propose, "recall of these classes")
+    group.add_argument("--max-images", type=int, metavar="N", help="the first N images of the split")
     shared.add_run_options(propose)
-    propose.set_defaults(run=_propose)
+    propose.set_defaults(run=_propose, skip_absent_classes=False, resumes=True)
 
 
 def _propose(options: argparse.Namespace) -> None:
@@ -50,14 +52,9 @@ def _propose(options: argparse.Namespace) -> None:
     from rcnn_svm.files import write_text
     from rcnn_svm.proposals import SelectiveSearchConfig, cached_proposals, proposal_recall
 
-    config = SelectiveSearchConfig(
-        mode=options.mode,
-        ranking=options.ranking,
-        min_size=options.min_size,
-        max_width=options.max_width,
-        max_regions=options.max_regions,
-        seed=options.seed,
-    )
+    settings = ("mode", "ranking", "min_size", "max_width", "max_regions", "seed")
+    config = SelectiveSearchConfig(**shared.given(options, *settings))
+    room = CacheLimit(options.cache, shared.cache_limit_of(options))
     truths = None
     classes: tuple[str, ...] = ()
     try:
@@ -72,7 +69,7 @@ def _propose(options: argparse.Namespace) -> None:
         samples = list(dataset.samples[: data.max_images])
         truths, classes = [sample.truth for sample in samples], dataset.classes
     except DataError as no_dataset:
-        if options.format != "auto" or not (options.path.is_file() or options.path.is_dir()):
+        if options.format not in (None, "auto") or not (options.path.is_file() or options.path.is_dir()):
             raise
         try:
             samples = open_images([options.path])
@@ -81,6 +78,7 @@ def _propose(options: argparse.Namespace) -> None:
                 f"{options.path}: is neither a data set ({no_dataset}) nor images."
             ) from no_images
     regions = cached_proposals(samples, config, options.cache / "proposals", n_jobs=shared.n_jobs_of(options))
+    room.hold(finished=True)
     counts = np.array([len(one) for one in regions])
     print(f"{len(regions)} images, {counts.mean():.0f} boxes each ({counts.min()} to {counts.max()})")
     if options.out is not None:

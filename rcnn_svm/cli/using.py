@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from rcnn_svm.cli import options as shared
-from rcnn_svm.errors import ConfigError
+from rcnn_svm.errors import ConfigError, DataError
 from rcnn_svm.progress import say, track
+
+if TYPE_CHECKING:
+    from rcnn_svm.evaluation.coco import CocoResult
+    from rcnn_svm.evaluation.voc import EvalResult
+    from rcnn_svm.structures import Dataset, Detections
 
 __all__ = ["add_verbs"]
 
@@ -40,9 +47,13 @@ def add_verbs(verbs: Any) -> None:
         help="a detector's folder, detections.json, COCO results JSON, or a folder of comp4 files",
     )
     evaluate.add_argument("data", type=Path, help="a VOC, COCO or YOLO data set")
-    evaluate.add_argument("--split", default="test")
+    evaluate.add_argument(
+        "--split",
+        metavar="NAME",
+        help="of the data, or `all`; by default what a detector was not trained on, and test for files",
+    )
     evaluate.add_argument("--out", type=Path, metavar="DIR", help="write figures and exchange formats here")
-    shared.add_data_options(evaluate)
+    shared.add_label_options(evaluate, "measure these classes, in this order (default: all that are known)")
     evaluate.set_defaults(run=_evaluate)
 
 
@@ -53,10 +64,17 @@ def _detect(options: argparse.Namespace) -> None:
     from rcnn_svm.report.draw import draw_detections, save_picture
 
     detector = load_detector(options.detector)
-    samples = open_images(options.images)
+    left_out: list[DataError] = []
+
+    def leave_out(error: DataError) -> None:
+        left_out.append(error)
+        say(f"{error} It is left out.")
+
+    samples = {sample.image_id: sample for sample in open_images(options.images, unreadable=leave_out)}
     found = []
-    results = track(detector.detect_all(samples), "detect", total=len(samples))
-    for sample, detections in zip(samples, results, strict=True):
+    results = detector.detect_all(samples.values(), unreadable=leave_out)
+    for detections in track(results, "detect", total=len(samples)):
+        sample = samples[detections.image_id]
         found.append(detections)
         sure = detections.scores >= options.min_score
         if not options.no_pictures:
@@ -69,6 +87,11 @@ def _detect(options: argparse.Namespace) -> None:
         print(f"{sample.path}: {words or 'nothing'}")
     write_detections(options.out / "detections.json", found, detector.classes)
     say(f"Detections of {len(found)} images in {options.out}")
+    if left_out:
+        raise DataError(
+            f"{len(left_out)} of {len(found) + len(left_out)} images could not be read and were left out. "
+            f"The first: {left_out[0]}"
+        )
 
 
 def _evaluate(options: argparse.Namespace) -> None:
@@ -81,65 +104,134 @@ def _evaluate(options: argparse.Namespace) -> None:
     truths = [sample.truth for sample in dataset]
     voc = evaluate_voc(found, truths, dataset.classes)
     coco = evaluate_coco(found, truths, dataset.classes)
-    width = max(map(len, (*dataset.classes, "mean")))
-    print(f"{'class':<{width}}  VOC07  VOC10   COCO")
-    rows = [voc.ap("voc07"), voc.ap("voc10"), coco.ap()]
-    for k, name in enumerate(dataset.classes):
-        print(f"{name:<{width}} " + " ".join(f"{100 * row[k]:6.1f}" for row in rows))
-    means = [voc.map("voc07"), voc.map("voc10"), coco.summary()["AP"]]
-    print(f"{'mean':<{width}} " + " ".join(f"{100 * value:6.1f}" for value in means))
-    print("COCO: " + "  ".join(f"{key} {100 * value:.1f}" for key, value in coco.summary().items()))
+    _print_table(voc, coco)
     if options.out is not None:
         write_detections(options.out / "detections.json", found, dataset.classes)
-        write_comp4(options.out / "comp4", found, dataset.classes, split=options.split)
+        write_comp4(options.out / "comp4", found, dataset.classes, split=dataset.split)
         write_json(options.out / "evaluation.json", {"voc": voc.to_json(), "coco": coco.to_json()})
         say(f"Figures and exchange formats in {options.out}")
 
 
-def _read(options: argparse.Namespace) -> tuple[Any, Any]:
-    """Return detections and the split that they are of, classes in the data set's order."""
-    from rcnn_svm.datasets import coco_category_ids, coco_image_ids, load_dataset
-    from rcnn_svm.evaluation.exchange import read_coco_results, read_comp4, read_detections
+def _print_table(voc: EvalResult, coco: CocoResult) -> None:
+    """Print a line per class, one of means, and COCO's twelve numbers."""
+    from rcnn_svm.report.tables import LOCALISATION
+
+    summary = coco.summary()
+    columns = {
+        "VOC07": (voc.ap("voc07"), voc.map("voc07")),
+        "VOC10": (voc.ap("voc10"), voc.map("voc10")),
+        "COCO AP": (coco.ap(), summary["AP"]),
+        "AP50": (coco.ap_at(0.5), summary["AP50"]),
+        "AP75": (coco.ap_at(0.75), summary["AP75"]),
+    }
+    width = max(map(len, (*voc.classes, "class")))
+    print(f"{'class':<{width}}" + "".join(f"{head:>9}" for head in columns))
+    for k, name in enumerate(voc.classes):
+        print(f"{name:<{width}}" + "".join(f"{100 * ap[k]:9.1f}" for ap, _ in columns.values()))
+    print(f"{'mean':<{width}}" + "".join(f"{100 * mean:9.1f}" for _, mean in columns.values()))
+    print("\nCOCO: " + "  ".join(f"{key} {100 * value:.1f}" for key, value in summary.items()))
+    print(LOCALISATION)
+
+
+def _read(options: argparse.Namespace) -> tuple[list[Detections], Dataset]:
+    """Return detections and the labelled images that they are of, both with the classes to measure."""
+    from rcnn_svm.datasets import load_dataset
+
+    path = options.detections
+    if (path / "detector.json").exists():
+        return _detected(options)
+    split = options.split or "test"
+    dataset = load_dataset(
+        options.data, split, format=_format(options), drop_bad_boxes=bool(options.drop_bad_boxes)
+    )
+    if path.is_dir():
+        from rcnn_svm.evaluation.exchange import read_comp4
+
+        classes = _classes_to_measure(options, dataset, dataset.classes, options.data)
+        found = read_comp4(path, classes, [sample.image_id for sample in dataset], split=split)
+        return found, replace(dataset.with_classes(classes), split=split)
+    known, found = _listed(options, dataset)
+    classes = _classes_to_measure(options, dataset, known, path)
+    return [one.with_classes(known, classes) for one in found], replace(
+        dataset.with_classes(classes), split=split
+    )
+
+
+def _detected(options: argparse.Namespace) -> tuple[list[Detections], Dataset]:
+    """Return what a detector finds in the images that it is to be measured on, and these."""
+    from rcnn_svm.datasets import SplitRecord, images_to_measure
+    from rcnn_svm.detector import load_detector
+
+    detector = load_detector(options.detections)
+    dataset, notes = images_to_measure(
+        options.data,
+        options.split,
+        SplitRecord.read(options.detections),
+        format=_format(options),
+        drop_bad_boxes=bool(options.drop_bad_boxes),
+    )
+    for note in notes:
+        say(note)
+    classes = _classes_to_measure(options, dataset, detector.classes, options.detections)
+    found = [
+        one.with_classes(detector.classes, classes)
+        for one in track(detector.detect_all(dataset.samples), "detect", total=len(dataset))
+    ]
+    return found, dataset.with_classes(classes)
+
+
+def _listed(options: argparse.Namespace, dataset: Dataset) -> tuple[tuple[str, ...], list[Detections]]:
+    """Return the classes of a file of detections, and its detections of the images of `dataset`."""
+    from rcnn_svm.datasets import coco_category_ids, coco_image_ids
+    from rcnn_svm.evaluation.exchange import read_coco_results, read_detections
     from rcnn_svm.files import read_json
 
-    names: tuple[str, ...] | None = tuple(n.strip() for n in options.classes.split(",") if n.strip()) or None
-    form = None if options.format == "auto" else options.format
-    path = options.detections
-
-    def dataset_of(classes: tuple[str, ...] | None) -> Any:
-        return load_dataset(
-            options.data, options.split, format=form, classes=classes, drop_bad_boxes=options.drop_bad_boxes
-        )
-
-    if (path / "detector.json").exists():
-        from rcnn_svm.detector import load_detector
-
-        detector = load_detector(path)
-        dataset = dataset_of(names or detector.classes)
-        if dataset.classes != detector.classes:
-            raise ConfigError(
-                f"{path}: the detector knows {', '.join(detector.classes)}; --classes must name the same, "
-                f"got {', '.join(dataset.classes)}."
-            )
-        return list(track(detector.detect_all(dataset.samples), "detect", total=len(dataset))), dataset
-    if path.is_dir():
-        dataset = dataset_of(names)
-        ids = [sample.image_id for sample in dataset]
-        return read_comp4(path, dataset.classes, ids, split=options.split), dataset
+    path, ids = options.detections, [sample.image_id for sample in dataset]
     if isinstance(read_json(path), list):
-        dataset = dataset_of(names)
-        ids_of = coco_category_ids(options.data)
-        categories = [ids_of[name] for name in dataset.classes]
-        images = coco_image_ids(options.data, options.split)
-        found = read_coco_results(path, categories, [s.image_id for s in dataset], images)
-        return found, dataset
+        numbers = coco_category_ids(options.data)
+        categories = [numbers[name] for name in dataset.classes]
+        images = coco_image_ids(options.data, dataset.split)
+        return dataset.classes, read_coco_results(path, categories, ids, images)
     classes, listed = read_detections(path)
-    dataset = dataset_of(names or classes)
     by_id = {one.image_id: one for one in listed}
-    missing = [s.image_id for s in dataset if s.image_id not in by_id]
+    missing = [image_id for image_id in ids if image_id not in by_id]
     if missing:
+        others = f" and {len(missing) - 1} others" if len(missing) > 1 else ""
         raise ConfigError(
-            f"{path}: must hold every image of the split {options.split!r}, got none for {missing[0]!r}"
-            f"{f' and {len(missing) - 1} others' if len(missing) > 1 else ''}."
+            f"{path}: must hold every image of the split {dataset.split!r}, got none for "
+            f"{missing[0]!r}{others}."
         )
-    return [by_id[sample.image_id] for sample in dataset], dataset
+    return classes, [by_id[image_id] for image_id in ids]
+
+
+def _classes_to_measure(
+    options: argparse.Namespace, dataset: Dataset, known: Sequence[str], where: Path
+) -> tuple[str, ...]:
+    """Return the classes that are asked for, all of `known` by default; what this leaves out is said.
+
+    Classes of detections, labels and the command are matched by name.
+    """
+    from rcnn_svm.datasets import read_classes
+
+    asked = shared.names_of(options)
+    asked = asked and read_classes(asked)
+    unknown = [name for name in asked if name not in known]
+    if unknown:
+        raise ConfigError(
+            f"--classes: must be some of {', '.join(known)}, the classes of {where}, "
+            f"got {', '.join(unknown)}."
+        )
+    classes = asked or tuple(known)
+    if not set(classes) & set(dataset.classes):
+        raise DataError(
+            f"{options.data}: must label one of the classes {', '.join(classes)}, labels "
+            f"{', '.join(dataset.classes)}. Give the classes the same names."
+        )
+    for name, n in zip(dataset.classes, dataset.counts().tolist(), strict=True):
+        if n and name not in known:
+            say(f"{where}: does not know the class {name}; objects of it that are left out: {n}.")
+    return classes
+
+
+def _format(options: argparse.Namespace) -> str | None:
+    return None if options.format in (None, "auto") else str(options.format)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from rcnn_svm.datasets.check import CheckReport, check_dataset
 from rcnn_svm.datasets.coco import coco_category_ids, coco_image_ids
 from rcnn_svm.datasets.digits import digits_in_scenes, digits_splits
+from rcnn_svm.datasets.held_out import images_to_measure
 from rcnn_svm.datasets.images import image_size, read_image
 from rcnn_svm.datasets.loading import (
     Splits,
@@ -18,10 +19,12 @@ from rcnn_svm.datasets.loading import (
     load_splits,
     read_classes,
 )
+from rcnn_svm.datasets.split_record import SplitRecord
 from rcnn_svm.datasets.write import write_dataset
 
 __all__ = [
     "CheckReport",
+    "SplitRecord",
     "Splits",
     "check_dataset",
     "coco_category_ids",
@@ -30,6 +33,7 @@ __all__ = [
     "digits_in_scenes",
     "digits_splits",
     "image_size",
+    "images_to_measure",
     "list_splits",
     "load_dataset",
     "load_splits",

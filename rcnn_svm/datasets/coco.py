@@ -67,7 +67,7 @@ class CocoSource:
         """Return COCO's id of each class name."""
         return {name: number for split in self.splits() for number, name in self._categories(split).items()}
 
-    def image_ids(self, split: str) -> dict[str, int]:
+    def image_ids(self, split: str) -> dict[str, int | str]:
         """Return COCO's id of each image id of `split`."""
         return {_image_id(record): record["id"] for record in self._load(split)["images"]}
 
@@ -88,8 +88,8 @@ class CocoSource:
                 objects[annotation["image_id"]].append(_object(annotation, categories))
             except (KeyError, TypeError, ValueError, AttributeError):
                 message = (
-                    f"{file}: annotation {number} must have a known image_id, a category_id and a bbox "
-                    f"of four numbers, got {_short(annotation)}."
+                    f"{file}: annotation {number} must have a known image_id, a category_id, a bbox of four "
+                    f"numbers and, if any, an area of 0 or more, got {_short(annotation)}."
                 )
                 report(Defect("labels", file, message))
         images = []
@@ -155,8 +155,8 @@ def coco_category_ids(path: str | Path) -> dict[str, int]:
     return _source(path).category_ids()
 
 
-def coco_image_ids(path: str | Path, split: str) -> dict[str, int]:
-    """Return COCO's numeric image id of each `Sample.image_id` of one split, named as its file is.
+def coco_image_ids(path: str | Path, split: str) -> dict[str, int | str]:
+    """Return COCO's image id, a number as a rule, of each `Sample.image_id` of one split, named as its file.
 
     Raises:
         DataError: `path` is no COCO folder, has no such split, or the JSON file is broken.
@@ -182,12 +182,16 @@ def _object(annotation: Mapping[str, Any], categories: Mapping[int, str]) -> Lab
     x, y, width, height = (float(value) for value in annotation["bbox"])
     category = annotation["category_id"]
     box = (x, y, x + max(width, 0.0), y + max(height, 0.0))
+    area = None if annotation.get("area") is None else float(annotation["area"])
+    if area is not None and not 0 <= area < math.inf:
+        raise ValueError(f"area {area}")
     return LabelledObject(
         name=categories.get(category, f"category {category}"),
         box=box if all(map(math.isfinite, box)) else (x, y, x, y),
         written=f"bbox [{x:g}, {y:g}, {width:g}, {height:g}]",
         difficult=bool(annotation.get("difficult", 0)),
         crowd=bool(annotation.get("iscrowd", 0)),
+        area=area,
     )
 
 

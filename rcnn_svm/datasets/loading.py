@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -12,7 +12,16 @@ from typing import Literal, TypeAlias
 import numpy as np
 
 from rcnn_svm.datasets.coco import CocoSource
-from rcnn_svm.datasets.records import BOX_DEFECTS, Collector, Report, Source, build, strict
+from rcnn_svm.datasets.drawing import classes_to_train, draw_parts
+from rcnn_svm.datasets.records import (
+    BOX_DEFECTS,
+    Collector,
+    LabelledImage,
+    Report,
+    Source,
+    build,
+    strict,
+)
 from rcnn_svm.datasets.voc import VocSource
 from rcnn_svm.datasets.yolo import YoloSource
 from rcnn_svm.errors import ConfigError, DataError
@@ -20,12 +29,15 @@ from rcnn_svm.structures import Dataset
 
 __all__ = [
     "FORMATS",
+    "Chooser",
     "Classes",
     "Format",
     "Splits",
     "dataset_name",
     "detect_format",
+    "find_split",
     "list_splits",
+    "load_chosen",
     "load_dataset",
     "load_splits",
     "open_source",
@@ -37,6 +49,9 @@ FORMATS: tuple[Format, ...] = ("voc", "coco", "yolo")
 
 Classes: TypeAlias = Sequence[str] | Path | str | None
 """Class names in the order of their labels, a text file with one name a line, or None for the data's own."""
+
+Chooser: TypeAlias = Callable[[Mapping[str, Sequence[LabelledImage]]], Sequence[LabelledImage]]
+"""From the images of each split, as their label files state them, to those that are wanted."""
 
 # The names that people give to the parts; a year may follow.
 _ROLES = {
@@ -72,6 +87,30 @@ class Splits:
     trainval: Dataset
     test: Dataset
     notes: tuple[str, ...] = ()
+
+    def with_classes(self, names: Sequence[str]) -> Splits:
+        """Return the same images with the objects of the classes `names` alone, labelled in their order."""
+        parts = (self.train, self.val, self.trainval, self.test)
+        train, val, trainval, test = (part.with_classes(names) for part in parts)
+        return Splits(train, val, trainval, test, self.notes)
+
+    def without_lost_classes(self, before: Dataset) -> Splits:
+        """Leave out, and note, the classes that the draw of `train` has lost.
+
+        Args:
+            before: what `train` was drawn from; has an object to train on of each of these classes.
+        """
+        kept = classes_to_train(self.train)
+        lost = [name for name in classes_to_train(before) if name not in kept]
+        if not lost:
+            return self
+        words = "this class is" if len(lost) == 1 else "these classes are"
+        note = (
+            f"The draw of {len(self.train)} from {len(before)} images for train has no object of "
+            f"{', '.join(lost)}, though the data have: {words} left out, a larger draw keeps more."
+        )
+        rest = [name for name in self.train.classes if name not in lost]
+        return replace(self.with_classes(rest), notes=(*self.notes, note))
 
 
 def detect_format(path: str | Path) -> Format:
@@ -129,6 +168,42 @@ def load_dataset(
     return dataset
 
 
+def load_chosen(
+    path: str | Path,
+    name: str,
+    choose: Chooser,
+    *,
+    format: str | None = None,
+    drop_bad_boxes: bool = False,
+) -> Dataset:
+    """Read the labels of chosen images, whatever splits they are of.
+
+    The boxes of all other images are not judged.
+
+    Args:
+        path: as in `load_dataset`.
+        name: of the new split.
+        choose: is given all images by split and returns those to read.
+        format: as in `load_dataset`.
+        drop_bad_boxes: as in `load_dataset`.
+
+    Returns:
+        The images with the data's own classes; empty where none was chosen.
+
+    Raises:
+        DataError: a label file of any split is broken, a box of a chosen image is bad, or an id comes twice.
+        ConfigError: an unknown format.
+    """
+    source = open_source(path, format)
+    collector = Collector(BOX_DEFECTS) if drop_bad_boxes else None
+    report = collector or strict
+    images = choose({split: source.read(split, report) for split in source.splits()})
+    dataset = build(dataset_name(Path(path)), name, _class_names(source, None), images, report)
+    if collector:
+        collector.say_summary()
+    return dataset
+
+
 def load_splits(
     path: str | Path,
     *,
@@ -147,13 +222,16 @@ def load_splits(
     * no val: a seeded fifth of the training images;
     * a single split: seeded 60 % train, 20 % val, 20 % test.
 
+    A draw keeps an object of every class in train where it can, then in test, then in val. Where train is
+    too small for all, the classes that it has no object of are left out and noted.
+
     Args:
         path: the folder, or YOLO's YAML file.
         format: as in `load_dataset`.
         classes: as in `load_dataset`.
         drop_bad_boxes: as in `load_dataset`.
         seed: of all draws.
-        max_images: at most so many images of train, val and test each, drawn with `seed`; for a quick look.
+        max_images: at most so many images of train, val and test each, drawn likewise; for a quick look.
 
     Raises:
         DataError: as `load_dataset`; or the splits are none that the rules above cover.
@@ -271,30 +349,41 @@ def _roles(source: Source) -> dict[str, str]:
     return roles
 
 
-def _resolve(source: Source, split: str) -> str:
+def find_split(splits: Sequence[str], name: str) -> str | None:
+    """Return which of `splits` the name means: the one of this name, or the only one that plays this part.
+
+    None where there is none.
+    """
+    if name in splits:
+        return name
+    named = [split for split in splits if name in _ROLES and _ROLES[name].fullmatch(split)]
+    return named[0] if len(named) == 1 else None
+
+
+def _resolve(source: Source, name: str) -> str:
     splits = source.splits()
-    if split in splits:
-        return split
-    if split in _ROLES:
-        named = [name for name in splits if _ROLES[split].fullmatch(name)]
-        if len(named) == 1:
-            return named[0]
-    near = difflib.get_close_matches(split, splits, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise ConfigError(f"{source.root}: has no split {split!r}, only {', '.join(splits)}.{hint}")
+    split = find_split(splits, name)
+    if split is None:
+        near = difflib.get_close_matches(name, splits, n=1)
+        hint = f"Did you mean {near[0]!r}?" if near else f"Name one that it has, such as {splits[0]!r}."
+        raise ConfigError(f"{source.root}: has no split {name!r}, only {', '.join(splits)}. {hint}")
+    return split
 
 
 def _complete(parts: dict[str, Dataset], seed: int, where: str) -> Splits:
     """Make the splits that are missing from those that are given."""
     rng = np.random.default_rng(seed)
     notes = []
+    drawn_from = None
     if len(parts) == 1:
         (whole,) = parts.values()
         if len(whole) < 3:
             raise DataError(f"{where}: must have 3 or more images to be split in three, got {len(whole)}.")
-        rest, test = _draw(whole, _TEST_SHARE, rng)
-        train, val = _draw(rest, _VAL_SHARE / (1 - _TEST_SHARE), rng)
-        parts = {"train": train, "val": val, "trainval": rest, "test": test}
+        n_test = _share(len(whole), _TEST_SHARE)
+        n_val = _share(len(whole) - n_test, _VAL_SHARE / (1 - _TEST_SHARE))
+        train, test, val = draw_parts(whole, [len(whole) - n_test - n_val, n_test, n_val], rng)
+        drawn_from = whole
+        parts = {"train": train, "val": val, "trainval": _without(whole, test), "test": test}
         notes.append(
             f"Only one split is given ({whole.split}): it was divided with seed {seed} into {len(train)} "
             f"images for train, {len(val)} for val and {len(test)} for test."
@@ -313,33 +402,34 @@ def _complete(parts: dict[str, Dataset], seed: int, where: str) -> Splits:
         whole = parts.get("trainval", parts.get("train", _NOTHING))
         if len(whole) < 2:
             raise DataError(f"{where}: must have 2 or more training images to set some aside for validation.")
-        parts["trainval"] = whole
-        parts["train"], parts["val"] = _draw(whole, _VAL_SHARE, rng)
+        n_val = _share(len(whole), _VAL_SHARE)
+        parts["train"], parts["val"] = draw_parts(whole, [len(whole) - n_val, n_val], rng)
+        parts["trainval"] = drawn_from = whole
         notes.append(
             f"There is no val split beside it: {len(parts['val'])} of the {len(whole)} images of "
             f"{whole.split} were set aside with seed {seed}."
         )
     if "train" not in parts:
-        held_out = {sample.image_id for sample in parts["val"]}
-        whole = parts.get("trainval", _NOTHING)
-        outside = tuple(sample for sample in whole if sample.image_id not in held_out)
+        outside = _without(parts.get("trainval", _NOTHING), parts["val"])
         if not outside:
             raise DataError(f"{where}: must have a train split, has {', '.join(parts)}.")
-        parts["train"] = replace(whole, samples=outside)
+        parts["train"] = outside
     if "trainval" not in parts:
         parts["trainval"] = _together(parts["train"], parts["val"])
     named = {role: replace(parts[role], split=role) for role in ("train", "val", "trainval", "test")}
-    return Splits(**named, notes=tuple(notes))
+    splits = Splits(**named, notes=tuple(notes))
+    return splits if drawn_from is None else splits.without_lost_classes(drawn_from)
 
 
-def _draw(dataset: Dataset, share: float, rng: np.random.Generator) -> tuple[Dataset, Dataset]:
-    """Return (rest, drawn): `share` of the images, one at least, drawn at random; both in file order."""
-    n = min(max(round(len(dataset) * share), 1), len(dataset) - 1)
-    drawn = set(rng.permutation(len(dataset))[:n].tolist())
-    rest = tuple(sample for i, sample in enumerate(dataset.samples) if i not in drawn)
-    return replace(dataset, samples=rest), replace(
-        dataset, samples=tuple(dataset.samples[i] for i in sorted(drawn))
-    )
+def _share(n: int, share: float) -> int:
+    """Return how many of `n` images, two or more, are a share of them: one at least, and not all."""
+    return min(max(round(n * share), 1), n - 1)
+
+
+def _without(dataset: Dataset, other: Dataset) -> Dataset:
+    """Return the images of `dataset` that are not in `other`."""
+    out = {sample.image_id for sample in other}
+    return replace(dataset, samples=tuple(sample for sample in dataset if sample.image_id not in out))
 
 
 def _together(train: Dataset, val: Dataset) -> Dataset:
@@ -349,10 +439,10 @@ def _together(train: Dataset, val: Dataset) -> Dataset:
 def _limit(splits: Splits, n: int, seed: int) -> Splits:
     """Keep at most `n` images of train, val and test each."""
     rng = np.random.default_rng(seed)
-    small = [
-        _draw(part, n / len(part), rng)[1] if len(part) > n else part
+    train, val, test = (
+        draw_parts(part, [n], rng)[0] if len(part) > n else part
         for part in (splits.train, splits.val, splits.test)
-    ]
+    )
     note = f"A quick look: at most {n} images of train, val and test each, drawn with seed {seed}."
-    train, val, test = small
-    return Splits(train, val, _together(train, val), test, (*splits.notes, note))
+    small = Splits(train, val, _together(train, val), test, (*splits.notes, note))
+    return small.without_lost_classes(splits.train)

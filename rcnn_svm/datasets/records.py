@@ -17,6 +17,7 @@ from typing import Protocol, TypeAlias
 
 import numpy as np
 
+from rcnn_svm.boxes import area
 from rcnn_svm.datasets.images import IMAGE_SUFFIXES, image_size, read_image
 from rcnn_svm.errors import DataError
 from rcnn_svm.progress import say
@@ -107,6 +108,7 @@ class LabelledObject:
         written: the box as it stands in the file, for messages.
         difficult: VOC's flag.
         crowd: COCO's flag.
+        area: of the segment in square pixels; None where the file states none, and the box's own will do.
     """
 
     name: str
@@ -114,6 +116,7 @@ class LabelledObject:
     written: str
     difficult: bool = False
     crowd: bool = False
+    area: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +209,7 @@ def _truth(
     image: LabelledImage, size: tuple[int, int], labels: dict[str, int], report: Report
 ) -> GroundTruth:
     height, width = size
-    boxes, rows, difficult, crowd = [], [], [], []
+    boxes, rows, difficult, crowd, areas = [], [], [], [], []
     for number, thing in enumerate(image.objects, start=1):
         x1, y1, x2, y2 = thing.box
         inside = (
@@ -237,8 +240,13 @@ def _truth(
             rows.append(labels[thing.name])
             difficult.append(thing.difficult)
             crowd.append(thing.crowd)
+            areas.append(area(box[None]).item() if thing.area is None else thing.area)
     if not boxes:
         return GroundTruth.empty()
     return GroundTruth(
-        np.array(boxes, np.float32), np.array(rows), np.array(difficult, bool), np.array(crowd, bool)
+        np.array(boxes, np.float32),
+        np.array(rows),
+        np.array(difficult, bool),
+        np.array(crowd, bool),
+        np.array(areas, np.float64),
     )

@@ -6,6 +6,7 @@ What a format cannot hold is said, not hidden:
   pixel for a click without a drag. Crowd regions become `difficult`.
 * COCO keeps all; `difficult` is an extra field of the annotation.
 * YOLO has neither `difficult` nor crowd: such objects become plain ones, with one line that counts them.
+* VOC and YOLO have no area but the box's.
 """
 
 from __future__ import annotations
@@ -214,8 +215,13 @@ def _write_coco(parts: Mapping[str, Dataset], root: Path, encoding: Encoding) ->
             height, width = sample.size
             images.append({"id": len(images) + 1, "file_name": file.name, "height": height, "width": width})
             truth = sample.truth
-            for box, label, difficult, crowd in zip(
-                truth.boxes.astype(np.float64), truth.labels, truth.difficult, truth.crowd, strict=True
+            for box, label, difficult, crowd, area in zip(
+                truth.boxes.astype(np.float64),
+                truth.labels,
+                truth.difficult,
+                truth.crowd,
+                truth.area,
+                strict=True,
             ):
                 x1, y1, x2, y2 = box.tolist()
                 record: dict[str, Any] = {
@@ -223,7 +229,7 @@ def _write_coco(parts: Mapping[str, Dataset], root: Path, encoding: Encoding) ->
                     "image_id": len(images),
                     "category_id": int(label) + 1,
                     "bbox": [x1, y1, x2 - x1, y2 - y1],
-                    "area": (x2 - x1) * (y2 - y1),
+                    "area": float(area),
                     "iscrowd": int(crowd),
                 }
                 annotations.append(record | ({"difficult": 1} if difficult else {}))

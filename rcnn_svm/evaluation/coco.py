@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 
 from rcnn_svm.boxes import area, iou
-from rcnn_svm.errors import ShapeError
+from rcnn_svm.errors import ConfigError, ShapeError
+from rcnn_svm.evaluation.voc import FALSE, HIT, IGNORED, mean_precision
 from rcnn_svm.structures import Detections, GroundTruth
 
 __all__ = ["AREA_RANGES", "IOU_LEVELS", "MAX_DETECTIONS", "CocoResult", "evaluate_coco"]
@@ -26,6 +28,7 @@ AREA_RANGES: dict[str, tuple[float, float]] = {
 MAX_DETECTIONS = (1, 10, 100)
 """The best so many detections of a class in an image take part."""
 
+_LEVELS = np.minimum(IOU_LEVELS, 1 - 1e-10)  # as the reference implementation compares
 _RECALL_GRID = np.linspace(0.0, 1.0, 101)
 
 
@@ -50,13 +53,25 @@ class CocoResult:
         value: NDArray[np.float64] = self.precision[0].mean(axis=0)
         return value
 
+    def ap_at(self, min_iou: float) -> NDArray[np.float64]:
+        """Return (K,) AP over all sizes at one of `IOU_LEVELS`.
+
+        Raises:
+            ConfigError: `min_iou` is none of them.
+        """
+        level = np.flatnonzero(np.isclose(IOU_LEVELS, min_iou))
+        if len(level) == 0:
+            raise ConfigError(f"ap_at: min_iou must be one of 0.5, 0.55 .. 0.95, got {min_iou}.")
+        value: NDArray[np.float64] = self.precision[0, level[0]]
+        return value
+
     def summary(self) -> dict[str, float]:
         """Return COCO's twelve headline numbers under their usual short names."""
         precision, recall = self.precision, self.recall
         return {
             "AP": _mean(precision[0]),
-            "AP50": _mean(precision[0, 0]),
-            "AP75": _mean(precision[0, 5]),
+            "AP50": _mean(self.ap_at(0.5)),
+            "AP75": _mean(self.ap_at(0.75)),
             "APs": _mean(precision[1]),
             "APm": _mean(precision[2]),
             "APl": _mean(precision[3]),
@@ -82,11 +97,7 @@ class CocoResult:
 
 
 def evaluate_coco(
-    detections: Sequence[Detections],
-    truths: Sequence[GroundTruth],
-    classes: Sequence[str],
-    *,
-    areas: Sequence[NDArray[np.floating]] | None = None,
+    detections: Sequence[Detections], truths: Sequence[GroundTruth], classes: Sequence[str]
 ) -> CocoResult:
     """Measure detections against the labels of a split by COCO's rules for boxes.
 
@@ -94,14 +105,13 @@ def evaluate_coco(
     they overlap most (the last of equals) with IoU >= the level. Objects that are crowds, difficult or
     outside the area range are chosen only when no other is in reach, and such a detection is left out,
     as is an unmatched one outside the range. A crowd takes any number of detections, each by the share
-    of its own area that lies inside.
+    of its own area that lies inside. The size of an object is its `GroundTruth.area`, that of a detection
+    its box's.
 
     Args:
         detections: one record per image.
         truths: the labels of the same images in the same order.
         classes: K names that the labels index.
-        areas: per image (G,) areas of the objects in square pixels where they are not the boxes' own:
-            COCO's annotations state the area of the segment.
 
     Raises:
         ShapeError: the sequences differ in length, or a label is no class.
@@ -109,91 +119,71 @@ def evaluate_coco(
     References:
         cocodataset/cocoapi, PythonAPI/pycocotools/cocoeval.py.
     """
-    n_classes = len(classes)
-    if areas is None:
-        areas = [area(truth.boxes) for truth in truths]
-    if not len(detections) == len(truths) == len(areas):
+    if len(detections) != len(truths):
         raise ShapeError(
-            f"evaluate_coco: there must be one record per image, got {len(detections)} detections, "
-            f"{len(truths)} truths and {len(areas)} areas."
+            f"evaluate_coco: there must be one record per image, got {len(detections)} detections and "
+            f"{len(truths)} truths."
         )
-    n_positives = np.zeros((len(AREA_RANGES), n_classes), np.int64)
-    pools: list[list[_Matched]] = [[] for _ in range(n_classes)]
-    for found, truth, sizes in zip(detections, truths, areas, strict=True):
+    n_classes, n_ranges = len(classes), len(AREA_RANGES)
+    n_positives = np.zeros((n_ranges, n_classes), np.int64)
+    start = np.cumsum([0, *map(len, detections)])
+    outcome = np.empty((n_ranges, len(IOU_LEVELS), start[-1]), np.int8)
+    for found, truth, low, high in zip(detections, truths, start[:-1], start[1:], strict=True):
         for labels in (found.labels, truth.labels):
             if len(labels) and (labels.min() < 0 or labels.max() >= n_classes):
                 raise ShapeError(
                     f"evaluate_coco: labels of image {found.image_id!r} must lie in 0 .. {n_classes - 1}, "
                     f"got {labels.min()} .. {labels.max()}."
                 )
-        counts = _counts_in_range(truth, np.asarray(sizes, np.float64))  # (A, G)
-        for k in range(n_classes):
-            rows = np.flatnonzero(found.labels == k)[: MAX_DETECTIONS[-1]]
-            objects = truth.labels == k
-            n_positives[:, k] += counts[:, objects].sum(axis=1)
-            if len(rows):
-                pools[k].append(_match(found[rows], truth[objects], ~counts[:, objects]))
+        counts = _in_ranges(truth.area) & ~(truth.difficult | truth.crowd)  # (A, G)
+        np.add.at(n_positives.T, truth.labels, counts.T)
+        outcome[..., low:high] = _match(_overlaps(found, truth), ~counts, truth.crowd, _LEVELS)
 
-    shape = (len(AREA_RANGES), len(IOU_LEVELS), n_classes)
+    label = np.concatenate([np.zeros(0, np.int64), *(found.labels for found in detections)])
+    score = np.concatenate([np.zeros(0, np.float32), *(found.scores for found in detections)])
+    sizes = np.concatenate([np.zeros(0), *(area(found.boxes) for found in detections)])
+    outcome[(outcome == FALSE) & ~_in_ranges(sizes)[:, None]] = IGNORED
+    rank = _ranks(np.repeat(np.arange(len(detections)), np.diff(start)) * n_classes + label)
+    order = np.lexsort((-score, label))  # stable: ties keep the order of images, and that within an image
+    order = order[rank[order] < MAX_DETECTIONS[-1]]
+
+    shape = (n_ranges, len(IOU_LEVELS), n_classes)
     precision, recall = np.full(shape, np.nan), np.full((len(MAX_DETECTIONS), *shape), np.nan)
-    for k, pool in enumerate(pools):
-        present = n_positives[:, k] > 0
-        precision[present, :, k] = 0.0
-        recall[:, present, :, k] = 0.0
-        if pool and present.any():
-            _accumulate(pool, n_positives[:, k], precision[..., k], recall[..., k])
+    of_class = np.searchsorted(label[order], np.arange(n_classes + 1))
+    for k, a in zip(*np.nonzero(n_positives.T), strict=True):
+        rows, n = order[of_class[k] : of_class[k + 1]], n_positives[a, k]
+        hits, counted = outcome[a][:, rows] == HIT, outcome[a][:, rows] != IGNORED  # (T, D)
+        precision[a, :, k] = [
+            mean_precision(h[c], n, _RECALL_GRID) for h, c in zip(hits, counted, strict=True)
+        ]
+        for m, cap in enumerate(MAX_DETECTIONS):
+            recall[m, a, :, k] = hits[:, rank[rows] < cap].sum(axis=1) / n
     return CocoResult(tuple(classes), precision, recall)
 
 
-@dataclass(frozen=True, eq=False)
-class _Matched:
-    """The detections of one class in one image after matching."""
-
-    scores: NDArray[np.float32]  # (D,) falling
-    hit: NDArray[np.bool_]  # (A, T, D)
-    false: NDArray[np.bool_]  # (A, T, D); neither hit nor false: left out
+def _in_ranges(sizes: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Return (A, N): whether each of N sizes lies in each area range."""
+    low, high = np.array(list(AREA_RANGES.values())).T[:, :, None]
+    return np.asarray((sizes >= low) & (sizes <= high))
 
 
-def _counts_in_range(truth: GroundTruth, sizes: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Return (A, G): whether each object counts in each area range."""
-    low, high = np.array(list(AREA_RANGES.values())).T
-    inside = (sizes >= low[:, None]) & (sizes <= high[:, None])
-    return np.asarray(inside & ~(truth.difficult | truth.crowd))
+def _ranks(groups: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return (N,): how many of the elements before each one are of its group."""
+    order = np.argsort(groups, kind="stable")
+    rank = np.empty_like(order)
+    rank[order] = np.arange(len(order)) - np.searchsorted(groups[order], groups[order])
+    return rank
 
 
-def _match(found: Detections, truth: GroundTruth, spared: NDArray[np.bool_]) -> _Matched:
-    """Match the detections of one class in one image at all levels and areas at once.
+def _overlaps(found: Detections, truth: GroundTruth) -> NDArray[np.float64]:
+    """Return (D, G) by how much each detection reaches each object of an image; -1 for other classes.
 
-    Args:
-        found: D detections.
-        truth: G objects.
-        spared: (A, G) objects that do not count.
+    It is the IoU, for crowds the share of the detection's area that lies inside.
     """
-    levels = np.minimum(IOU_LEVELS, 1 - 1e-10)
-    hit = np.zeros((len(spared), len(levels), len(found)), bool)
-    left_out = np.zeros_like(hit)
-    if len(truth):
-        overlaps = iou(found.boxes, truth.boxes)  # (D, G)
-        if truth.crowd.any():
-            overlaps[:, truth.crowd] = _share_inside(found, truth[truth.crowd])
-        taken = np.zeros((*hit.shape[:2], len(truth)), bool)  # (A, T, G)
-        # Most detections reach nothing even at the lowest level: only the others need a turn.
-        for d in np.flatnonzero(overlaps.max(axis=1) >= levels[0]):
-            open_to = (overlaps[d] >= levels[:, None]) & ~taken  # (A, T, G)
-            counting = open_to & ~spared[:, None, :]
-            choice = np.where(counting.any(axis=2, keepdims=True), counting, open_to)
-            value = np.where(choice, overlaps[d], -1.0)[..., ::-1]
-            best = len(truth) - 1 - value.argmax(axis=2)  # the last of equals
-            matched = choice.any(axis=2)
-            a, t = np.nonzero(matched)
-            g = best[a, t]
-            taken[a, t, g] = ~truth.crowd[g]
-            hit[a, t, d] = ~spared[a, g]
-            left_out[a, t, d] = spared[a, g]
-    low, high = np.array(list(AREA_RANGES.values())).T[:, :, None, None]
-    size = area(found.boxes)
-    outside = (size < low) | (size > high)  # (A, 1, D)
-    return _Matched(found.scores, hit, ~hit & ~left_out & ~outside)
+    overlaps = iou(found.boxes, truth.boxes)
+    if truth.crowd.any():
+        overlaps[:, truth.crowd] = _share_inside(found, truth[truth.crowd])
+    return np.where(found.labels[:, None] == truth.labels, overlaps, -1.0)
 
 
 def _share_inside(found: Detections, crowds: GroundTruth) -> NDArray[np.float64]:
@@ -208,30 +198,43 @@ def _share_inside(found: Detections, crowds: GroundTruth) -> NDArray[np.float64]
     return share
 
 
-def _accumulate(
-    pool: Sequence[_Matched],
-    n_positives: NDArray[np.int64],
-    precision: NDArray[np.float64],
-    recall: NDArray[np.float64],
-) -> None:
-    """Fill one class's precision (A, T) and recall (M, A, T) from its images."""
-    scores = np.concatenate([each.scores for each in pool])
-    rank = np.concatenate([np.arange(len(each.scores)) for each in pool])
-    hit = np.concatenate([each.hit for each in pool], axis=2)
-    false = np.concatenate([each.false for each in pool], axis=2)
-    for m, cap in enumerate(MAX_DETECTIONS):
-        n_found = hit[:, :, rank < cap].sum(axis=2)
-        for a in np.flatnonzero(n_positives):
-            recall[m, a] = n_found[a] / n_positives[a]
-    order = np.argsort(-scores, kind="stable")
-    n_hit = np.cumsum(hit[:, :, order], axis=2)
-    n_false = np.cumsum(false[:, :, order], axis=2)
-    curve = n_hit / np.maximum(n_hit + n_false, 1)
-    envelope = np.maximum.accumulate(curve[..., ::-1], axis=2)[..., ::-1]
-    for a in np.flatnonzero(n_positives):
-        for t in range(len(IOU_LEVELS)):
-            first = np.searchsorted(n_hit[a, t] / n_positives[a], _RECALL_GRID, side="left")
-            precision[a, t] = np.append(envelope[a, t], 0.0)[first].mean()
+@njit(cache=True, nogil=True)
+def _match(
+    overlaps: NDArray[np.float64],
+    spared: NDArray[np.bool_],
+    crowd: NDArray[np.bool_],
+    levels: NDArray[np.float64],
+) -> NDArray[np.int8]:
+    """Decide at all levels and area ranges at once what the detections of one image are.
+
+    Args:
+        overlaps: (D, G) of D detections by falling score with G objects; -1 where classes differ.
+        spared: (A, G) objects that do not count.
+        crowd: (G,) objects that any number of detections may take.
+        levels: (T,) rising.
+
+    Returns:
+        (A, T, D): HIT, FALSE or IGNORED.
+    """
+    n_found, n_objects = overlaps.shape
+    outcome = np.full((len(spared), len(levels), n_found), FALSE, np.int8)
+    taken = np.zeros((len(spared), len(levels), n_objects), np.bool_)
+    for d in range(n_found):
+        if (overlaps[d] < levels[0]).all():
+            continue
+        for a in range(len(spared)):
+            for t in range(len(levels)):
+                for left_out in (False, True):  # spared objects only where no other is in reach
+                    best, most = -1, levels[t]
+                    for g in range(n_objects):
+                        free = crowd[g] or not taken[a, t, g]
+                        if spared[a, g] == left_out and free and overlaps[d, g] >= most:
+                            best, most = g, overlaps[d, g]
+                    if best >= 0:
+                        taken[a, t, best] = True
+                        outcome[a, t, d] = IGNORED if left_out else HIT
+                        break
+    return outcome
 
 
 def _mean(values: NDArray[np.float64]) -> float:

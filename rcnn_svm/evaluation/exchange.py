@@ -108,7 +108,7 @@ def write_coco_results(
     path: Path,
     detections: Sequence[Detections],
     category_ids: Sequence[int],
-    image_ids: Mapping[str, int] | None = None,
+    image_ids: Mapping[str, int | str] | None = None,
 ) -> None:
     """Write COCO's results format: a list of `image_id, category_id, bbox [x, y, w, h], score`.
 
@@ -116,8 +116,8 @@ def write_coco_results(
         path: of the JSON file.
         detections: one record per image.
         category_ids: (K,) COCO's id of each class.
-        image_ids: COCO's number of each image id; by default the id itself, which then must be a number
-            (`000000397133`).
+        image_ids: COCO's id of each image id, a number as a rule; by default the image id itself, which
+            then must be a number (`000000397133`).
 
     Raises:
         ConfigError: an image without a number.
@@ -126,13 +126,18 @@ def write_coco_results(
     lines = []
     for found in detections:
         _check(found, len(category_ids), "write_coco_results")
-        number = _image_number(found.image_id, image_ids)
+        coco_id = _coco_id(found.image_id, image_ids)
         boxes = found.boxes.astype(np.float64)
         boxes[:, 2:] -= boxes[:, :2]
         for box, score, label in zip(
             boxes.tolist(), _short(found.scores), found.labels.tolist(), strict=True
         ):
-            entry = {"image_id": number, "category_id": int(category_ids[label]), "bbox": box, "score": score}
+            entry = {
+                "image_id": coco_id,
+                "category_id": int(category_ids[label]),
+                "bbox": box,
+                "score": score,
+            }
             lines.append(json.dumps(entry, allow_nan=False))
     write_text(path, "[" + ",\n ".join(lines) + "]\n")
 
@@ -141,7 +146,7 @@ def read_coco_results(
     path: Path,
     category_ids: Sequence[int],
     images: Sequence[str],
-    image_ids: Mapping[str, int] | None = None,
+    image_ids: Mapping[str, int | str] | None = None,
 ) -> list[Detections]:
     """Read COCO's results format; the inverse of `write_coco_results`.
 
@@ -149,7 +154,7 @@ def read_coco_results(
         path: of the JSON file.
         category_ids: (K,) COCO's id of each class.
         images: image ids of the split; the result has one record for each, in this order.
-        image_ids: COCO's number of each image id; by default the id itself.
+        image_ids: COCO's id of each image id; by default the image id itself, which then must be a number.
 
     Raises:
         DataError: the file is missing or no results list, or names an unknown image or category.
@@ -158,7 +163,7 @@ def read_coco_results(
     entries = read_json(path)
     if not isinstance(entries, list):
         raise DataError(f"{path}: must be a list of results, got {_kind(entries)}.")
-    names = {_image_number(image, image_ids): image for image in images}
+    names = {_coco_id(image, image_ids): image for image in images}
     labels = {int(category): label for label, category in enumerate(category_ids)}
     rows = _Rows(images)
     for i, entry in enumerate(entries):
@@ -210,7 +215,7 @@ def read_detections(path: Path) -> tuple[tuple[str, ...], list[Detections]]:
         The class names and one record per image.
 
     Raises:
-        DataError: the file is missing, or is not of this format.
+        DataError: the file is missing, is not of this format, or lists an image twice.
     """
     value = read_json(path)
     if not isinstance(value, dict) or value.get("schema") != _SCHEMA:
@@ -218,7 +223,7 @@ def read_detections(path: Path) -> tuple[tuple[str, ...], list[Detections]]:
     classes, images = value.get("classes"), value.get("images")
     if not isinstance(classes, list) or not isinstance(images, list):
         raise DataError(f'{path}: must hold the lists "classes" and "images".')
-    detections = []
+    detections: dict[str, Detections] = {}
     for i, entry in enumerate(images):
         where = f"{path}, image {i}"
         try:
@@ -229,8 +234,12 @@ def read_detections(path: Path) -> tuple[tuple[str, ...], list[Detections]]:
         except (KeyError, TypeError, ValueError) as error:
             reason = f"the key {error} is missing" if isinstance(error, KeyError) else str(error)
             raise DataError(f"{where}: must be the detections of one image: {reason}") from error
-        detections.append(found)
-    return tuple(str(name) for name in classes), detections
+        if found.image_id in detections:
+            raise DataError(
+                f"{where}: must be an image of its own, got {found.image_id!r} once more. Remove one."
+            )
+        detections[found.image_id] = found
+    return tuple(str(name) for name in classes), list(detections.values())
 
 
 class _Rows:
@@ -280,9 +289,9 @@ def _number(value: Any, where: str) -> float:
     return number
 
 
-def _image_number(image_id: str, image_ids: Mapping[str, int] | None) -> int:
+def _coco_id(image_id: str, image_ids: Mapping[str, int | str] | None) -> int | str:
     if image_ids is not None and image_id in image_ids:
-        return int(image_ids[image_id])
+        return image_ids[image_id]
     if image_ids is None and image_id.isdecimal():
         return int(image_id)
     raise ConfigError(

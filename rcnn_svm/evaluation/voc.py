@@ -29,6 +29,7 @@ __all__ = [
     "average_precision",
     "evaluate_voc",
     "match",
+    "mean_precision",
 ]
 
 Rule: TypeAlias = Literal["voc07", "voc07-exact", "voc10"]
@@ -307,17 +308,34 @@ def average_precision(hits: NDArray[np.bool_], n_positives: int, rule: Rule) -> 
     _check_rule(rule)
     if n_positives == 0:
         return float("nan")
-    at = np.flatnonzero(hits)
-    n_hits = np.arange(1, len(at) + 1)
-    # Precision is best right after a hit, so only those points matter; from the right, its maximum.
-    envelope = np.maximum.accumulate((n_hits / (at + 1))[::-1])[::-1]
+    if rule == "voc07":
+        return mean_precision(hits, n_positives, RECALL_GRID)
+    envelope = _envelope(hits)
     if rule == "voc10":
         return float(envelope.sum() / n_positives)
-    if rule == "voc07":
-        first = np.searchsorted(n_hits / n_positives, RECALL_GRID, side="left")
-    else:
-        first = np.searchsorted(10 * n_hits, np.arange(11) * n_positives, side="left")
+    n_hits = np.arange(1, len(envelope) + 1)
+    first = np.searchsorted(10 * n_hits, np.arange(11) * n_positives, side="left")
     return float(np.append(envelope, 0.0)[first].mean())
+
+
+def mean_precision(hits: NDArray[np.bool_], n_positives: int, levels: NDArray[np.float64]) -> float:
+    """Return the mean over recall levels of the best precision at that recall or above, 0 beyond the last.
+
+    Args:
+        hits: (M,) bool by falling score, ignored detections left out.
+        n_positives: objects of the class that count, one or more.
+        levels: of recall; one is reached when hits / `n_positives`, in double precision, is >= it.
+    """
+    envelope = _envelope(hits)
+    first = np.searchsorted(np.arange(1, len(envelope) + 1) / n_positives, levels, side="left")
+    return float(np.append(envelope, 0.0)[first].mean())
+
+
+def _envelope(hits: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Return the best precision at each hit or after it; in between it is never better."""
+    at = np.flatnonzero(hits)
+    precision = np.arange(1, len(at) + 1) / (at + 1)
+    return np.maximum.accumulate(precision[::-1])[::-1]
 
 
 def _check_rule(rule: str) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from rcnn_svm import postprocess
 from rcnn_svm.errors import ConfigError
+from rcnn_svm.evaluation.voc import Rule
 from rcnn_svm.features.build import FeatureConfig
 from rcnn_svm.features.fc_layers import FcConfig
 from rcnn_svm.features.trunk_config import TrunkConfig
@@ -20,6 +22,7 @@ __all__ = [
     "ExperimentConfig",
     "HeadsConfig",
     "demo_config",
+    "middle",
     "paper_config",
     "quick_config",
 ]
@@ -65,7 +68,8 @@ class HeadsConfig:
             is R-CNN's one pass over the images.
         linear_costs: values of C for the linear SVM; one value means no choice.
         rbf_costs: values of C for the RBF SVM.
-        rbf_gammas: values of the kernel's gamma, for features scaled as above.
+        rbf_gammas: values of the kernel's gamma, for features scaled as above: about the inverse of a row's
+            squared length, which is 1 with `l2` and `sqrt-l2` and 400 with `mean-norm-20`.
         softmax_costs: values of C for the refitted softmax.
         softmax_positive_iou: a region is a positive of the softmax from this IoU on.
         ridge_strengths: penalties of the box regression.
@@ -131,7 +135,8 @@ class ExperimentConfig:
             middle of each grid, the learned box regression where there is one, and `detect` as it stands.
         detect: from scores to detections; `max_iou` or `soft_nms_sigma`, and `vote_iou`, are chosen on val,
             where no region is looked at twice.
-        rule: AP of VOC2007 (11 points) or of VOC2010 and later (all points), in percent.
+        rule: AP of VOC2007 (11 points, with `voc07-exact` at their exact places) or of VOC2010 and later (all
+            points), in percent.
         n_bootstrap: resamples of the intervals.
         seed: of everything random.
     """
@@ -149,7 +154,7 @@ class ExperimentConfig:
     heads: HeadsConfig = field(default_factory=HeadsConfig)
     choose: bool = True
     detect: PostprocessConfig = field(default_factory=PostprocessConfig)
-    rule: Literal["voc07", "voc10"] = "voc07"
+    rule: Rule = "voc07"
     n_bootstrap: int = 1000
     seed: int = 0
 
@@ -181,7 +186,9 @@ class ExperimentConfig:
 def paper_config(base: ExperimentConfig) -> ExperimentConfig:
     """Return `base` with every constant of the paper: warped AlexNet, fc7, its SVMs, its detector.
 
-    Fine-tuning follows the published schedule, which wants a GPU; `learn=nothing` leaves it out.
+    Fine-tuning follows the published schedule, which wants a GPU; `learn=nothing` leaves it out. Two things
+    differ: box regression reads the rows of the SVMs, fc7, where R-CNN's reads pool5, and no threshold of
+    scores rises with the number of images.
 
     References:
         Girshick et al., arXiv 1311.2524v5; rbgirshick/rcnn.
@@ -201,6 +208,8 @@ def paper_config(base: ExperimentConfig) -> ExperimentConfig:
             positive_weight=2.0,
             mining="paper",
             linear_costs=(1e-3,),
+            # No head of the paper: the defaults for rows of length 1, at mean length 20.
+            rbf_gammas=(1 / 20**2, 2 / 20**2),
             ridge_strengths=(1000.0,),
             max_ious=(0.3,),
             soft_nms_sigmas=(),
@@ -208,6 +217,11 @@ def paper_config(base: ExperimentConfig) -> ExperimentConfig:
         ),
         detect=postprocess.PAPER,
     )
+
+
+def middle(grid: Sequence[float]) -> float:
+    """Return the value of a grid that is taken where none is tried: its middle by size, the larger of two."""
+    return sorted(grid)[len(grid) // 2]
 
 
 def quick_config(base: ExperimentConfig) -> ExperimentConfig:
@@ -221,11 +235,11 @@ def quick_config(base: ExperimentConfig) -> ExperimentConfig:
         finetune=replace(base.finetune, n_steps=min(base.finetune.n_steps, 100)),
         heads=replace(
             base.heads,
-            linear_costs=base.heads.linear_costs[len(base.heads.linear_costs) // 2 :][:1],
-            rbf_costs=base.heads.rbf_costs[len(base.heads.rbf_costs) // 2 :][:1],
-            rbf_gammas=base.heads.rbf_gammas[len(base.heads.rbf_gammas) // 2 :][:1],
-            softmax_costs=base.heads.softmax_costs[len(base.heads.softmax_costs) // 2 :][:1],
-            ridge_strengths=base.heads.ridge_strengths[len(base.heads.ridge_strengths) // 2 :][:1],
+            linear_costs=(middle(base.heads.linear_costs),),
+            rbf_costs=(middle(base.heads.rbf_costs),),
+            rbf_gammas=(middle(base.heads.rbf_gammas),),
+            softmax_costs=(middle(base.heads.softmax_costs),),
+            ridge_strengths=(middle(base.heads.ridge_strengths),),
         ),
         n_bootstrap=min(base.n_bootstrap, 200),
     )

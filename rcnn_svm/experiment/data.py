@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import replace
-
-import numpy as np
-
 from rcnn_svm.datasets import Splits, load_splits
-from rcnn_svm.datasets.digits import digits_splits
+from rcnn_svm.datasets.digits import digits_in_scenes, digits_splits
+from rcnn_svm.datasets.drawing import classes_to_train
 from rcnn_svm.experiment.config import DataConfig
 from rcnn_svm.progress import say
-from rcnn_svm.structures import Dataset
 
 __all__ = ["DIGITS_IMAGES", "absent_classes", "load_data"]
 
@@ -28,42 +23,29 @@ def load_data(config: DataConfig, *, seed: int) -> Splits:
     """
     if config.path == "digits":
         sizes = (min(n, config.max_images or n) for n in DIGITS_IMAGES.values())
-        return digits_splits(*sizes, seed=seed)
-    splits = load_splits(
-        config.path,
-        format=None if config.format == "auto" else config.format,
-        classes=config.classes or None,
-        drop_bad_boxes=config.drop_bad_boxes,
-        seed=seed,
-        max_images=config.max_images,
-    )
+        splits = digits_splits(*sizes, seed=seed)
+        if absent_classes(splits):  # a few scenes do not show every digit
+            whole = digits_in_scenes("train", DIGITS_IMAGES["train"], seed=seed)
+            splits = splits.without_lost_classes(whole)
+    else:
+        splits = load_splits(
+            config.path,
+            format=None if config.format == "auto" else config.format,
+            classes=config.classes or None,
+            drop_bad_boxes=config.drop_bad_boxes,
+            seed=seed,
+            max_images=config.max_images,
+        )
     for note in splits.notes:
         say(note)
     absent = absent_classes(splits)
     if absent and config.skip_absent_classes:
         say(f"{splits.train.name}: without an object to train on, left out: {', '.join(absent)}.")
-        kept = [name for name in splits.train.classes if name not in absent]
-        train, val, trainval, test = (
-            _only(part, kept) for part in (splits.train, splits.val, splits.trainval, splits.test)
-        )
-        return Splits(train, val, trainval, test, splits.notes)
+        return splits.with_classes([name for name in splits.train.classes if name not in absent])
     return splits
 
 
 def absent_classes(splits: Splits) -> list[str]:
     """Return the classes without an object in `train` that could be a positive."""
-    present: set[int] = set()
-    for sample in splits.train:
-        present |= set(sample.truth.labels[~sample.truth.crowd].tolist())
-    return [name for k, name in enumerate(splits.train.classes) if k not in present]
-
-
-def _only(dataset: Dataset, names: Collection[str]) -> Dataset:
-    """Return the data set with the objects of some of its classes."""
-    new = {dataset.classes.index(name): k for k, name in enumerate(names)}
-    samples = []
-    for sample in dataset:
-        truth = sample.truth[np.isin(sample.truth.labels, list(new))]
-        labels = np.array([new[int(label)] for label in truth.labels], np.int64)
-        samples.append(replace(sample, truth=replace(truth, labels=labels)))
-    return replace(dataset, classes=tuple(names), samples=tuple(samples))
+    present = classes_to_train(splits.train)
+    return [name for name in splits.train.classes if name not in present]

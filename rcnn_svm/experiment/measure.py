@@ -20,7 +20,7 @@ class Meter:
 
     Attributes:
         seconds: wall clock of the block.
-        peak_rss_mb: largest resident memory of the process during the block, in MB. Where the
+        peak_rss_mb: largest resident memory of the process during the block, in 10^6 bytes. Where the
             system cannot forget an earlier peak (anything but Linux), of the process so far.
     """
 
@@ -44,6 +44,6 @@ def _peak_rss_mb() -> float:
     if _STATUS.exists():
         for line in _STATUS.read_text().splitlines():
             if line.startswith("VmHWM:"):
-                return float(line.split()[1]) / 1024
+                return float(line.split()[1]) * 1024 / 1e6  # kB of the kernel's are 1024 bytes
     unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, kilobytes elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6

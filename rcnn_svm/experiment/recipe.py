@@ -14,9 +14,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from rcnn_svm.cache import CacheLimit, size_limit
 from rcnn_svm.datasets import Splits
 from rcnn_svm.detector import Detector, Look, Model, look_at
 from rcnn_svm.errors import ConfigError, DataError
+from rcnn_svm.evaluation.coco import CocoResult, evaluate_coco
 from rcnn_svm.evaluation.voc import EvalResult, evaluate_voc
 from rcnn_svm.experiment.config import ExperimentConfig
 from rcnn_svm.experiment.data import absent_classes
@@ -44,8 +46,8 @@ from rcnn_svm.features.scaling import FeatureScaler
 from rcnn_svm.features.store import FeatureStore, to_float32
 from rcnn_svm.heads.bbox_regressor import BoxRegressor
 from rcnn_svm.postprocess import PostprocessConfig
-from rcnn_svm.progress import say, track
-from rcnn_svm.proposals import SelectiveSearchConfig, cached_proposals
+from rcnn_svm.progress import Stages, note, track
+from rcnn_svm.proposals import ProposalRecall, SelectiveSearchConfig, cached_proposals
 from rcnn_svm.structures import Dataset, Detections, RegionSet
 
 __all__ = [
@@ -55,6 +57,7 @@ __all__ = [
     "estimate_experiment",
     "propose",
     "run_experiment",
+    "stages_of",
     "train_detector",
 ]
 
@@ -70,6 +73,7 @@ class HeadResult:
             `+bbox` where box regression is on.
         detections: one record per test image.
         evaluation: VOC AP of them.
+        coco: COCO's measures of them, which also say how closely boxes fit.
         train_s: wall clock of the final training on trainval.
         score_s_per_image: scoring, regression and NMS of an image's regions, mean over test; with
             `detect.second_look` the features of the regions that are looked at again as well.
@@ -80,6 +84,7 @@ class HeadResult:
     detector: Detector
     detections: list[Detections]
     evaluation: EvalResult
+    coco: CocoResult
     train_s: float
     score_s_per_image: float
     peak_rss_mb: float
@@ -94,13 +99,16 @@ class Experiment:
         config: as it was run.
         splits: the images.
         heads: results by name, in the order of the configuration.
-        stages_s: wall clock of proposals, features, train and detect.
+        stages_s: wall clock of proposals, features, choose, train (fine-tuning of the network included) and
+            detect; 0 for one that the configuration leaves out.
+        coverage: how well the proposals of trainval cover its objects, all regions of an image counted.
     """
 
     config: ExperimentConfig
     splits: Splits
     heads: dict[str, HeadResult]
     stages_s: dict[str, float]
+    coverage: ProposalRecall
 
 
 def propose(dataset: Dataset, config: ExperimentConfig, cache: Path, *, n_jobs: int) -> dict[str, RegionSet]:
@@ -109,13 +117,22 @@ def propose(dataset: Dataset, config: ExperimentConfig, cache: Path, *, n_jobs: 
     return {region_set.image_id: region_set for region_set in regions}
 
 
+def stages_of(config: ExperimentConfig) -> tuple[str, ...]:
+    """Return the names of the stages that `run_experiment` goes through, in order."""
+    features = () if config.learn == "trunk" else ("features",)  # read while the network is tuned
+    choose = ("choose",) if config.choose else ()
+    return ("proposals", "network", *features, *choose, "train", "detect")
+
+
 def run_experiment(
     config: ExperimentConfig,
     splits: Splits,
     cache: Path,
     *,
     n_jobs: int,
+    cache_limit: int | None = None,
     finished: Callable[[HeadResult], None] | None = None,
+    stages: Stages | None = None,
 ) -> Experiment:
     """Run an experiment on `splits`.
 
@@ -124,7 +141,10 @@ def run_experiment(
         splits: train, val, trainval and test of one data set.
         cache: folder of proposals, features and fine-tuned networks, kept between runs.
         n_jobs: threads where work is independent.
+        cache_limit: bytes that the cache may take; room is made before the first stage, between stages and at
+            the end, and what this run uses stays until then. None keeps everything.
         finished: called with each result as soon as it is there, so that it can be kept.
+        stages: of a run that this is a part of, those of `stages_of` among them; None for a run of its own.
 
     Raises:
         ConfigError: a head that the configuration gives nothing to work on.
@@ -136,37 +156,46 @@ def run_experiment(
             f"heads.names: {FINETUNED} needs something that is fine-tuned. Set learn=fc or learn=network, "
             f"or leave the head out."
         )
-    stages: dict[str, float] = {}
-    with Meter() as meter:
+    room = CacheLimit(cache, cache_limit)
+    stages = stages or Stages(stages_of(config))
+    n_images = len(splits.trainval) + len(splits.test)
+    with stages("proposals", f"boxes in which an object may be, in {n_images} images"):
         proposals = propose(splits.trainval, config, cache, n_jobs=n_jobs)
         test_proposals = propose(splits.test, config, cache, n_jobs=n_jobs)
-    stages["proposals"] = meter.seconds
+    room.hold()
     trainval = SplitRegions.of(splits.trainval, proposals, with_truth=True)
     train, val = trainval.part(splits.train), trainval.part(splits.val).limited(config.test_regions)
     test = SplitRegions.of(splits.test, test_proposals, with_truth=False).limited(config.test_regions)
 
-    network = prepare_network(config, train, proposals, cache)
+    tuned = f"fine-tuned on {len(train)} images of {train.dataset.split}"
+    how = tuned if config.learn == "network" else "with its weights"
+    with stages("network", f"{config.features.backbone}, {how}"):
+        network = prepare_network(config, train, proposals, cache)
     del proposals, test_proposals  # the splits keep the boxes, once: 16 bytes a region
     base = FeatureStore(cache / "features", network.featurizer, precision=config.features.precision)
-    with Meter() as meter:
-        if config.learn != "trunk":  # which reads few regions before the network is tuned
+    if config.learn != "trunk":  # which reads few regions before the network is tuned
+        with stages("features", "what the network makes of each region"):
             if config.learn != "fc" or config.reads_all_rows:
                 base.fill(trainval.dataset.samples, trainval.boxes, "features of trainval")
             base.fill(test.dataset.samples, test.boxes, "features of test")
-    stages["features"] = meter.seconds
 
-    with Meter() as meter:
-        chosen = _choose(config, network, base, train, val, cache, n_jobs) if config.choose else None
-    stages["choose"] = meter.seconds
-    with Meter() as meter:
+    room.hold()
+    chosen = None
+    if config.choose:
+        with stages("choose", f"settings, by training on {len(train)} images and measuring on {len(val)}"):
+            chosen = _choose(config, network, base, train, val, cache, n_jobs)
+    room.hold()
+    with stages(
+        "train", f"{', '.join(config.heads.names)} on {len(trainval)} images of {trainval.dataset.split}"
+    ):
         final = learn_layers(config, network, base, trainval, cache)
         chosen = chosen or _settled(config, final)
         if set(chosen) != {FINETUNED} or _needs_ridge(chosen):
             final.fill(trainval)
         trained = _train(config, final, trainval, chosen, n_jobs)
-    stages["train"] = meter.seconds + network.finetune_s
+    room.hold()
 
-    with Meter() as meter:
+    with stages("detect", f"{len(test)} images of {test.dataset.split}, looked at once"):
         views = [test, test.mirrored()] if config.features.mirror else [test]
         for view in views:
             final.fill(view)
@@ -176,8 +205,12 @@ def run_experiment(
                 results[result.detector.head] = result
                 if finished is not None:
                     finished(result)
-    stages["detect"] = meter.seconds
-    return Experiment(config, splits, results, stages)
+    seconds = {
+        name: stages.seconds.get(name, 0.0) for name in ("proposals", "features", "choose", "train", "detect")
+    }
+    seconds["train"] += network.finetune_s
+    room.hold(finished=True)
+    return Experiment(config, splits, results, seconds, trainval.coverage())
 
 
 def train_detector(
@@ -194,7 +227,8 @@ def train_detector(
         splits: as `load_splits` returns them.
         head: one of `experiment.config.HEADS`.
         config: the defaults where None.
-        cache: folder of proposals and features; a temporary one where None.
+        cache: folder of proposals and features, held within `rcnn_svm.cache.size_limit`; a temporary one
+            where None.
         n_jobs: threads where work is independent.
 
     Raises:
@@ -204,7 +238,8 @@ def train_detector(
     config = config or ExperimentConfig()
     config = replace(config, heads=replace(config.heads, names=(head,)))
     if cache is not None:
-        return run_experiment(config, splits, cache, n_jobs=n_jobs).heads[f"{head}+bbox"]
+        limit = size_limit(cache)
+        return run_experiment(config, splits, cache, n_jobs=n_jobs, cache_limit=limit).heads[f"{head}+bbox"]
     with tempfile.TemporaryDirectory() as folder:
         return run_experiment(config, splits, Path(folder), n_jobs=n_jobs).heads[f"{head}+bbox"]
 
@@ -341,7 +376,7 @@ def _choose(
                 )
             with_boxes = choose_postprocess(config, val_rows, replace(scored, boxes_by=box_model))
         chosen[name] = _Chosen(head, plain, boxes, with_boxes)
-        say(
+        note(
             f"{name}: {plain[0].val_map:.1f} mAP on {val.dataset.split}, {with_boxes[0].val_map:.1f} with "
             f"box regression ({_words({**head.settings, **with_boxes[0].settings})})"
         )
@@ -453,7 +488,7 @@ def _results(
             layers=learned.layers,
             model=model,
             detect_config=detect,
-            info={"data": config.data.path, "seed": config.seed, "details": details},
+            info={"data": test.regions.dataset.name, "seed": config.seed, "details": details},
         )
         evaluation = evaluate_voc(run.detections, test.regions.truths, test.classes, rule=config.rule)
         results.append(
@@ -461,6 +496,7 @@ def _results(
                 detector,
                 run.detections,
                 evaluation,
+                evaluate_coco(run.detections, test.regions.truths, test.classes),
                 trained.train_s,
                 run.seconds / len(test),
                 trained.peak_rss_mb,

@@ -14,6 +14,7 @@ from rcnn_svm.boxes import Boxes, flip_horizontally
 from rcnn_svm.features.store import FeatureStore, RowReader, to_float32
 from rcnn_svm.heads.assign import LabelRule, RegionTruth, describe_regions
 from rcnn_svm.heads.base import ALL, Rows
+from rcnn_svm.proposals import ProposalRecall, proposal_recall
 from rcnn_svm.structures import Dataset, GroundTruth, Image, RegionSet, Sample, mirror_image
 
 __all__ = ["JoinedBlocks", "SplitRegions", "StoredBlocks"]
@@ -99,6 +100,12 @@ class SplitRegions:
             boxes.append(flip_horizontally(own if with_truth else own[n:], s.size[1]))
         n_gt = self.n_gt if with_truth else (0,) * len(boxes)
         return SplitRegions(replace(self.dataset, samples=tuple(samples)), tuple(boxes), n_gt)
+
+    def coverage(self) -> ProposalRecall:
+        """Measure how well all the proposals of each image cover its objects: recall at one budget."""
+        proposals = [own[n:] for own, n in zip(self.boxes, self.n_gt, strict=True)]
+        most = max(1, *map(len, proposals))
+        return proposal_recall(proposals, self.truths, len(self.dataset.classes), budgets=(most,))
 
     @property
     def truths(self) -> tuple[GroundTruth, ...]:

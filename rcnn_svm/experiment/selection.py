@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from rcnn_svm.boxes import Boxes
 from rcnn_svm.detector import Model
 from rcnn_svm.evaluation.voc import evaluate_voc
-from rcnn_svm.experiment.config import ExperimentConfig, HeadsConfig
+from rcnn_svm.experiment.config import ExperimentConfig, HeadsConfig, middle
 from rcnn_svm.experiment.regions import StoredBlocks
 from rcnn_svm.features.scaling import FeatureScaler
 from rcnn_svm.features.store import to_float32
@@ -156,26 +156,22 @@ class Candidate:
 
 
 def settings_of(name: str, config: HeadsConfig) -> list[dict[str, float]]:
-    """Return every setting that the configuration names for a head; C rises."""
+    """Return every setting that the configuration names for a head, each once; C rises."""
     if name == "linear-svm":
-        return [{"C": cost} for cost in sorted(config.linear_costs)]
+        return [{"C": cost} for cost in sorted(set(config.linear_costs))]
     if name == "softmax-refit":
-        return [{"C": cost} for cost in sorted(config.softmax_costs)]
-    grid = itertools.product(config.rbf_gammas, sorted(config.rbf_costs))
+        return [{"C": cost} for cost in sorted(set(config.softmax_costs))]
+    grid = itertools.product(dict.fromkeys(config.rbf_gammas), sorted(set(config.rbf_costs)))
     return [{"C": cost, "gamma": gamma} for gamma, cost in grid]
 
 
 def settled(name: str, config: HeadsConfig) -> dict[str, float]:
     """Return the setting of a head, or of `ridge`, that is taken unseen: the middle of each grid."""
     if name == "ridge":
-        return {"strength": _middle(config.ridge_strengths)}
+        return {"strength": middle(config.ridge_strengths)}
     if name == "rbf-svm":
-        return {"C": _middle(config.rbf_costs), "gamma": _middle(config.rbf_gammas)}
-    return {"C": _middle(config.linear_costs if name == "linear-svm" else config.softmax_costs)}
-
-
-def _middle(grid: Sequence[float]) -> float:
-    return sorted(grid)[len(grid) // 2]
+        return {"C": middle(config.rbf_costs), "gamma": middle(config.rbf_gammas)}
+    return {"C": middle(config.linear_costs if name == "linear-svm" else config.softmax_costs)}
 
 
 def train_candidates(

@@ -13,9 +13,9 @@ import json
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from rcnn_svm.errors import ConfigError, ShapeError, WeightsError
+from rcnn_svm.features.efficientnet_lite import LITE, EfficientNetLite, SameConv2d, same_padding, stage_ends
 from rcnn_svm.features.fusing import fuse_for_inference
 from rcnn_svm.features.low_rank import factorise_layers
 from rcnn_svm.features.small_cnn import SmallCNN
@@ -33,7 +34,15 @@ from rcnn_svm.files import atomic_path, bytes_digest
 from rcnn_svm.opencv import cv2
 from rcnn_svm.structures import Image
 
-__all__ = ["BACKBONES", "Backbone", "LayerInfo", "load_backbone", "random_backbone", "with_new_outputs"]
+__all__ = [
+    "BACKBONES",
+    "Architecture",
+    "Backbone",
+    "LayerInfo",
+    "load_backbone",
+    "random_backbone",
+    "with_new_outputs",
+]
 
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 Stages = OrderedDict[str, nn.Module]
@@ -42,7 +51,7 @@ _ABOUT = "rcnn_svm"
 
 
 @dataclass(frozen=True)
-class _Architecture:
+class Architecture:
     """What is fixed about a network, whatever its weights.
 
     Attributes:
@@ -53,6 +62,10 @@ class _Architecture:
         entry_grid: side of the last map layer's output on such a crop: what a region is pooled onto on
             shared convolutions before its region layers run, so that these see what they were trained on.
         batch_size: crops at a time that were fastest on CPUs.
+        taps: what is read from it where nothing else is said.
+        trunk_from: the map layer from which on the network is tuned where nothing else is said.
+        mean: of the pixels that it was trained on, as a share of 255, by channel.
+        std: their deviation, likewise.
     """
 
     build: Callable[[int], nn.Module]
@@ -61,6 +74,8 @@ class _Architecture:
     padding: int
     entry_grid: int
     batch_size: int
+    taps: str
+    trunk_from: str
     mean: tuple[float, ...] = _IMAGENET_MEAN
     std: tuple[float, ...] = _IMAGENET_STD
 
@@ -73,13 +88,13 @@ class LayerInfo:
         channels: of its output.
         is_map: its output has rows and columns, on crops at least.
         stride: input pixels from one cell to the next.
-        origin: where the centre of the first cell's receptive field lies, in half-open pixels.
+        origin: (x, y) of the centre of the first cell's receptive field, in half-open pixels.
     """
 
     channels: int
     is_map: bool
     stride: int
-    origin: float
+    origin: tuple[float, float]
 
     def cells(self, regions: NDArray[np.floating]) -> NDArray[np.float32]:
         """Return (R, 4) regions, given in pixels of the network's input, in cells of this layer's map.
@@ -87,7 +102,8 @@ class LayerInfo:
         A cell stands for the centre of its receptive field, which is half a cell up and left of where a
         plain division by the stride would put it for networks that pad their strided convolutions.
         """
-        return ((regions - self.origin) / self.stride + 0.5).astype(np.float32)
+        cells = (regions - np.array(self.origin * 2)) / self.stride + 0.5
+        return np.asarray(cells, np.float32)
 
 
 def _split_alexnet(net: Any) -> tuple[Stages, Stages]:
@@ -149,6 +165,14 @@ def _split_convnext(net: Any) -> tuple[Stages, Stages]:
     return maps, _averaged(net, logits, norm)
 
 
+def _split_lite(net: Any) -> tuple[Stages, Stages]:
+    maps: Stages = OrderedDict(stem=nn.Sequential(net._conv_stem, net._bn0, net._stem_act))
+    maps.update((f"block{i}", block) for i, block in enumerate(net._blocks, start=1))
+    maps["head"] = nn.Sequential(net._conv_head, net._bn1, net._head_act)
+    penultimate = nn.Sequential(net._avg_pooling, net._flatten)
+    return maps, OrderedDict(penultimate=penultimate, logits=nn.Sequential(net._dropout, net._fc))
+
+
 def _split_small(net: Any) -> tuple[Stages, Stages]:
     stages = list(net.stages().items())
     return OrderedDict(stages[:5]), OrderedDict(stages[5:])
@@ -158,18 +182,72 @@ def _torchvision(name: str) -> Callable[[int], nn.Module]:
     return lambda n_outputs: torchvision.models.get_model(name, weights=None, num_classes=n_outputs)
 
 
+def _two_scales(middle: str, last: str) -> str:
+    """Return taps of the last layers of stride 16 and 32: parts, the whole, its surroundings, the image."""
+    return f"{middle}@3x3,{last}@1x1,{last}@1x1*1.8,{last}@1x1*image"
+
+
+def _lite(name: str) -> Architecture:
+    """Describe a network of the Lite family, which was trained on pixels of (x - 127) / 128."""
+    ends, crop_size = stage_ends(name), LITE[name].crop_size
+    return Architecture(
+        lambda n_outputs: EfficientNetLite(name, n_outputs),
+        _split_lite,
+        crop_size,
+        padding=16,
+        entry_grid=-(-crop_size // 32),
+        batch_size=4,
+        taps=_two_scales(f"block{ends[4]}", f"block{ends[6]}"),
+        trunk_from=f"block{ends[3] + 1}",
+        mean=(127 / 255,) * 3,
+        std=(128 / 255,) * 3,
+    )
+
+
 _HALF = (0.5, 0.5, 0.5)
-_ARCHITECTURES: Mapping[str, _Architecture] = {
-    "alexnet": _Architecture(_torchvision("alexnet"), _split_alexnet, 227, 16, 13, 32),
-    "vgg16": _Architecture(_torchvision("vgg16"), _split_vgg16, 224, 16, 14, 8),
-    "mobilenet_v2": _Architecture(_torchvision("mobilenet_v2"), _split_mobilenet, 224, 16, 7, 4),
-    "resnet18": _Architecture(_torchvision("resnet18"), _split_resnet, 224, 16, 7, 8),
-    "resnet50": _Architecture(_torchvision("resnet50"), _split_resnet, 224, 16, 7, 4),
-    "efficientnet_b0": _Architecture(_torchvision("efficientnet_b0"), _split_efficientnet, 224, 16, 7, 4),
-    "convnext_tiny": _Architecture(_torchvision("convnext_tiny"), _split_convnext, 224, 16, 7, 4),
-    "small_cnn": _Architecture(SmallCNN, _split_small, 40, 3, 10, 64, _HALF, _HALF),
-    "small_cnn_average": _Architecture(
-        lambda n: SmallCNN(n, "average"), _split_small, 40, 3, 10, 64, _HALF, _HALF
+_ARCHITECTURES: Mapping[str, Architecture] = {
+    "alexnet": Architecture(_torchvision("alexnet"), _split_alexnet, 227, 16, 13, 32, "fc7", "conv5"),
+    "vgg16": Architecture(_torchvision("vgg16"), _split_vgg16, 224, 16, 14, 8, "fc7", "conv5_1"),
+    "mobilenet_v2": Architecture(
+        _torchvision("mobilenet_v2"),
+        _split_mobilenet,
+        224,
+        16,
+        7,
+        4,
+        _two_scales("block13", "block17"),
+        "block11",
+    ),
+    "resnet18": Architecture(
+        _torchvision("resnet18"), _split_resnet, 224, 16, 7, 8, _two_scales("layer3", "layer4"), "layer4"
+    ),
+    "resnet50": Architecture(
+        _torchvision("resnet50"), _split_resnet, 224, 16, 7, 4, _two_scales("layer3", "layer4"), "layer4"
+    ),
+    "efficientnet_b0": Architecture(
+        _torchvision("efficientnet_b0"),
+        _split_efficientnet,
+        224,
+        16,
+        7,
+        4,
+        _two_scales("stage5", "stage7"),
+        "stage5",
+    ),
+    "convnext_tiny": Architecture(
+        _torchvision("convnext_tiny"),
+        _split_convnext,
+        224,
+        16,
+        7,
+        4,
+        _two_scales("stage3", "stage4"),
+        "stage4",
+    ),
+    **{name: _lite(name) for name in LITE},
+    "small_cnn": Architecture(SmallCNN, _split_small, 40, 3, 10, 64, "fc7", "conv3", _HALF, _HALF),
+    "small_cnn_average": Architecture(
+        lambda n: SmallCNN(n, "average"), _split_small, 40, 3, 10, 64, "fc7", "conv3", _HALF, _HALF
     ),
 }
 BACKBONES = tuple(_ARCHITECTURES)
@@ -186,8 +264,8 @@ class Backbone(nn.Module):
 
     Attributes:
         maps, regions: the layers by name, in order; views of `net`, so that both always agree.
-        layers: geometry of every layer, by name.
         crop_size, padding: side of the crops and their context, in pixels.
+        default_taps, trunk_from: what is read, and from where on is tuned, where nothing else is said.
         entry: the last map layer; `entry_grid` is its side on a crop.
     """
 
@@ -198,16 +276,37 @@ class Backbone(nn.Module):
         self.net = net
         self.classes = classes
         self.maps, self.regions = architecture.split(net)
-        self.layers = _geometry(self.maps, self.regions)
+        self._path = _main_path(self.maps, self.regions)
+        self._channels = _channels(self.maps, self.regions)
         self.entry = next(reversed(self.maps))
         self.entry_grid = architecture.entry_grid
         self.crop_size, self.padding = architecture.crop_size, architecture.padding
         self.batch_size = architecture.batch_size
+        self.default_taps, self.trunk_from = architecture.taps, architecture.trunk_from
         self.mean_std = architecture.mean, architecture.std
         mean, std = map(np.array, self.mean_std)
         table = (np.arange(256)[:, None] / 255 - mean) / std
         self._table = table.astype(np.float32).reshape(256, 1, 3)
         self.mean_pixel = np.rint(mean * 255).astype(np.uint8)
+
+    @cached_property
+    def layers(self) -> dict[str, LayerInfo]:
+        """Geometry of every layer on a crop of the network's own size, by name and in order."""
+        return self.layers_on((self.crop_size, self.crop_size))
+
+    def layers_on(self, size: tuple[int, int]) -> dict[str, LayerInfo]:
+        """Return the geometry of every layer on an image of `size` (height, width).
+
+        Origins depend on it where a network pads as TensorFlow does, see `SameConv2d`.
+        """
+        rows, columns = _centres(self._path, size[0]), _centres(self._path, size[1])
+        layers, at = {}, (1, (0.5, 0.5))
+        for name, channels in self._channels.items():
+            if name in rows:
+                at = rows[name][0], (columns[name][1], rows[name][1])
+            is_map = name in self.maps or name.startswith("pool")
+            layers[name] = LayerInfo(channels, is_map, *at)
+        return layers
 
     @property
     def n_outputs(self) -> int:
@@ -334,7 +433,8 @@ class Backbone(nn.Module):
             net = copy.deepcopy(net)
             factorise_layers(type(self)(self.name, net).regions, net, low_rank)
         prepared = type(self)(self.name, fuse_for_inference(net, device), self.classes)
-        prepared.layers = self.layers  # fused modules no longer tell their strides
+        # Fused modules no longer tell their strides.
+        prepared._path, prepared._channels = self._path, self._channels
         prepared.__dict__["digest"] = self.digest  # folding changes parameters, not the identity
         return prepared
 
@@ -361,28 +461,60 @@ def _run(stages: Stages, x: Tensor, layers: Collection[str]) -> dict[str, Tensor
     return outputs
 
 
-def _geometry(maps: Stages, regions: Stages) -> dict[str, LayerInfo]:
-    """Walk the main path: each layer's channels, stride and the centre of its first cell."""
-    layers: dict[str, LayerInfo] = {}
-    stride, origin, channels = 1, 0.5, 3
+class _Step(NamedTuple):
+    """A convolution or pooling of the main path; `padding` is None for TensorFlow's 'same'."""
+
+    layer: str
+    kernel: int
+    stride: int
+    padding: int | None
+
+
+def _main_path(maps: Stages, regions: Stages) -> tuple[_Step, ...]:
+    """Return what moves and thins out the cells on the way through the layers."""
+    steps = []
     for name, stage in [*maps.items(), *regions.items()]:
-        is_map = name in maps or name.startswith("pool")
         for path, module in stage.named_modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):
-                channels = module.weight.shape[0]
             if "downsample" in path or not isinstance(module, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d):
                 continue
-            kernel, step, padding = (
+            kernel, stride, padding = (
                 v if isinstance(v, int) else int(v[0])  # square throughout
                 for v in (module.kernel_size, module.stride, module.padding)
             )
-            origin += ((kernel - 1) / 2 - padding) * stride
-            stride *= step
-        layers[name] = LayerInfo(channels, is_map, stride, origin)
-    return layers
+            steps.append(_Step(name, kernel, stride, None if isinstance(module, SameConv2d) else padding))
+    return tuple(steps)
 
 
-def _architecture(name: str) -> _Architecture:
+@lru_cache(maxsize=4096)
+def _centres(steps: tuple[_Step, ...], size: int) -> dict[str, tuple[int, float]]:
+    """Return stride and the centre of the first cell of each layer along an axis of `size` pixels."""
+    found: dict[str, tuple[int, float]] = {}
+    stride, origin = 1, 0.5
+    for step in steps:
+        padding = step.padding
+        if padding is None:
+            padding, _ = same_padding(size, step.kernel, step.stride)
+            size = -(-size // step.stride)
+        else:
+            size = (size + 2 * padding - step.kernel) // step.stride + 1
+        origin += ((step.kernel - 1) / 2 - padding) * stride
+        stride *= step.stride
+        found[step.layer] = (stride, origin)
+    return found
+
+
+def _channels(maps: Stages, regions: Stages) -> dict[str, int]:
+    """Return the number of channels of every layer."""
+    found, channels = {}, 3
+    for name, stage in [*maps.items(), *regions.items()]:
+        for module in stage.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                channels = module.weight.shape[0]
+        found[name] = channels
+    return found
+
+
+def _architecture(name: str) -> Architecture:
     if name not in _ARCHITECTURES:
         raise ConfigError(f"Backbone: name must be one of {', '.join(BACKBONES)}, got {name!r}.")
     return _ARCHITECTURES[name]
@@ -456,7 +588,7 @@ def _downloadable(name: str) -> str:
     return name
 
 
-def _n_outputs(architecture: _Architecture, state: Mapping[str, Tensor], path: Path) -> int:
+def _n_outputs(architecture: Architecture, state: Mapping[str, Tensor], path: Path) -> int:
     """Read how many outputs the saved network has: the rows of its last matrix of weights."""
     with torch.device("meta"):
         net = architecture.build(2)

@@ -26,7 +26,8 @@ class FeatureConfig:
         weights: `default`, `offline`, `random`, a member of torchvision's enum, or a file.
         path: `shared` runs the convolutions once per image, `warped` the whole network on every
             region, as R-CNN does.
-        taps: layers by name, separated by commas, such as `fc7` or `block13@3x3,block17@1x1*1.8`.
+        taps: layers by name, separated by commas, such as `fc7` or `block13@3x3,block17@1x1*1.8`; empty for
+            the network's own (`Architecture.taps`).
         longer_sides: shared path: sizes that the image's longer side is brought to.
         crop_size: warped path: side of a crop in pixels; None is the network's own.
         padding: warped path: context in pixels of the crop; None is the network's own.
@@ -35,10 +36,10 @@ class FeatureConfig:
         mirror: at test, read the mirror image too; scores and box deltas of the two are averaged.
     """
 
-    backbone: str = "mobilenet_v2"
+    backbone: str = "efficientnet_lite2"
     weights: str = "default"
     path: Literal["shared", "warped"] = "shared"
-    taps: str = "block13@3x3,block17@1x1,block17@1x1*1.8,block17@1x1*image"
+    taps: str = ""
     longer_sides: tuple[int, ...] = (480,)
     crop_size: int | None = None
     padding: int | None = None
@@ -74,11 +75,12 @@ def build_featurizer(
 
     if backbone is None:
         backbone = load_backbone(config.backbone, config.weights, seed=seed)
+    taps = config.taps or backbone.default_taps
     if config.path == "shared":
-        return SharedFeatures(backbone, config.taps, longer_sides=config.longer_sides, device=device)
+        return SharedFeatures(backbone, taps, longer_sides=config.longer_sides, device=device)
     return WarpedFeatures(
         backbone,
-        config.taps,
+        taps,
         crop_size=config.crop_size,
         padding=config.padding,
         mode=config.crop_mode,

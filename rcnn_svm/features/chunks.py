@@ -20,11 +20,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from rcnn_svm.errors import CacheError
+from rcnn_svm.cache import note_use
+from rcnn_svm.errors import CacheError, DataError
 from rcnn_svm.files import atomic_path
 from rcnn_svm.progress import track
 
-__all__ = ["Checkpoints", "Progress", "train_in_chunks"]
+__all__ = ["Checkpoints", "Progress", "require_finite_weights", "train_in_chunks"]
 
 T = TypeVar("T")
 
@@ -88,10 +89,11 @@ def train_in_chunks(
 
     Raises:
         CacheError: the checkpoint is damaged or of another training.
+        DataError: a chunk left a weight that is not finite, which is not kept.
     """
     path = checkpoints.path
     history: list[Progress] = []
-    if path is not None and path.exists():
+    if path is not None and note_use(path):
         history = _resume(path, module, optimizer, checkpoints.identity, device)
     starts = list(range(0, n_steps, per_chunk))
     lengths = [min(per_chunk, n_steps - start) for start in starts]
@@ -107,10 +109,23 @@ def train_in_chunks(
             torch.manual_seed(int(np.random.default_rng([seed, c]).integers(2**62)))
             history.append(train(chunk, starts[c], bar))
             done = history[-1].step
+            require_finite_weights(module, "Fine-tuning", done)
             if path is not None and (done - last_saved >= checkpoints.every or done == n_steps):
                 _save(path, module, optimizer, checkpoints.identity, history)
                 last_saved = done
     return history
+
+
+def require_finite_weights(module: nn.Module, where: str, step: int) -> None:
+    """Check the weights after the last step, which the loss before it says nothing of.
+
+    Raises:
+        DataError: a parameter holds NaN or infinity.
+    """
+    if not all(bool(torch.isfinite(parameter).all()) for parameter in module.parameters()):
+        raise DataError(
+            f"{where}: the weights are no longer finite after step {step}. Lower the learning rate."
+        )
 
 
 def _save(
@@ -132,6 +147,8 @@ def _resume(
         with safe_open(path, framework="pt", device=device) as stream:
             metadata = stream.metadata() or {}
             tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
+    except FileNotFoundError:  # another process made room in the cache that it lay in
+        return []
     except (SafetensorError, OSError) as error:
         raise CacheError(f"{path}: is no readable checkpoint ({error}). Delete it to start anew.") from error
     if metadata.get("identity") != identity:

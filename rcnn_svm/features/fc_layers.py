@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from rcnn_svm.errors import CacheError, ConfigError, ShapeError
 from rcnn_svm.features.scaling import FeatureScaler
 from rcnn_svm.files import bytes_digest
+from rcnn_svm.structures import require_finite
 
 __all__ = ["FcConfig", "FcLayers", "RowScaling"]
 
@@ -108,6 +109,9 @@ class FcLayers:
         class_weight: (H, K + 1) of the softmax, background last; `class_bias` (K + 1,).
         box_weight: (H, 4 K) of the box deltas, class by class; `box_bias` (4 K,).
         scaling: of rows before the first layer.
+
+    Raises:
+        DataError: an array holds NaN or infinity, which the ReLU would pass on as zeros.
     """
 
     weights: tuple[NDArray[np.float32], ...]
@@ -117,6 +121,9 @@ class FcLayers:
     box_weight: NDArray[np.float32]
     box_bias: NDArray[np.float32]
     scaling: RowScaling = "none"
+
+    def __post_init__(self) -> None:
+        require_finite("FcLayers", self.to_arrays())
 
     @property
     def n_features_in(self) -> int:
@@ -200,6 +207,7 @@ class FcLayers:
 
         Raises:
             CacheError: an array is missing or the shapes do not fit together.
+            DataError: an array is not finite.
         """
         try:
             n_layers = sum(name.startswith("fc") and name.endswith(".weight") for name in arrays)

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from rcnn_svm.errors import DataError
+from rcnn_svm.features.chunks import require_finite_weights
 from rcnn_svm.features.fc_layers import FcConfig, FcLayers
 from rcnn_svm.features.products import linear
 from rcnn_svm.features.scaling import FeatureScaler
@@ -75,29 +77,31 @@ class FcModule(nn.Module):
 
     def loss(self, outputs: Tensor, labels: NDArray[np.int64], deltas: NDArray[np.float32]) -> Tensor:
         """Cross entropy plus the smooth L1 loss of the true class's deltas, both per region of the batch."""
-        n_classes, target = self._n_classes, torch.from_numpy(labels)
+        n_classes, device = self._n_classes, outputs.device
+        target = torch.from_numpy(labels).to(device)
         loss = functional.cross_entropy(outputs[:, : n_classes + 1], target)
         positive = target < n_classes
         if self._config.box_weight and bool(positive.any()):
             predicted = outputs[positive, n_classes + 1 :].view(-1, n_classes, 4)
-            own = predicted[torch.arange(len(predicted)), target[positive]]  # (P, 4)
-            wanted = torch.from_numpy(deltas)[positive] / torch.tensor(_TARGET_STD)
+            own = predicted[torch.arange(len(predicted), device=device), target[positive]]  # (P, 4)
+            wanted = torch.from_numpy(deltas).to(device)[positive] / torch.tensor(_TARGET_STD, device=device)
             distance = functional.smooth_l1_loss(own, wanted, reduction="sum")
             loss = loss + self._config.box_weight / len(target) * distance
         return loss
 
     def n_right(self, outputs: Tensor, labels: NDArray[np.int64]) -> int:
         """Return how many regions get their own class."""
-        best = outputs[:, : self._n_classes + 1].argmax(dim=1).numpy()
+        best = outputs[:, : self._n_classes + 1].argmax(dim=1).cpu().numpy()
         return int((best == labels).sum())
 
     def to_layers(self) -> FcLayers:
         """Fold the standardisation into the first layer and the targets' scale into the last."""
-        weights = [layer.weight.detach().numpy().astype(np.float64) for layer in self._layers]
-        biases = [layer.bias.detach().numpy().astype(np.float64) for layer in self._layers]
-        weights[0] = weights[0] * self.factor.numpy()
-        biases[0] = biases[0] - weights[0] @ self.shift.numpy().astype(np.float64)
-        last, last_bias = self.last.weight.detach().numpy().T, self.last.bias.detach().numpy()
+        weights = [layer.weight.detach().cpu().numpy().astype(np.float64) for layer in self._layers]
+        biases = [layer.bias.detach().cpu().numpy().astype(np.float64) for layer in self._layers]
+        weights[0] = weights[0] * self.factor.cpu().numpy()
+        biases[0] = biases[0] - weights[0] @ self.shift.cpu().numpy().astype(np.float64)
+        last = self.last.weight.detach().cpu().numpy().T
+        last_bias = self.last.bias.detach().cpu().numpy()
         std = np.tile(np.array(_TARGET_STD, np.float32), self._n_classes)
         split = self._n_classes + 1
 
@@ -115,7 +119,9 @@ class FcModule(nn.Module):
         )
 
 
-def train_on_batches(batches: Iterator[Batch], config: FcConfig, n_classes: int, seed: int) -> FcModule:
+def train_on_batches(
+    batches: Iterator[Batch], config: FcConfig, n_classes: int, seed: int, device: str = "cpu"
+) -> FcModule:
     """Train on `config.n_steps` batches; the statistics of the first ones standardise the features.
 
     Args:
@@ -123,24 +129,35 @@ def train_on_batches(batches: Iterator[Batch], config: FcConfig, n_classes: int,
         config: sizes and schedule.
         n_classes: K.
         seed: of initial weights and dropout.
+        device: where torch runs; the result lies there.
+
+    Raises:
+        DataError: the loss or a weight became infinite.
     """
     scale = FeatureScaler(config.scaling)
     probes = list(itertools.islice(batches, min(32, config.n_steps)))
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng():
         torch.manual_seed(seed)
-        module = FcModule(np.concatenate([scale(batch.features) for batch in probes]), config, n_classes)
+        rows = np.concatenate([scale(batch.features) for batch in probes])
+        module = FcModule(rows, config, n_classes).to(device)
         optimizer = _optimizer(list(module.parameters()), config)
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / config.n_steps))
         )
         steps = itertools.chain(probes, batches)
-        for batch in track(steps, "fc layers", total=config.n_steps, unit="step"):
-            outputs = module(torch.from_numpy(scale(batch.features)))
+        for step, batch in enumerate(track(steps, "fc layers", total=config.n_steps, unit="step"), 1):
+            outputs = module(torch.from_numpy(scale(batch.features)).to(device))
             loss = module.loss(outputs, batch.labels, batch.deltas)
+            if not math.isfinite(loss.item()):
+                raise DataError(
+                    f"Training fc layers: the loss is no longer finite at step {step}. "
+                    f"Lower fc.learning_rate."
+                )
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
+    require_finite_weights(module, "Training fc layers", config.n_steps)
     return module
 
 

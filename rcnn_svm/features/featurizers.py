@@ -295,8 +295,9 @@ class SharedFeatures(_Features):
 
     def _at_scale(self, image: Image, scale: float) -> _Scale:
         resized, factor = resize(image, scale)
+        layers = self.backbone.layers_on((resized.shape[0], resized.shape[1]))
         maps = self.backbone.run_maps(self._upload(self.backbone.normalise(resized)[None]), self._layers)
-        return {name: _Map(value, self.backbone.layers[name]) for name, value in maps.items()}, factor
+        return {name: _Map(value, layers[name]) for name, value in maps.items()}, factor
 
     def _pool(
         self,
@@ -332,7 +333,7 @@ class SharedFeatures(_Features):
         # Sample where the cells of a crop lie: their centres are origin + i * stride of crop_size pixels,
         # which a regular grid over the region has only where origin = stride / 2.
         info = self.backbone.layers[self.backbone.entry]
-        first = (info.origin - info.stride / 2) / self.backbone.crop_size
+        first = (info.origin[0] - info.stride / 2) / self.backbone.crop_size
         last = first + grid * info.stride / self.backbone.crop_size
         low, side = regions[:, :2], regions[:, 2:] - regions[:, :2]
         regions = np.concatenate([low + first * side, low + last * side], axis=1)

@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import math
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from rcnn_svm import compiled
+
 __all__ = ["roi_align", "roi_align_matrix", "roi_max_pool"]
 
+_REORDERED = {"contract", "reassoc", "nsz"}
+"""Sums may be taken in the order that vectors like best; NaN and infinity keep their meaning."""
 
-@numba.njit(cache=True, nogil=True, fastmath={"contract", "reassoc", "nsz"})
+
+@compiled.kernel(fastmath=_REORDERED)
 def _taps(start, bin_size, sampling, length, index, weight):  # type: ignore[no-untyped-def]
     """Fill `index`, `weight` with the merged bilinear taps of one cell on one axis; return their number."""
     n = 0
@@ -48,7 +52,7 @@ def _taps(start, bin_size, sampling, length, index, weight):  # type: ignore[no-
     return n
 
 
-@numba.njit(cache=True, nogil=True, fastmath={"contract", "reassoc", "nsz"})
+@compiled.kernel(fastmath=_REORDERED)
 def _roi_align(features, rois, rows, columns, sampling, most, cells_first, out):  # type: ignore[no-untyped-def]
     height, width, channels = features.shape
     y_index, x_index = np.empty((rows, 2 * most), np.int64), np.empty((columns, 2 * most), np.int64)
@@ -121,7 +125,7 @@ def roi_align(
     return out
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled.kernel()
 def _sample(start, size, length):  # type: ignore[no-untyped-def]
     """Return both neighbours of one bilinear sample in the middle of a cell, and their weights."""
     at = start + 0.5 * size
@@ -134,7 +138,7 @@ def _sample(start, size, length):  # type: ignore[no-untyped-def]
     return low, high, np.float32(1.0) - fraction, fraction
 
 
-@numba.njit(cache=True, nogil=True, fastmath={"contract", "reassoc", "nsz"})
+@compiled.kernel(fastmath=_REORDERED)
 def _roi_max_pool(features, rois, side, kernel, stride, out):  # type: ignore[no-untyped-def]
     height, width, channels = features.shape
     n = (side - kernel) // stride + 1
@@ -204,7 +208,7 @@ def roi_max_pool(
     return out
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled.kernel()
 def _axis_weights(low, high, cells, sampling, most, out):  # type: ignore[no-untyped-def]
     """Fill `out` (R, cells, length) with the weights of the map's rows, or columns, in each cell."""
     length = out.shape[2]

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from rcnn_svm.boxes import MIRRORED_DELTAS, Boxes, flip_horizontally
+from rcnn_svm.cache import note_use
 from rcnn_svm.errors import CacheError, ConfigError, DataError
 from rcnn_svm.features.backbone import Backbone
 from rcnn_svm.features.chunks import Checkpoints, Progress, train_in_chunks
@@ -54,13 +55,14 @@ class View(NamedTuple):
 
 
 def frozen_layer(features: SharedFeatures, first_layer: str) -> str:
-    """Return the last layer that stays as it is when training starts at `first_layer`.
+    """Return the last layer that stays as it is when training starts at `first_layer`, or the network's own.
 
     Raises:
         ConfigError: `first_layer` is no map layer, a tap is read before it, or there are several scales.
     """
     network = features.backbone
     names = list(network.maps)
+    first_layer = first_layer or network.trunk_from
     if first_layer not in names[1:]:
         raise ConfigError(
             f"trunk.first_layer must be a map layer of {network.name} after its first, got "
@@ -96,7 +98,7 @@ class FrozenMaps:
     def __init__(
         self, features: SharedFeatures, first_layer: str, samples: Sequence[Sample], folder: Path
     ) -> None:
-        self._network, self._samples = features.backbone, samples
+        self._network, self._samples, self.device = features.backbone, samples, features.device
         self.layer = frozen_layer(features, first_layer)
         self._side = features.longer_sides[0]
         identity = {
@@ -127,19 +129,23 @@ class FrozenMaps:
         """
         sample = self._samples[image]
         path = self._folder / f"{sample.digest()}{'-mirrored' if mirrored else ''}.npy"
-        if not path.exists():
-            resized, _ = resize(sample.read(), self._side / max(sample.size))
-            source = mirror_image(resized) if mirrored else resized
-            x = torch.from_numpy(self._network.normalise(source)[None]).permute(0, 3, 1, 2)
-            with torch.inference_mode():
-                value = self._network.run_maps(x, (self.layer,))[self.layer][0]
-            with atomic_path(path, durable=False) as temporary, open(temporary, "wb") as stream:
-                np.save(stream, value.permute(1, 2, 0).numpy().astype(np.float16), allow_pickle=False)
-        try:
-            stored: NDArray[np.float16] = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (ValueError, OSError, EOFError) as error:
-            raise CacheError(f"{path}: is damaged ({error}). Delete it and run again.") from error
-        return stored
+        if note_use(path):
+            try:
+                stored: NDArray[np.float16] = np.load(path, mmap_mode="r", allow_pickle=False)
+                return stored
+            except FileNotFoundError:
+                pass  # another process made room since the line before
+            except (ValueError, OSError, EOFError) as error:
+                raise CacheError(f"{path}: is damaged ({error}). Delete it and run again.") from error
+        resized, _ = resize(sample.read(), self._side / max(sample.size))
+        source = mirror_image(resized) if mirrored else resized
+        x = torch.from_numpy(self._network.normalise(source)[None]).permute(0, 3, 1, 2)
+        with torch.inference_mode():
+            value = self._network.run_maps(x.to(self.device), (self.layer,))[self.layer][0].cpu()
+        computed = value.permute(1, 2, 0).numpy().astype(np.float16)
+        with atomic_path(path, durable=False) as temporary, open(temporary, "wb") as stream:
+            np.save(stream, computed, allow_pickle=False)
+        return computed
 
 
 class _TrunkModule(nn.Module):
@@ -160,12 +166,13 @@ class _TrunkModule(nn.Module):
             OrderedDict((n, backbone.maps[n]) for n in names[names.index(maps.layer) + 1 : last + 1])
         )
         self.fc = fc
-        self._layers, self._taps, self._maps = backbone.layers, taps, maps
+        self._layers_on, self._taps, self._maps = backbone.layers_on, taps, maps
+        self._device = maps.device
 
     def forward(self, views: Sequence[View]) -> Tensor:
         """Return the (sum of R, ...) outputs of `FcModule`; the views have images of one size."""
         stored = np.stack([self._maps.get(view.image, view.mirrored) for view in views])
-        x = torch.from_numpy(stored.astype(np.float32)).permute(0, 3, 1, 2)
+        x = torch.from_numpy(stored.astype(np.float32)).permute(0, 3, 1, 2).to(self._device)
         outputs = {self._maps.layer: x}
         for name, block in self.blocks.items():
             x = block(x)
@@ -182,12 +189,13 @@ class _TrunkModule(nn.Module):
         assert tap.grid is not None  # resolved
         channels, height, width = value.shape
         regions = self._maps.regions(view)
-        seen = seen_part(regions, tap.widen, self._maps.size(view.image))
-        cells = self._layers[tap.layer].cells(seen)
+        size = self._maps.size(view.image)
+        seen = seen_part(regions, tap.widen, size)
+        cells = self._layers_on(size)[tap.layer].cells(seen)
         if tap.layer == self._maps.layer:  # frozen: nothing wants a gradient, and this is quicker
-            rows = roi_align(np.ascontiguousarray(value.permute(1, 2, 0).numpy()), cells, tap.grid)
-            return torch.from_numpy(rows).expand(len(regions), -1)
-        matrix = torch.from_numpy(roi_align_matrix(cells, (height, width), tap.grid))
+            rows = roi_align(np.ascontiguousarray(value.permute(1, 2, 0).cpu().numpy()), cells, tap.grid)
+            return torch.from_numpy(rows).to(self._device).expand(len(regions), -1)
+        matrix = torch.from_numpy(roi_align_matrix(cells, (height, width), tap.grid)).to(self._device)
         pooled = matrix @ value.permute(1, 2, 0).reshape(height * width, channels)
         pooled = pooled.view(len(cells), -1, channels).transpose(1, 2).reshape(len(cells), -1)
         return pooled.expand(len(regions), -1)
@@ -208,7 +216,7 @@ def train_on_maps(
     """Train copies of a network's last blocks and of fc layers on its taps; the arguments are left alone.
 
     Args:
-        features: names the taps.
+        features: names the taps, and the device where torch runs.
         backbone: where the blocks start from.
         fc: trained on the taps of `backbone`.
         maps: of the blocks that stay.
@@ -231,7 +239,7 @@ def train_on_maps(
     absorb_batch_norm(module.blocks)
     # Statistics stay those of pre-training: a step has too few images for its own.
     module.blocks.eval().requires_grad_(True)
-    module.to(memory_format=torch.channels_last)
+    module.to(device=features.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     module.fc.train()
     for part in module.blocks.modules():
         if isinstance(part, nn.BatchNorm2d) and part.weight is not None:
@@ -246,8 +254,9 @@ def train_on_maps(
         n_steps=config.n_steps,
         per_chunk=config.checkpoint_every,
         seed=seed,
+        device=features.device,
     )
-    net.requires_grad_(True)
+    net.requires_grad_(True).cpu()
     # A new object: its digest is that of the new weights.
     return Backbone(backbone.name, net, backbone.classes).eval(), module.fc, history
 

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rcnn_svm.boxes import Boxes
+from rcnn_svm.cache import note_use
 from rcnn_svm.errors import CacheError, ShapeError
 from rcnn_svm.files import atomic_path, bytes_digest, digest, require_free_space, write_json
 from rcnn_svm.progress import say, track
@@ -151,7 +152,8 @@ class FeatureStore:
     def get(self, sample: Sample, boxes: Boxes) -> NDArray[Any]:
         """Return (R, D) features, memory-mapped; compute and keep them if absent.
 
-        The mapping is private (copy on write): what is done to the array never reaches the file.
+        The mapping is private (copy on write): what is done to the array never reaches the file. Rows whose
+        file another process removes at once, to make room, are returned as they were computed.
 
         Raises:
             CacheError: the stored file has another shape or dtype than its name promises.
@@ -162,11 +164,9 @@ class FeatureStore:
         stored = self._read(path, len(boxes))
         if stored is not None:
             return stored
-        self._write(path, sample, self._load(sample), boxes)
+        computed = self._write(path, sample, self._load(sample), boxes)
         stored = self._read(path, len(boxes))
-        if stored is None:
-            raise CacheError(f"{path}: vanished right after it was written. Is another program cleaning up?")
-        return stored
+        return computed if stored is None else stored
 
     def fill(self, samples: Sequence[Sample], boxes: Sequence[Boxes], what: str = "features") -> float:
         """Compute what is missing, decoding the next image while the network is busy.
@@ -223,11 +223,13 @@ class FeatureStore:
 
     def _read(self, path: Path, n_rows: int) -> NDArray[Any] | None:
         expected = (n_rows, self.n_features)
-        if not path.exists():
+        if not note_use(path):
             return None
         try:
             # An empty array cannot be mapped; there is nothing to save on it either.
             features: NDArray[Any] = np.load(path, mmap_mode="c" if n_rows else None, allow_pickle=False)
+        except FileNotFoundError:  # another process made room since the line before
+            return None
         except (ValueError, OSError, EOFError) as error:
             say(f"{path}: damaged ({error}); its features are computed again.")
             return None
@@ -238,7 +240,7 @@ class FeatureStore:
             )
         return features
 
-    def _write(self, path: Path, sample: Sample, image: Image, boxes: Boxes) -> None:
+    def _write(self, path: Path, sample: Sample, image: Image, boxes: Boxes) -> NDArray[Any]:
         features = self._compute(sample, image, boxes)
         if features.shape != (len(boxes), self.n_features):
             raise ShapeError(
@@ -253,6 +255,7 @@ class FeatureStore:
             )
         with atomic_path(path, durable=False) as temporary, open(temporary, "wb") as stream:
             np.save(stream, stored, allow_pickle=False)
+        return stored
 
 
 class DerivedStore(FeatureStore):

@@ -17,7 +17,7 @@ class TrunkConfig:
 
     Attributes:
         first_layer: train from this map layer on; the ones before it stay, and their maps are computed
-            once and kept on disk.
+            once and kept on disk. Empty for the network's own (`Architecture.trunk_from`).
         n_steps: training steps.
         images: a step; each is drawn for one class, all classes alike.
         regions: drawn from each of them.
@@ -31,7 +31,7 @@ class TrunkConfig:
         checkpoint_every: steps between checkpoints.
     """
 
-    first_layer: str = "block11"
+    first_layer: str = ""
     n_steps: int = 500
     images: int = 8
     regions: int = 64

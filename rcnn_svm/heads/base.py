@@ -25,6 +25,7 @@ __all__ = [
     "RegionBlocks",
     "Rows",
     "Scorer",
+    "Trainable",
     "check_features",
     "read_features",
     "require_positive",
@@ -200,7 +201,7 @@ def check_features(where: str, features: NDArray[np.floating], n_features: int) 
         raise ShapeError(f"{where}: features must have shape (R, {n_features}), got {features.shape}.")
 
 
-class HeadBase:
+class Trainable:
     """Parameters in the manner of scikit-learn, without needing it.
 
     A subclass takes its parameters as keywords, stores each under its own name, checks them in
@@ -237,6 +238,16 @@ class HeadBase:
         inside = ", ".join(f"{name}={value!r}" for name, value in self.get_params().items())
         return f"{type(self).__name__}({inside})"
 
+    def _start(self, blocks: RegionBlocks) -> None:
+        if len(blocks) == 0:
+            raise DataError(f"{type(self).__name__}: needs at least one image to train on, got none.")
+        self.classes_ = tuple(blocks.classes)
+        self.n_features_in_ = int(blocks.n_features)
+
+
+class HeadBase(Trainable):
+    """What every head shares: `fit` leaves a scorer behind, which scores for it."""
+
     @property
     def scorer_(self) -> Scorer:
         """The numpy-only scorer that detection needs.
@@ -259,12 +270,6 @@ class HeadBase:
         scorer = self.scorer_
         check_features(type(self).__name__, features, self.n_features_in_)
         return scorer.decision_function(features)
-
-    def _start(self, blocks: RegionBlocks) -> None:
-        if len(blocks) == 0:
-            raise DataError(f"{type(self).__name__}: needs at least one image to train on, got none.")
-        self.classes_ = tuple(blocks.classes)
-        self.n_features_in_ = int(blocks.n_features)
 
 
 def require_positive(where: str, parameters: Mapping[str, object]) -> None:

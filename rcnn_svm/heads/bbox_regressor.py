@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from rcnn_svm.boxes import encode_deltas
 from rcnn_svm.errors import ConfigError, DataError, NotFittedError
-from rcnn_svm.heads.base import HeadBase, RegionBlocks, check_features, read_features, require_positive
+from rcnn_svm.heads.base import RegionBlocks, Trainable, check_features, read_features, require_positive
 
 __all__ = ["BoxRegressor"]
 
@@ -23,7 +23,7 @@ _WHITENING_EPS = 0.001
 _BATCH_ROWS = 1024
 
 
-class BoxRegressor(HeadBase):
+class BoxRegressor(Trainable):
     """Ridge regression of box deltas, one per class, on whitened targets.
 
     A region trains class k when its best object (over all classes) is of class k and their IoU

@@ -21,9 +21,10 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+from rcnn_svm.compiled import kernel
 
 __all__ = ["BlockSolver", "Floats", "MatrixSource", "RowSource", "Solution", "relative_gap"]
 
@@ -83,7 +84,7 @@ _SURVEY_EVERY = 2
 _TINY = 1e-30
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"})
+@kernel(fastmath={"reassoc", "contract", "nsz"})
 def _products(matrix: Floats, index: NDArray[np.int64], others: Floats, out: Floats) -> None:
     """Fill `out` (n, m) with the products of `others` (n, D) with the rows `index` (m,) of `matrix`.
 
@@ -130,7 +131,7 @@ def _products(matrix: Floats, index: NDArray[np.int64], others: Floats, out: Flo
             out[k, c] = total
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel()
 def _ascend(
     margins: Floats,
     gram: Floats,
@@ -193,7 +194,7 @@ def _ascend(
     return changed
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel()
 def _inspect(
     margins: Floats,
     labels: NDArray[np.int8],
@@ -215,7 +216,7 @@ def _inspect(
                     loss[k] += c * short * short if squared else c * short
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel()
 def _survey(
     margins: Floats,
     labels: NDArray[np.int8],
@@ -251,7 +252,7 @@ def _survey(
                 gap[k] += a * a / (4 * c)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel()
 def _solve_alone(
     margins: Floats,
     gram: Floats,

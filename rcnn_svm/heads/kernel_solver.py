@@ -15,8 +15,9 @@ References:
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from rcnn_svm import compiled
 
 __all__ = ["rbf_kernel", "solve_pairs", "squared_distances"]
 
@@ -54,7 +55,7 @@ def rbf_kernel(
     return np.exp(kernel, out=kernel)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled.kernel()
 def solve_pairs(
     kernel: NDArray[np.float32],
     rows: NDArray[np.int64],

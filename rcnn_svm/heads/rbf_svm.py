@@ -209,12 +209,13 @@ class RBFSVMHead(_KernelHead):
         self.n_rows_ = len(features)
         distances = squared_distances(features) if self.solver == "smo" else None
         grid = []
-        for gamma in gammas:
+        for g, gamma in enumerate(gammas):
             self.gamma_ = self._gamma(features, gamma)
             kernel = None
             if distances is not None:
                 # The last gamma may use up the distances.
-                kernel = rbf_kernel(distances, self.gamma_, out=distances if gamma is gammas[-1] else None)
+                is_last = g + 1 == len(gammas)
+                kernel = rbf_kernel(distances, self.gamma_, out=distances if is_last else None)
             alpha = np.zeros(labels.T.shape)  # (K, n)
             previous = None
             for C in Cs:

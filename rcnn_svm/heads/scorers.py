@@ -1,4 +1,4 @@
-"""Trained heads as plain arrays: all that detection needs, numpy only, float32 throughout."""
+"""Trained heads as plain arrays: all that detection needs, numpy only, float32 throughout, all finite."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from rcnn_svm.errors import CacheError, ShapeError
 from rcnn_svm.heads.base import Scorer, check_features
+from rcnn_svm.structures import require_finite
 
-__all__ = ["LinearScorer", "RBFScorer", "SoftmaxScorer", "scorer_from_arrays"]
+__all__ = ["SCORERS", "LinearScorer", "RBFScorer", "SoftmaxScorer", "scorer_from_arrays"]
 
 # 64 MB of float32: the largest temporary that scoring makes.
 _CHUNK_ELEMENTS = 1 << 24
@@ -44,6 +45,7 @@ class _AffineScorer:
         object.__setattr__(self, "coef", _matrix(self.coef, f"{where}: coef"))
         intercept = _vector(self.intercept, len(self.coef), f"{where}: intercept")
         object.__setattr__(self, "intercept", intercept)
+        require_finite(where, self.to_arrays())
 
     @property
     def n_features(self) -> int:
@@ -154,6 +156,7 @@ class RBFScorer:
                 f"got {n_support}."
             )
         object.__setattr__(self, "intercept", _vector(self.intercept, n_classes, "RBFScorer: intercept"))
+        require_finite("RBFScorer", self.to_arrays())
         # Distances are taken from the common centre: |x|^2 + |v|^2 - 2 x.v cancels far less there.
         centre = self.support.mean(axis=0) if n_support else np.zeros(self.n_features, np.float32)
         centred = self.support - centre
@@ -202,11 +205,12 @@ class RBFScorer:
         return cls(arrays["support"], arrays["dual_coef"], arrays["intercept"], float(arrays["gamma"][0]))
 
 
-_KINDS: dict[str, type[LinearScorer] | type[SoftmaxScorer] | type[RBFScorer]] = {
+SCORERS: dict[str, type[LinearScorer] | type[SoftmaxScorer] | type[RBFScorer]] = {
     "linear": LinearScorer,
     "softmax": SoftmaxScorer,
     "rbf": RBFScorer,
 }
+"""The scorers that can be read back, by their kind."""
 
 
 def scorer_from_arrays(kind: str, arrays: Mapping[str, NDArray[Any]]) -> Scorer:
@@ -214,10 +218,11 @@ def scorer_from_arrays(kind: str, arrays: Mapping[str, NDArray[Any]]) -> Scorer:
 
     Raises:
         CacheError: no such kind, or an array is missing.
+        DataError: an array is not finite.
     """
-    if kind not in _KINDS:
-        raise CacheError(f"scorer: kind must be one of {', '.join(_KINDS)}, got {kind!r}.")
+    if kind not in SCORERS:
+        raise CacheError(f"scorer: kind must be one of {', '.join(SCORERS)}, got {kind!r}.")
     try:
-        return _KINDS[kind].from_arrays(arrays)
+        return SCORERS[kind].from_arrays(arrays)
     except KeyError as error:
         raise CacheError(f"scorer: array {error} is missing. The file is of another version.") from error

@@ -258,8 +258,8 @@ def _minimise(
     """Minimise a smooth convex function by preconditioned L-BFGS with backtracking.
 
     Stops when the largest absolute entry of the gradient is <= `tol`, after `max_evaluations`, or
-    when rounding hides any further descent. Returns the point, its value, its gradient and the
-    number of evaluations.
+    when rounding hides any further descent. Returns the best point, its value, its gradient and the
+    number of evaluations: a trial step that does not descend is never taken.
     """
     x = start
     value, gradient = function(x)
@@ -281,9 +281,9 @@ def _minimise(
             candidate = x + length * direction
             new_value, new_gradient = function(candidate)
             evaluations += 1
-            if new_value <= value + _ARMIJO * length * slope or evaluations >= max_evaluations:
+            if new_value <= value + _ARMIJO * length * slope:
                 break
-            if length < 1e-6:  # float32 products resolve no smaller descent
+            if evaluations >= max_evaluations or length < 1e-6:  # float32 products resolve no smaller descent
                 return x, value, gradient, evaluations
             length /= 2
         s, y = candidate - x, new_gradient - gradient

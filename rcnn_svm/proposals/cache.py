@@ -7,16 +7,17 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from rcnn_svm.cache import note_use
 from rcnn_svm.errors import CacheError, ConfigError, ShapeError
 from rcnn_svm.files import atomic_path, digest
 from rcnn_svm.progress import say, track
 from rcnn_svm.structures import Image, RegionSet, Sample
 
-__all__ = ["Proposer", "cached_proposals", "iterate_proposals", "proposals_of"]
+__all__ = ["CutProposer", "Proposer", "cached_proposals", "iterate_proposals", "proposals_of"]
 
 
 class Proposer(Protocol):
@@ -28,6 +29,20 @@ class Proposer(Protocol):
 
     def propose(self, image: Image, *, image_id: str = "") -> RegionSet:
         """Return the regions of an image, best first. Must be safe to call in several threads."""
+        ...
+
+
+@runtime_checkable
+class CutProposer(Protocol):
+    """A `Proposer` that can cut a longer list to its best regions: the cache keeps the list, for any cut."""
+
+    @property
+    def max_regions(self) -> int | None:
+        """How many regions are returned at most; None for all."""
+        ...
+
+    def whole(self) -> Proposer:
+        """Return the same without the cut, whose regions begin with those of this one."""
         ...
 
 
@@ -80,15 +95,20 @@ def iterate_proposals(
 def proposals_of(sample: Sample, proposer: Proposer, folder: Path | None) -> RegionSet:
     """Return the regions of one sample, from the cache in `folder` or computed and then cached.
 
-    A cache file that is damaged is computed again, with a line that says so.
+    A cache file that is damaged is computed again, with a line that says so. Where the proposer only cuts a
+    list (`CutProposer`), the whole one is computed and cached.
     """
     if folder is None:
         return proposer.propose(sample.read(), image_id=sample.image_id)
+    if isinstance(proposer, CutProposer) and proposer.max_regions is not None:
+        return proposals_of(sample, proposer.whole(), folder).top(proposer.max_regions)
     name = digest({"image": sample.digest(), "proposer": proposer.key()})
     path = folder / name[:2] / f"{name}.npz"
-    if path.exists():
+    if note_use(path):
         try:
             return _load(path, sample)
+        except FileNotFoundError:
+            pass  # another process made room since the line before
         except CacheError as error:
             say(f"{error} It is computed again.")
     regions = proposer.propose(sample.read(), image_id=sample.image_id)
@@ -102,6 +122,8 @@ def _load(path: Path, sample: Sample) -> RegionSet:
         with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as stored:
             height, width = (int(side) for side in stored["size"])
             regions = RegionSet(sample.image_id, (height, width), stored["boxes"], stored["priority"])
+    except FileNotFoundError:
+        raise
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, ShapeError) as error:
         raise CacheError(f"{path}: is no readable file of proposals ({error}).") from error
     if regions.size != sample.size:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from rcnn_svm.proposals.compiled import kernel
+from rcnn_svm.compiled import kernel
 
 __all__ = ["CHANNEL_BINS", "SIMILARITY_UNIT", "assemble", "describe", "group", "refine"]
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rcnn_svm.proposals.compiled import kernel
+from rcnn_svm.compiled import kernel
 
 __all__ = [
     "COLOUR_BINS",

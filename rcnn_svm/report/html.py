@@ -38,7 +38,7 @@ from rcnn_svm.report.plots import (
     score_figure,
     svg,
 )
-from rcnn_svm.report.tables import comparison_rows, ranked_differences, ranked_heads, signed_interval
+from rcnn_svm.report.tables import LOCALISATION, comparison_table, ranked_differences, ranked_heads
 from rcnn_svm.structures import Dataset, Detections, Image
 
 __all__ = ["write_html_report"]
@@ -212,26 +212,8 @@ class _Page:
         )
 
     def _table(self) -> str:
-        rows = comparison_rows(self.metrics, self.bootstrap)
-        vectors = any(row["n_support_vectors"] is not None for row in rows)
-        head = ["head", "mAP", "95 % interval", "minus best", "training", "scoring per image", "peak memory"]
-        head += ["support vectors"] if vectors else []
-        body = []
-        for row in rows:
-            name = row["head"]
-            gap = (
-                "" if name == self.best else signed_interval(self.bootstrap.difference(name, self.best).mean)
-            )
-            interval = "" if row["mAP_low"] is None else f"{row['mAP_low']:.1f} to {row['mAP_high']:.1f}"
-            cells = [_percent(row["mAP"]), interval, _number(gap)]
-            cells += [_seconds(row["train_s"]), _seconds(row["score_s_per_image"])]
-            cells += ["" if row["peak_rss_mb"] is None else f"{row['peak_rss_mb']:,.0f} MB"]
-            cells += (
-                ["" if row["n_support_vectors"] is None else f"{row['n_support_vectors']:,}"]
-                if vectors
-                else []
-            )
-            body.append((self._name(name), cells))
+        head, lines = comparison_table(self.metrics, self.bootstrap)
+        body = [(self._name(name), list(map(_number, cells))) for name, *cells in lines]
         stages = self.metrics.get("stages_s") or {}
         spent = ", ".join(f"{name} {_seconds(value)}" for name, value in stages.items() if value is not None)
         heads = self.metrics["heads"]
@@ -246,6 +228,7 @@ class _Page:
         return (
             _section("heads", "Heads by mean average precision")
             + f"<p>{explained}</p>\n"
+            + self._localisation()
             + _figure(
                 map_figure(self.metrics),
                 alt,
@@ -260,6 +243,14 @@ class _Page:
             )
             + (f'<p class="note">Shared stages, all images: {escape(spent)}.</p>\n' if spent else "")
         )
+
+    def _localisation(self) -> str:
+        """Say how closely boxes fit; nothing where COCO's measures are not known."""
+        coco = self.metrics["heads"][self.best].get("coco", {})
+        if coco.get("AP75") is None:
+            return ""
+        found = f"{self.best} has an AP50 of {coco['AP50']:.1f} and an AP75 of {coco['AP75']:.1f}."
+        return f"<p>{LOCALISATION} {self._sentence(found)}</p>\n"
 
     def _differences(self) -> str:
         order = ranked_differences(self.bootstrap)
@@ -490,7 +481,7 @@ class _Page:
             )
         body = "".join(f'<tr><th scope="row">{key}</th><td>{cell}</td></tr>' for key, cell in rows)
         details = {name: self.metrics["heads"][name].get("details") or {} for name in self.names}
-        blocks = [("Settings chosen for each head", details)]
+        blocks = [("Settings of each head", details)]
         if self.config is not None:
             blocks.insert(0, ("Resolved configuration", dict(self.config)))
         shown = "".join(

@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from rcnn_svm.evaluation.bootstrap import BootstrapResult, Difference, Interval
+from rcnn_svm.evaluation.coco import CocoResult
 from rcnn_svm.evaluation.voc import EvalResult
 from rcnn_svm.files import write_json, write_text
 
 __all__ = [
+    "LOCALISATION",
     "comparison_rows",
+    "comparison_table",
     "head_metrics",
     "markdown",
     "ranked_differences",
@@ -23,8 +26,17 @@ __all__ = [
 ]
 
 
+LOCALISATION = (
+    "COCO AP is the mean over ten IoUs from 0.5 to 0.95; where AP75, at 0.75, lies far below AP50, at 0.5, "
+    "objects are found but their boxes fit loosely."
+)
+"""What the columns of COCO say, in one sentence for every page that shows them."""
+_COCO = ("AP", "AP50", "AP75")
+
+
 def head_metrics(
     result: EvalResult,
+    coco: CocoResult,
     interval: Interval,
     *,
     train_s: float,
@@ -36,6 +48,7 @@ def head_metrics(
 
     Args:
         result: its evaluation; mAP and AP are by its own rule.
+        coco: its evaluation by COCO's rules.
         interval: of the mAP, from the paired bootstrap.
         train_s: seconds, all that belongs to this head alone.
         score_s_per_image: seconds.
@@ -43,11 +56,13 @@ def head_metrics(
         details: anything more; `n_support_vectors` gets a column.
     """
     measures = result.to_json()["measures"][result.rule]
+    summary = coco.to_json()["summary"]
     known = interval.low == interval.low  # not nan
     return {
         "mAP": measures["mAP"],
         "mAP_interval": [100 * interval.low, 100 * interval.high] if known else None,
         "ap": measures["ap"],
+        "coco": {name: summary[name] for name in _COCO},
         "train_s": train_s,
         "score_s_per_image": score_s_per_image,
         "peak_rss_mb": peak_rss_mb,
@@ -88,10 +103,44 @@ def comparison_rows(
                 "minus_best_low": None if gap is None else 100 * gap.mean.low,
                 "minus_best_high": None if gap is None else 100 * gap.mean.high,
             }
+        coco = head.get("coco", {})  # older files have none
+        row |= {f"coco_{key}": coco.get(key) for key in _COCO}
         row |= {key: head.get(key) for key in ("train_s", "score_s_per_image", "peak_rss_mb")}
         row["n_support_vectors"] = head.get("details", {}).get("n_support_vectors")
         rows.append(row)
     return rows
+
+
+def comparison_table(
+    metrics: Mapping[str, Any], bootstrap: BootstrapResult | None = None
+) -> tuple[list[str], list[list[str]]]:
+    """Return the comparison for people: heads of columns, and a line of cells per head by falling mAP.
+
+    A column without a single figure is left out.
+    """
+    best, lines = ranked_heads(metrics)[0], []
+    for row in comparison_rows(metrics, bootstrap):
+        gap = None
+        if bootstrap is not None and row["head"] != best:
+            gap = bootstrap.difference(row["head"], best).mean
+        score = row["score_s_per_image"]
+        lines.append(
+            {
+                "head": row["head"],
+                "mAP": "none" if row["mAP"] is None else _number(row["mAP"], 1),
+                "95 % interval": _span(row["mAP_low"], row["mAP_high"]),
+                "minus best": "" if gap is None else signed_interval(gap),
+                "COCO AP": _number(row["coco_AP"], 1),
+                "AP50": _number(row["coco_AP50"], 1),
+                "AP75": _number(row["coco_AP75"], 1),
+                "training s": _number(row["train_s"], 1),
+                "scoring ms/image": _number(None if score is None else 1000 * score, 1),
+                "peak MB": _number(row["peak_rss_mb"], 0),
+                "support vectors": _number(row["n_support_vectors"], 0),
+            }
+        )
+    shown = [key for key in lines[0] if any(line[key] for line in lines)]
+    return shown, [[line[key] for key in shown] for line in lines]
 
 
 def markdown(metrics: Mapping[str, Any], bootstrap: BootstrapResult | None = None) -> str:
@@ -99,27 +148,11 @@ def markdown(metrics: Mapping[str, Any], bootstrap: BootstrapResult | None = Non
 
     Three tables: the heads by falling mAP; AP of each class; all differences between two heads.
     """
-    rows = comparison_rows(metrics, bootstrap)
-    names = [row["head"] for row in rows]
-    show_vectors = any(row["n_support_vectors"] is not None for row in rows)
-    head = ["head", "mAP", "95 % interval"]
-    head += ["minus best"] if bootstrap is not None else []
-    head += ["training s", "scoring ms/image", "peak MB"] + (["support vectors"] if show_vectors else [])
-    body = []
-    for row in rows:
-        line = [row["head"], _number(row["mAP"], 1), _span(row["mAP_low"], row["mAP_high"])]
-        if bootstrap is not None:
-            gap = bootstrap.difference(row["head"], names[0]) if row["head"] != names[0] else None
-            line.append("" if gap is None else signed_interval(gap.mean))
-        score = row["score_s_per_image"]
-        line += [
-            _number(row["train_s"], 1),
-            _number(None if score is None else 1000 * score, 1),
-            _number(row["peak_rss_mb"], 0),
-        ]
-        line += [_number(row["n_support_vectors"], 0)] if show_vectors else []
-        body.append(line)
+    names = ranked_heads(metrics)
+    head, body = comparison_table(metrics, bootstrap)
     parts = [_table(head, body)]
+    if "AP75" in head:
+        parts.append(f"{LOCALISATION}\n")
     classes = list(metrics["heads"][names[0]]["ap"]) if names else []
     per_class = [
         [label, *(_number(metrics["heads"][name]["ap"].get(label), 1) for name in names)] for label in classes
@@ -181,7 +214,7 @@ def _signed(fraction: float) -> str:
 
 
 def _number(value: float | None, digits: int) -> str:
-    return "" if value is None else f"{value:.{digits}f}"
+    return "" if value is None else f"{value:,.{digits}f}"
 
 
 def _span(low: float | None, high: float | None) -> str:

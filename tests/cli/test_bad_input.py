@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import json
 import os
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rcnn_svm import cli
 from rcnn_svm.cli import main
 from tests.cli.conftest import TINY, Run
 
@@ -35,6 +37,14 @@ def voc(tmp_path: Path) -> Path:
     sizes = ["--train", "14", "--val", "3", "--test", "3"]
     assert main(["data", "digits", "--out", str(folder), *sizes]) == 0
     return folder
+
+
+@pytest.fixture(scope="module")
+def detector(digits_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("detector")
+    arguments = ["train", digits_folder, "--out", folder / "out", "--cache", folder / "cache", *TINY]
+    assert main([str(argument) for argument in [*arguments, "--no-choice"]]) == 0
+    return folder / "out"
 
 
 def train(run: Run, data: Path, tmp_path: Path) -> int:
@@ -195,6 +205,65 @@ def test_a_full_disk_keeps_finished_work(
     assert not list((tmp_path / "cache").rglob("*.part"))
     monkeypatch.undo()
     assert train(run, voc, tmp_path) == 0
+
+
+@pytest.mark.parametrize("last", [True, False])
+@pytest.mark.parametrize("keep", [2000, 3])  # a whole header, and none
+def test_one_bad_image_costs_one_image(
+    run: Run, detector: Path, tmp_path: Path, last: bool, keep: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 255, (60, 80, 3), dtype=np.uint8)
+    names = ["a", "b", "z"]
+    for name in names:
+        Image.fromarray(pixels).save(folder / f"{name}.png")
+    victim = names.pop(2 if last else 0)
+    content = (folder / f"{victim}.png").read_bytes()
+    (folder / f"{victim}.png").write_bytes(content[:keep])
+    out = tmp_path / "found"
+    assert run("detect", detector, folder, "--out", out) == 3
+    told = sentence(capsys)
+    assert told.startswith("rcnn-svm: 1 of 3 images could not be read and were left out. The first: ")
+    assert f"{victim}.png" in told
+    found = json.loads((out / "detections.json").read_text())
+    assert [image["image_id"] for image in found["images"]] == names
+    assert sorted(path.stem for path in out.glob("*.png")) == names
+
+
+@pytest.mark.parametrize(
+    ("words", "kept"),
+    [
+        (["train", "photos", "--out", "out"], True),
+        (["compare", "photos", "--out", "out"], True),
+        (["demo"], True),
+        (["finetune", "photos", "--out", "out"], True),
+        (["propose", "photos"], True),
+        (["detect", "detector", "photos", "--out", "out"], False),
+        (["evaluate", "detector", "photos"], False),
+        (["extract", "photos", "--out", "out"], False),
+        (["bench"], False),
+        (["data", "check", "photos"], False),
+        (["layers", "vgg16"], False),
+    ],
+)
+def test_an_interrupted_verb_promises_what_it_keeps(
+    words: list[str], kept: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parser = cli.build_parser()
+    parse = parser.parse_args
+
+    def interrupted(given: list[str]) -> argparse.Namespace:
+        def stop(options: argparse.Namespace) -> None:
+            raise KeyboardInterrupt
+
+        return argparse.Namespace(**{**vars(parse(given)), "run": stop})
+
+    monkeypatch.setattr(parser, "parse_args", interrupted)
+    monkeypatch.setattr(cli, "build_parser", lambda: parser)
+    assert main(words) == 130
+    promise = " Finished work is kept: the same command goes on from there." if kept else ""
+    assert capsys.readouterr().err == f"rcnn-svm: interrupted.{promise}\n"
 
 
 @pytest.mark.slow

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rcnn_svm.report.tables import LOCALISATION
 from tests.cli.conftest import TINY, Run
 
 
@@ -32,6 +35,7 @@ def test_train_leaves_a_whole_detector_and_its_figures(detector_folder: Path) ->
         "detector.json",
         "evaluation",
         "head.safetensors",
+        "splits.json",
     }
     metrics = json.loads((detector_folder / "evaluation" / "metrics.json").read_text())
     assert metrics["schema"] == 1
@@ -40,6 +44,10 @@ def test_train_leaves_a_whole_detector_and_its_figures(detector_folder: Path) ->
         assert 0 <= head["mAP"] <= 100
         low, high = head["mAP_interval"]
         assert low <= head["mAP"] <= high
+        assert all(0 <= head["coco"][name] <= 100 for name in ("AP", "AP50", "AP75"))
+    page = (detector_folder / "evaluation" / "README.md").read_text()
+    assert "Settings were chosen by training on train and measuring on val." in page
+    assert LOCALISATION in page
     assert set(metrics["stages_s"]) >= {"proposals", "features", "train", "detect"}
     assert (detector_folder / "evaluation" / "report.html").stat().st_size > 10_000
 
@@ -55,6 +63,13 @@ def test_detect_draws_and_writes_what_evaluate_reads(
     capsys.readouterr()
     assert run("evaluate", detector_folder, digits_folder, "--out", tmp_path / "a") == 0
     by_detector = capsys.readouterr().out
+    lines = by_detector.splitlines()
+    assert lines[0].split() == ["class", "VOC07", "VOC10", "COCO", "AP", "AP50", "AP75"]
+    assert len({len(line) for line in lines[:12]}) == 1
+    (summary,) = [line.split() for line in lines if line.startswith("COCO: ")]
+    mean = lines[11].split()
+    assert mean[0] == "mean"
+    assert mean[3:] == [summary[summary.index(name) + 1] for name in ("AP", "AP50", "AP75")]
     assert run("evaluate", tmp_path / "found" / "detections.json", digits_folder) == 0
     assert capsys.readouterr().out == by_detector
     assert run("evaluate", tmp_path / "a" / "comp4", digits_folder) == 0
@@ -78,6 +93,92 @@ def test_a_saved_detector_finds_what_the_trained_one_found(
     np.testing.assert_array_equal(one.boxes, found[0].boxes)
 
 
+def test_a_detector_that_is_not_finite_is_not_saved(detector_folder: Path, tmp_path: Path) -> None:
+    from rcnn_svm import load_detector
+    from rcnn_svm.errors import DataError
+
+    detector = load_detector(detector_folder)
+    assert detector.model.regressor is not None
+    detector.model.regressor.coef_[0, 0, 0] = np.inf
+    with pytest.raises(
+        DataError, match=r"^Detector linear-svm\+bbox: regressor\.coef must be finite, got 1 of"
+    ):
+        detector.save(tmp_path / "broken")
+    assert not (tmp_path / "broken").exists()
+
+
+def test_a_detector_that_could_not_be_read_back_is_not_saved(detector_folder: Path, tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    from rcnn_svm import load_detector
+    from rcnn_svm.errors import ConfigError
+    from rcnn_svm.heads.scorers import LinearScorer
+
+    class Own(LinearScorer):
+        pass
+
+    class NearestMean(Own):
+        kind = "nearest-mean"
+
+    detector = load_detector(detector_folder)
+    arrays = detector.model.scorer.to_arrays()
+    for kind in (Own, NearestMean):
+        own = replace(detector, model=replace(detector.model, scorer=kind.from_arrays(arrays)))
+        with pytest.raises(
+            ConfigError, match=rf"must score with linear, softmax, rbf, got {kind.__name__}\."
+        ):
+            own.save(tmp_path / "own")
+    assert not (tmp_path / "own").exists()
+
+
+@pytest.mark.parametrize("n_renamed", range(4))
+def test_a_save_that_is_cut_short_leaves_no_mixture(
+    detector_folder: Path, tmp_path: Path, n_renamed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rcnn_svm import load_detector
+    from rcnn_svm.errors import DataError
+
+    folder = tmp_path / "detector"
+    shutil.copytree(detector_folder, folder)
+    detector, renamed, replace = load_detector(folder), [], os.replace
+
+    def killed(source: Path, target: Path) -> None:
+        if len(renamed) == n_renamed:
+            raise KeyboardInterrupt
+        renamed.append(target)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", killed)
+    if n_renamed == 3:  # all of them
+        detector.save(folder)
+        assert load_detector(folder).head == detector.head
+        return
+    with pytest.raises(KeyboardInterrupt):
+        detector.save(folder)
+    with pytest.raises(DataError, match="holds no trained detector"):
+        load_detector(folder)
+
+
+def test_an_interrupted_comparison_leaves_no_figures_of_an_earlier_one(
+    run: Run, digits_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rcnn_svm.experiment import recipe
+    from rcnn_svm.report import experiment
+
+    def stop(*arguments: object, **words: object) -> None:
+        raise KeyboardInterrupt
+
+    words = ["compare", digits_folder, "--out", tmp_path / "out", "--cache", tmp_path / "cache", *TINY]
+    words += ["--heads", "linear-svm", "--no-choice", "--no-pictures"]
+    for module, name in ((experiment, "write_tables"), (recipe, "propose")):
+        assert run(*words) == 0
+        assert (tmp_path / "out" / "metrics.json").exists()
+        with monkeypatch.context() as context:
+            context.setattr(module, name, stop)
+            assert run(*words) == 130
+        assert not (tmp_path / "out" / "metrics.json").exists()
+
+
 def test_detecting_loads_no_scikit_learn(detector_folder: Path, digits_folder: Path) -> None:
     image = sorted((digits_folder / "images" / "test").iterdir())[0]
     code = (
@@ -90,10 +191,15 @@ def test_detecting_loads_no_scikit_learn(detector_folder: Path, digits_folder: P
     assert result.stdout.split() == ["True", "False"]
 
 
-def test_compare_reports_every_head(run: Run, digits_folder: Path, tmp_path: Path) -> None:
+def test_compare_reports_every_head(
+    run: Run, digits_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     heads = "linear-svm,rbf-svm,softmax-refit"
     arguments = ["--heads", heads, "--out", tmp_path / "c", "--cache", tmp_path / "cache", *TINY]
     assert run("compare", digits_folder, *arguments) == 0
+    *found, page = capsys.readouterr().err.splitlines()[-5:]
+    assert found[-1].startswith(("Found:", " "))
+    assert page == f"Report:   {tmp_path / 'c' / 'report.html'}"
     metrics = json.loads((tmp_path / "c" / "metrics.json").read_text())
     assert set(metrics["heads"]) == {h + s for h in heads.split(",") for s in ("", "+bbox")}
     for name in (
@@ -155,6 +261,17 @@ def test_images_are_read_whatever_they_are(run: Run, detector_folder: Path, tmp_
     assert run("detect", detector_folder, folder, "--out", tmp_path / "found") == 0
     found = json.loads((tmp_path / "found" / "detections.json").read_text())
     assert [image["image_id"] for image in found["images"]] == ["grey", "named-wrongly", "pixel"]
+
+
+def test_a_folder_shows_every_image_that_can_be_read(tmp_path: Path) -> None:
+    from rcnn_svm.cli.images import open_images
+    from rcnn_svm.datasets.images import IMAGE_SUFFIXES
+
+    pixels = Image.fromarray(np.zeros((3, 4, 3), np.uint8))
+    for suffix in IMAGE_SUFFIXES:
+        pixels.save(tmp_path / f"{suffix[1:]}{suffix.upper()}", format="PNG")
+    (tmp_path / "notes.txt").touch()
+    assert {sample.image_id for sample in open_images([tmp_path])} == {s[1:] for s in IMAGE_SUFFIXES}
 
 
 def test_the_scripts_are_the_command() -> None:
@@ -222,6 +339,8 @@ def test_finetuned_weights_are_read_back(run: Run, digits_folder: Path, tmp_path
         == 0
     )
     assert np.load(out).shape == (1, 11)
+    config = json.loads((tmp_path / "tuned.config.json").read_text())
+    assert config["finetune"]["n_steps"] == 3
 
 
 def test_proposals_are_drawn(run: Run, digits_folder: Path, tmp_path: Path) -> None:
@@ -242,10 +361,13 @@ def test_ten_lines_of_python(digits_folder: Path, tmp_path: Path) -> None:
     config = with_overrides(
         ExperimentConfig(), None, [*network, "features.taps=fc7", "learn=nothing", *settings]
     )
-    result = train_detector(load_splits(digits_folder), "linear-svm", config=config)
+    splits = load_splits(digits_folder)
+    result = train_detector(splits, "linear-svm", config=config)
     result.detector.save(tmp_path / "detector")
     image = read_image(sorted((digits_folder / "images" / "test").iterdir())[0])
-    found = load_detector(tmp_path / "detector").detect(image)
+    detector = load_detector(tmp_path / "detector")
+    assert detector.info["data"] == splits.train.name
+    found = detector.detect(image)
     assert len(found) > 0
     assert (np.diff(found.scores) <= 0).all()
 
@@ -266,6 +388,9 @@ def test_tuning_the_trunk_without_choosing_leaves_a_detector_that_reads_mirror_i
     assert run(*arguments) == 0
     metrics = json.loads((out / "evaluation" / "metrics.json").read_text())
     assert metrics["heads"]["linear-svm+bbox"]["details"]["val_map"] is None
+    page = (out / "evaluation" / "README.md").read_text()
+    assert "No setting was chosen on these images: all were fixed beforehand." in page
+    assert "measuring on val" not in page
     assert metrics["stages_s"]["choose"] < 1
     assert load_detector(out).proposals.max_regions == 30
     # The saved detector finds what the experiment found from stored features.

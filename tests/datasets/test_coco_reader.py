@@ -34,6 +34,12 @@ def test_gaps_crowd_and_images_without_annotations(make_coco):
     assert coco_image_ids(root, "train2017") == {"x": 101, "y": 102}
 
 
+def test_the_area_is_the_annotations_where_it_states_one(make_coco):
+    boxes = [one(area=63.5), one(), one(area=None), one(area=0)]
+    root = make_coco({"train": {"x.jpg": boxes}}, CATEGORIES)
+    assert load_dataset(root, "train").samples[0].truth.area.tolist() == [63.5, 200, 200, 0]
+
+
 def test_exports_with_a_json_in_each_split(make_coco):
     root = make_coco({"valid": {"x.jpg": [one()]}}, CATEGORIES)
     (root / "annotations" / "instances_valid.json").rename(root / "valid" / "_annotations.coco.json")
@@ -77,13 +83,22 @@ def test_broken_json(make_coco):
         ),
         (
             json.dumps(content | {"annotations": [{"image_id": 101, "category_id": 3}]}),
-            "annotation 1 must have a known image_id, a category_id and a bbox of four numbers, "
-            "got {'image_id': 101, 'category_id': 3}.",
+            "annotation 1 must have a known image_id, a category_id, a bbox of four numbers and, if any, "
+            "an area of 0 or more, got {'image_id': 101, 'category_id': 3}.",
         ),
         (
             json.dumps(content | {"annotations": [one(image_id=7)]}),
-            "annotation 1 must have a known image_id, a category_id and a bbox of four numbers, "
-            "got {'category_id': 3, 'bbox': [1, 2, 10, 20], 'image_id': 7}.",
+            "annotation 1 must have a known image_id, a category_id, a bbox of four numbers and, if any, "
+            "an area of 0 or more, got {'category_id': 3, 'bbox': [1, 2, 10, 20], 'image_id': 7}.",
+        ),
+        *(
+            (
+                json.dumps(content | {"annotations": [{"area": area, **one(image_id=101)}]}),
+                "annotation 1 must have a known image_id, a category_id, a bbox of four numbers and, if any, "
+                f"an area of 0 or more, got {{'area': {area!r}, 'category_id': 3, 'bbox': [1, 2, 10, 20], "
+                "'image_id': 101}.",
+            )
+            for area in (-1, float("nan"), "large")
         ),
     ]
     for text, message in cases:

@@ -43,7 +43,8 @@ def datasets(draw, whole=False):
         boxes = np.array([boxes_in(draw, whole) for _ in range(n)], np.float32).reshape(-1, 4)
         labels = np.array([draw(st.integers(0, 2)) for _ in range(n)], np.int64)
         flags = np.array([draw(st.booleans()) for _ in range(n)], bool)
-        truth = GroundTruth(boxes, labels, flags, ~flags if whole is None else np.zeros(n, bool))
+        areas = np.array([draw(st.floats(0, 5000)) for _ in range(n)])
+        truth = GroundTruth(boxes, labels, flags, ~flags if whole is None else np.zeros(n, bool), areas)
         samples.append(Sample(f"{i}-ü", SIZE, truth, render=functools.partial(plain, i)))
     return Dataset("d", "train", CLASSES, tuple(samples))
 
@@ -76,11 +77,12 @@ def test_voc_returns_whole_boxes_and_flags(dataset):
 
 @settings(deadline=None, max_examples=15)
 @given(datasets(whole=False))
-def test_coco_returns_every_float_and_flag(dataset):
+def test_coco_returns_every_float_flag_and_area(dataset):
     back = round_trip(dataset, "coco")
     for old, new in zip(dataset, back, strict=True):
         np.testing.assert_array_equal(new.truth.difficult, old.truth.difficult)
         np.testing.assert_array_equal(new.truth.crowd, old.truth.crowd)
+        np.testing.assert_array_equal(new.truth.area, old.truth.area)
 
 
 @settings(deadline=None, max_examples=15)

@@ -98,6 +98,9 @@ def test_coco_results_with_named_images(tmp_path):
     assert not path.exists()
     write_coco_results(path, [one], [1], {"left": 44})
     assert_same(read_coco_results(path, [1], ["left"], {"left": 44}), [one])
+    write_coco_results(path, [one], [1], {"left": "img_44"})
+    assert json.loads(path.read_text())[0]["image_id"] == "img_44"
+    assert_same(read_coco_results(path, [1], ["left"], {"left": "img_44"}), [one])
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from rcnn_svm.config import from_dict, to_dict
@@ -15,6 +16,21 @@ from rcnn_svm.experiment.config import (
 )
 from rcnn_svm.features.build import FeatureConfig
 from rcnn_svm.features.fc_layers import FcConfig
+from rcnn_svm.features.scaling import FeatureScaler
+from rcnn_svm.heads.kernel_solver import rbf_kernel, squared_distances
+
+
+class OneImage:
+    """The regions of a single image."""
+
+    def __init__(self, rows: np.ndarray) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return 1
+
+    def features(self, i: int) -> np.ndarray:
+        return self.rows
 
 
 def test_the_paper_preset_is_the_paper() -> None:
@@ -37,8 +53,22 @@ def test_the_paper_preset_is_the_paper() -> None:
     assert (heads.loss, heads.linear_costs, heads.positive_weight) == ("hinge", (1e-3,), 2.0)
     assert (heads.scaling, heads.mining, heads.ridge_strengths) == ("mean-norm-20", "paper", (1000.0,))
     assert (config.detect.max_iou, config.detect.max_candidates) == (0.3, 100)
+    assert config.detect.max_detections is None
     assert (config.detect.vote_iou, config.detect.regression) == (None, "before-nms")
     assert (heads.max_ious, heads.soft_nms_sigmas, heads.vote_ious) == ((0.3,), (), (0.0,))
+
+
+@pytest.mark.parametrize(
+    "config", [ExperimentConfig(), paper_config(ExperimentConfig())], ids=["own", "paper"]
+)
+def test_kernels_are_as_wide_as_the_scaled_rows_are_long(config: ExperimentConfig, rng) -> None:
+    """A kernel too narrow by far sees no two rows alike, and gives every new one the same score."""
+    rows = np.maximum(rng.normal(size=(300, 256)), 0).astype(np.float32) * 3  # as fc7 after its ReLU
+    scaler = FeatureScaler(config.heads.scaling).fit(OneImage(rows))
+    distances = squared_distances(scaler(rows))
+    for gamma in config.heads.rbf_gammas:
+        alike = np.median(rbf_kernel(distances, gamma)[np.triu_indices(len(rows), 1)])
+        assert 0.01 < alike < 0.9
 
 
 @pytest.mark.parametrize("config", [ExperimentConfig(), paper_config(ExperimentConfig()), demo_config()])

@@ -56,6 +56,22 @@ def test_ground_truth_comes_first_in_training_only(tmp_path: Path) -> None:
         np.testing.assert_allclose(np.linalg.norm(scaled, axis=1), 1, rtol=1e-6)
 
 
+def test_coverage_is_of_proposals_and_not_of_ground_truth_rows() -> None:
+    dataset = digits_splits(2, 1, 1).train
+    proposals = {}
+    for s, share in zip(dataset, (0.6, 0.3), strict=True):
+        part = s.truth.boxes.copy()
+        part[:, 2] = part[:, 0] + share * (part[:, 2] - part[:, 0])
+        proposals[s.image_id] = RegionSet(s.image_id, s.size, part, np.arange(len(part), dtype=np.float32))
+    coverage = SplitRegions.of(dataset, proposals, with_truth=True).coverage()
+    n = [len(s.truth) for s in dataset]
+    np.testing.assert_allclose(coverage.overlap, np.repeat([[0.6], [0.3]], n, axis=0), atol=0.01)
+    np.testing.assert_array_equal(coverage.labels, np.concatenate([s.truth.labels for s in dataset]))
+    assert coverage.n_boxes == np.mean(n)
+    nothing = {s.image_id: RegionSet(s.image_id, s.size, np.zeros((0, 4)), np.zeros(0)) for s in dataset}
+    assert not SplitRegions.of(dataset, nothing, with_truth=True).coverage().overlap.any()
+
+
 def test_thinning_leaves_objects_and_positives_and_draws_background() -> None:
     dataset = digits_splits(3, 1, 1).train
     rng = np.random.default_rng(0)
@@ -157,6 +173,15 @@ def test_absent_classes_are_left_out_where_wanted(
         np.testing.assert_array_equal(before.truth.boxes, after.truth.boxes)
 
 
+def test_digits_that_a_few_scenes_do_not_show_are_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    splits = load_data(DataConfig(path="digits", max_images=1), seed=0)
+    assert 0 < len(splits.train.classes) < 10
+    assert absent_classes(splits) == []
+    assert {part.classes for part in (splits.val, splits.trainval, splits.test)} == {splits.train.classes}
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("The draw of 1 from 400 images for train has no object of ")
+
+
 @pytest.fixture
 def digits_in_voc(tmp_path: Path) -> Path:
     from rcnn_svm.datasets.write import write_dataset
@@ -173,6 +198,16 @@ def test_the_meter_forgets_earlier_peaks() -> None:
         pass
     assert first.seconds > second.seconds >= 0
     assert first.peak_rss_mb > second.peak_rss_mb + 100
+
+
+def test_a_megabyte_is_a_million_bytes() -> None:
+    n = 400_000_000
+    with Meter() as without:
+        pass
+    with Meter() as with_it:
+        block = np.ones(n, np.uint8)
+        del block
+    assert with_it.peak_rss_mb - without.peak_rss_mb == pytest.approx(n / 1e6, abs=8)
 
 
 def test_a_part_of_a_split_shares_its_boxes() -> None:

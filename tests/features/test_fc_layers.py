@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from rcnn_svm.errors import CacheError, ConfigError, ShapeError
+from rcnn_svm.errors import CacheError, ConfigError, DataError, ShapeError
 from rcnn_svm.features.fc_layers import FcConfig, FcLayers
 
 
@@ -78,6 +78,19 @@ def test_broken_arrays(rng):
         FcLayers.from_arrays({k: v for k, v in arrays.items() if k != "class.bias"})
     with pytest.raises(CacheError, match="do not fit together"):
         FcLayers.from_arrays({**arrays, "fc7.weight": arrays["fc7.weight"][:2]})
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_is_refused(rng, value):
+    arrays = make(rng).to_arrays()
+    for name in sorted(arrays.keys() - {"scaling"}):
+        broken = arrays[name].copy()
+        broken.flat[-1] = value
+        with pytest.raises(DataError) as caught:
+            FcLayers.from_arrays({**arrays, name: broken})
+        assert str(caught.value).startswith(
+            f"FcLayers: {name} must be finite, got 1 of {broken.size} numbers that are NaN or infinite."
+        )
 
 
 def test_wrong_rows(rng):

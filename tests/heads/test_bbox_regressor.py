@@ -68,6 +68,14 @@ def test_a_class_without_pairs_leaves_boxes_alone(blocks: ArrayBlocks) -> None:
     assert not regressor.predict(blocks.features(0))[:, 3].any()
 
 
+def test_it_scores_nothing(blocks: ArrayBlocks) -> None:
+    regressor = BoxRegressor(strength=3.0)
+    assert regressor.get_params() == {"strength": 3.0, "min_iou": 0.6, "max_bytes": 1 << 30}
+    for fitted in (regressor, regressor.fit(blocks)):
+        assert not hasattr(fitted, "decision_function")
+        assert not hasattr(fitted, "scorer_")
+
+
 def test_messages(blocks: ArrayBlocks) -> None:
     with pytest.raises(NotFittedError, match=r"^BoxRegressor: must be fitted before use"):
         BoxRegressor().predict(np.zeros((1, 2)))

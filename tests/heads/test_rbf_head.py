@@ -59,6 +59,16 @@ def test_the_grid_ends_where_single_fits_do(blocks: ArrayBlocks) -> None:
         np.testing.assert_allclose(scorer.decision_function(x), single.decision_function(x), atol=1e-3)
 
 
+def test_a_value_that_the_grid_names_twice_changes_no_other(blocks: ArrayBlocks) -> None:
+    miner = LinearSVMHead(C=0.1).fit(blocks)
+    head, x = RBFSVMHead(max_rows=300, miner=miner, tol=1e-5), blocks.features(2)
+    gammas = [0.1, 0.5, 0.1]  # the last is the first, also as an object
+    for (_, gamma, scorer), wanted in zip(head.fit_grid(blocks, [1.0], gammas), gammas, strict=True):
+        assert gamma == wanted
+        ((_, _, single),) = head.fit_grid(blocks, [1.0], [wanted])
+        np.testing.assert_array_equal(scorer.decision_function(x), single.decision_function(x))
+
+
 def test_hardest_regions_hold_all_positives_and_the_top_negatives(blocks: ArrayBlocks) -> None:
     source = BlocksSource(blocks, SVM_RULE)
     score = LinearSVMHead(C=0.1).fit(blocks).decision_function

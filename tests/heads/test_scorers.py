@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from rcnn_svm.errors import CacheError, ShapeError
+from rcnn_svm.errors import CacheError, DataError, ShapeError
 from rcnn_svm.heads import scorers
 from rcnn_svm.heads.scorers import LinearScorer, RBFScorer, SoftmaxScorer, scorer_from_arrays
 
@@ -74,6 +74,18 @@ def test_messages(rng: np.random.Generator) -> None:
         scorer_from_arrays("linear", {"coef": np.zeros((1, 2))})
     with pytest.raises(ShapeError, match="dual_coef must have 2 columns, one per support vector, got 3"):
         RBFScorer(np.zeros((2, 4)), np.zeros((1, 3)), np.zeros(1), 1.0)
+
+
+def test_what_is_not_finite_is_refused(rng: np.random.Generator) -> None:
+    for scorer in _scorers(rng):
+        arrays = scorer.to_arrays()
+        for name, array in arrays.items():
+            broken = array.copy()
+            broken.flat[-1] = np.nan
+            with pytest.raises(
+                DataError, match=f"^{type(scorer).__name__}: {name} must be finite, got 1 of "
+            ):
+                scorer_from_arrays(scorer.kind, {**arrays, name: broken})
 
 
 def test_scoring_needs_neither_sklearn_nor_torch_nor_numba() -> None:

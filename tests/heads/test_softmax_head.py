@@ -7,7 +7,7 @@ from sklearn.linear_model import LogisticRegression
 from rcnn_svm.errors import ConfigError, DataError
 from rcnn_svm.heads.assign import FINETUNE_RULE, SVM_RULE, LabelRule
 from rcnn_svm.heads.base import ArrayBlocks
-from rcnn_svm.heads.softmax import SoftmaxHead
+from rcnn_svm.heads.softmax import SoftmaxHead, _minimise
 
 
 @pytest.mark.parametrize("max_bytes", [1 << 29, 30_000, 4_000])
@@ -36,6 +36,19 @@ def test_the_rule_matters_and_shapes_hold(blocks: ArrayBlocks) -> None:
     assert a.coef_.shape == (4, 24)
     assert a.decision_function(blocks.features(0)[:0]).shape == (0, 3)
     assert not np.allclose(a.coef_, b.coef_)
+
+
+@pytest.mark.parametrize("max_evaluations", range(1, 12))
+def test_however_early_it_stops_the_minimiser_never_climbs(max_evaluations: int) -> None:
+    def quartic(x: np.ndarray) -> tuple[float, np.ndarray]:
+        return float((x**4).sum()), 4 * x**3
+
+    start = np.array([[10.0, -3.0]])  # a whole step along the gradient is far too long
+    x, value, gradient, evaluations = _minimise(quartic, start, lambda g: g, 1e-9, max_evaluations)
+    assert value <= quartic(start)[0]
+    assert value == quartic(x)[0]
+    np.testing.assert_array_equal(gradient, quartic(x)[1])
+    assert evaluations <= max_evaluations
 
 
 def test_messages(blocks: ArrayBlocks) -> None:

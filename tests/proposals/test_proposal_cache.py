@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -73,6 +74,28 @@ def test_content_and_settings_are_the_key(tmp_path):
     renamed = Sample("other", renamed.size, renamed.truth, render=renamed.render)
     assert proposals_of(renamed, SelectiveSearchConfig(), tmp_path).image_id == "other"
     assert len(list(tmp_path.rglob("*.npz"))) == 3
+
+
+@pytest.mark.parametrize("ranking", ["paper", "diverse"])
+def test_a_mere_cut_is_no_part_of_the_key(tmp_path, ranking, monkeypatch):
+    image, searched = sample(1), []
+    search = SelectiveSearchConfig.propose
+
+    def counting(config, *arguments, **words):
+        searched.append(config.max_regions)
+        return search(config, *arguments, **words)
+
+    monkeypatch.setattr(SelectiveSearchConfig, "propose", counting)
+    whole = SelectiveSearchConfig(min_size=2, ranking=ranking)
+    for n in (7, 3, None, 1, 100_000):
+        config = replace(whole, max_regions=n)
+        kept, fresh = proposals_of(image, config, tmp_path), search(config, image.read())
+        assert len(kept) == min(n or 100_000, len(proposals_of(image, whole, tmp_path)))
+        assert kept.boxes.tobytes() == fresh.boxes.tobytes()
+        assert kept.priority.tobytes() == fresh.priority.tobytes()
+    assert searched == [None]
+    assert len(list(tmp_path.rglob("*.npz"))) == 1
+    assert proposals_of(image, replace(whole, max_regions=3), tmp_path).boxes.base is None
 
 
 @pytest.mark.parametrize("damage", [b"", b"PK\x03\x04 nonsense", None])

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from rcnn_svm.evaluation.bootstrap import paired_bootstrap
+from rcnn_svm.evaluation.coco import evaluate_coco
 from rcnn_svm.evaluation.voc import evaluate_voc
 from rcnn_svm.report.tables import head_metrics
 from rcnn_svm.structures import Dataset, Detections, GroundTruth, Sample
@@ -51,6 +52,7 @@ def build(heads=HEADS, classes=("cat & dog", "car", "ghost"), n_images=14, objec
             detections[name].append(Detections(sample.image_id, boxes, scores, labels))
     truths = [sample.truth for sample in samples]
     evals = {name: evaluate_voc(found, truths, classes) for name, found in detections.items()}
+    cocos = {name: evaluate_coco(found, truths, classes) for name, found in detections.items()}
     bootstrap = paired_bootstrap(evals, n_resamples=100)
     metrics = {
         "schema": 1,
@@ -64,6 +66,7 @@ def build(heads=HEADS, classes=("cat & dog", "car", "ghost"), n_images=14, objec
         "heads": {
             name: head_metrics(
                 evals[name],
+                cocos[name],
                 bootstrap.mean[name],
                 train_s=2.5,
                 score_s_per_image=0.004,
@@ -84,6 +87,7 @@ def build(heads=HEADS, classes=("cat & dog", "car", "ghost"), n_images=14, objec
     return SimpleNamespace(
         metrics=metrics,
         evals=evals,
+        cocos=cocos,
         detections=detections,
         dataset=dataset,
         bootstrap=bootstrap,

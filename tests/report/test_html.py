@@ -10,6 +10,7 @@ from PIL import Image
 
 from rcnn_svm.errors import ConfigError
 from rcnn_svm.report.html import write_html_report
+from rcnn_svm.report.tables import LOCALISATION
 
 VOID = {"meta", "img", "br", "wbr"}
 
@@ -89,7 +90,17 @@ def test_page_tells_the_finding_first(text, comparison):
     headline = words.index("wins with") if "wins with" in words else words.index("No clear winner")
     assert headline < words.index("Heads by mean average precision")
     assert f"Best and worst images of {best}" in words
-    for part in ("Missed objects", "Configuration and provenance", "abc", "4.2 min", "1,234"):
+    summary = comparison.cocos[best].summary()
+    assert f"an AP50 of {100 * summary['AP50']:.1f} and an AP75 of {100 * summary['AP75']:.1f}." in words
+    for part in (
+        LOCALISATION,
+        "COCO AP",
+        "Missed objects",
+        "Configuration and provenance",
+        "abc",
+        "4.2 min",
+        "1,234",
+    ):
         assert part in words
 
 
@@ -98,6 +109,10 @@ def test_pages_of_little(build_comparison, tmp_path):
     assert "There is no other head to compare it with." in one.read_text()
     nothing = write(tmp_path / "nothing", build_comparison({"a": 0.5, "b": 0.5}, objects=False))
     assert "The test split has no objects: there is nothing to measure." in nothing.read_text()
+    older = build_comparison({"a": 0.5, "b": 0.5})
+    for head in older.metrics["heads"].values():
+        del head["coco"]
+    assert "AP75" not in write(tmp_path / "older", older).read_text()
     assert "nan" not in "".join(Page(nothing.read_text()).text).lower().split()
 
 

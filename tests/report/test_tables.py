@@ -1,13 +1,21 @@
 from __future__ import annotations
 
+import copy
 import csv
 import json
+from typing import get_args
 
 import pytest
 
+from rcnn_svm.config import from_dict
 from rcnn_svm.evaluation.bootstrap import Interval
+from rcnn_svm.evaluation.voc import Rule
+from rcnn_svm.experiment.config import ExperimentConfig
+from rcnn_svm.report import experiment, html
 from rcnn_svm.report.tables import (
+    LOCALISATION,
     comparison_rows,
+    comparison_table,
     head_metrics,
     markdown,
     ranked_differences,
@@ -15,6 +23,13 @@ from rcnn_svm.report.tables import (
     signed_interval,
     write_tables,
 )
+
+
+@pytest.mark.parametrize("rule", get_args(Rule))
+def test_every_rule_can_be_asked_for_and_has_its_names(rule):
+    assert from_dict(ExperimentConfig, {"rule": rule}).rule == rule
+    assert rule in experiment._RULES
+    assert rule in html._RULES
 
 
 def test_rows_are_ranked_and_hold_the_paired_difference(comparison):
@@ -39,6 +54,7 @@ def test_differences_are_better_minus_worse(comparison):
 def test_markdown_is_aligned_and_complete(comparison):
     text = markdown(comparison.metrics, comparison.bootstrap)
     tables = text.strip().split("\n\n")
+    assert tables.pop(1) == LOCALISATION
     assert len(tables) == 3
     for table in tables:
         assert len({len(line) for line in table.splitlines()}) == 1
@@ -48,7 +64,34 @@ def test_markdown_is_aligned_and_complete(comparison):
     assert "support vectors" in tables[0]
     alone = markdown(comparison.metrics)
     assert "minus best" not in alone
-    assert len(alone.strip().split("\n\n")) == 2
+    assert len(alone.strip().split("\n\n")) == 3
+
+
+def test_cocos_measures_stand_beside_the_map(comparison):
+    head, body = comparison_table(comparison.metrics, comparison.bootstrap)
+    assert head[:7] == ["head", "mAP", "95 % interval", "minus best", "COCO AP", "AP50", "AP75"]
+    for name, *cells in body:
+        summary = comparison.cocos[name].summary()
+        assert cells[3:6] == [f"{100 * summary[key]:.1f}" for key in ("AP", "AP50", "AP75")]
+    rows = comparison_rows(comparison.metrics)
+    assert [row["coco_AP75"] for row in rows] == [
+        pytest.approx(100 * comparison.cocos[row["head"]].summary()["AP75"]) for row in rows
+    ]
+
+
+def test_figures_that_no_head_has_get_no_column(comparison, build_comparison):
+    """Files of older versions know nothing of COCO's measures."""
+    metrics = copy.deepcopy(comparison.metrics)
+    for head in metrics["heads"].values():
+        del head["coco"]
+    head, body = comparison_table(metrics, comparison.bootstrap)
+    assert head[3:5] == ["minus best", "training s"]
+    assert all(len(line) == len(head) for line in body)
+    assert LOCALISATION not in markdown(metrics)
+    assert comparison_rows(metrics)[0]["coco_AP75"] is None
+    nothing = build_comparison({"a": 0.5}, objects=False)
+    head, body = comparison_table(nothing.metrics, nothing.bootstrap)
+    assert (head[:3], body[0][:2]) == (["head", "mAP", "training s"], ["a", "none"])
 
 
 def test_files_agree_with_the_metrics(comparison, tmp_path):
@@ -75,9 +118,15 @@ def test_head_metrics_are_percent_and_null_where_undefined(comparison, build_com
     assert head["ap"]["ghost"] is None
     nothing = build_comparison({"a": 0.5}, objects=False)
     entry = head_metrics(
-        nothing.evals["a"], nothing.bootstrap.mean["a"], train_s=0, score_s_per_image=0, peak_rss_mb=0
+        nothing.evals["a"],
+        nothing.cocos["a"],
+        nothing.bootstrap.mean["a"],
+        train_s=0,
+        score_s_per_image=0,
+        peak_rss_mb=0,
     )
     assert (entry["mAP"], entry["mAP_interval"]) == (None, None)
+    assert entry["coco"] == {"AP": None, "AP50": None, "AP75": None}
 
 
 def test_signed_interval():

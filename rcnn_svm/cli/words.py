@@ -1,0 +1,184 @@
+"""What the verbs that train say before and after, in lines no wider than the terminal."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import textwrap
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rcnn_svm.experiment.config import ExperimentConfig
+
+if TYPE_CHECKING:
+    from rcnn_svm.datasets import Splits
+    from rcnn_svm.evaluation.bootstrap import BootstrapResult
+    from rcnn_svm.experiment.recipe import Experiment
+    from rcnn_svm.report.advice import WeakClass
+    from rcnn_svm.structures import Dataset
+
+__all__ = ["closing_of_comparison", "closing_of_training", "opening", "opening_of_finetuning"]
+
+_WIDTH = 120
+_INDENT = 10
+_NAMED_CLASSES = 6
+
+
+def opening(config: ExperimentConfig, splits: Splits, out: Path) -> list[str]:
+    """Say what an experiment is about to do: data, network, training, settings, results.
+
+    Args:
+        config: of the experiment.
+        splits: its images.
+        out: the folder of its results, where `config.json` lies.
+    """
+    train, val, test = (f"{len(part)} {part.split}" for part in (splits.train, splits.val, splits.test))
+    objects = _objects(splits.trainval, splits.test)
+    if config.choose:
+        settings = (
+            "chosen by training on train and measuring on val; the final training is on both, "
+            "and test is looked at once, at the end"
+        )
+    else:
+        settings = (
+            "the middle of each list (choose=false); one training on train and val, then one look at test"
+        )
+    return [
+        *_item("Data", f"{splits.train.name}; {train}, {val} and {test} images; {objects}"),
+        *_item("Network", f"{_network(config)}; of each region it reads {_reading(config)}"),
+        *_item("Trained", f"{_learned(config)} with box regression"),
+        *_item("Settings", settings),
+        *_item("Results", f"{out}; every setting of this run is in {out / 'config.json'}"),
+    ]
+
+
+def opening_of_finetuning(
+    config: ExperimentConfig, train: Dataset, weights: Path, settings: Path
+) -> list[str]:
+    """Say what the verb `finetune` is about to do.
+
+    Args:
+        config: of the training.
+        train: its images.
+        weights: the file that they go to.
+        settings: the file of the configuration.
+    """
+    steps = f"{config.finetune.n_steps} steps of {config.finetune.batch_size} regions"
+    return [
+        *_item("Data", f"{train.name}; {len(train)} {train.split} images; {_objects(train)}"),
+        *_item("Network", _network(config)),
+        *_item("Trained", f"the whole network on warped regions, {steps}"),
+        *_item("Settings", "as configured, none is chosen"),
+        *_item("Results", f"{weights}; every setting of this run is in {settings}"),
+    ]
+
+
+def closing_of_training(
+    experiment: Experiment, metrics: Mapping[str, Any], head: str, out: Path, evaluation: Path
+) -> list[str]:
+    """Say where a trained detector is, how good it is, and what to do next.
+
+    Args:
+        experiment: with the one head, without and with box regression.
+        metrics: of the experiment, as in `metrics.json`.
+        head: the one that was saved.
+        out: the detector's folder.
+        evaluation: the folder of tables and report.
+    """
+    from rcnn_svm.report.advice import TrainingObjects, advice, weak_class
+
+    result, measured = experiment.heads[head], metrics["heads"][head]
+    n_objects = dict(zip(result.evaluation.classes, result.evaluation.n_positives.tolist(), strict=True))
+    weak = weak_class(measured["ap"], n_objects)
+    objects = TrainingObjects.of(experiment.splits.trainval, experiment.coverage)
+    return [
+        *_item("Detector", f"{out} ({head})"),
+        *_item("Quality", _quality(measured, weak, f"the {metrics['n_test_images']} images of test")),
+        *_item("Report", f"{evaluation / 'report.html'}, tables beside it"),
+        *_commands(
+            f"rcnn-svm detect {_typed(out)} IMAGES --out FOLDER",
+            f"rcnn-svm evaluate {_typed(out)} LABELLED_IMAGES",
+        ),
+        *(line for one in advice(objects, weak, experiment.config) for line in _item("To try", one)),
+    ]
+
+
+def closing_of_comparison(metrics: Mapping[str, Any], bootstrap: BootstrapResult, page: Path) -> list[str]:
+    """Say what a comparison of heads found, and where it can be read.
+
+    Args:
+        metrics: of the experiment, as in `metrics.json`.
+        bootstrap: over its heads.
+        page: the report.
+    """
+    from rcnn_svm.report.findings import findings
+
+    answers = [finding.answer for finding in findings(metrics, bootstrap)]
+    return [*(line for one in answers for line in _item("Found", one)), *_item("Report", str(page))]
+
+
+def _quality(measured: Mapping[str, Any], weak: WeakClass | None, images: str) -> str:
+    if measured["mAP"] is None:
+        return f"cannot be told, {images} hold no object"
+    words = f"{measured['mAP']:.1f} mAP on {images}, where 100 is perfect"
+    if measured["mAP_interval"] is not None:
+        low, high = measured["mAP_interval"]
+        words += f" (95 % interval {low:.1f} to {high:.1f})"
+    if weak is not None:
+        words += f"; {weak.name} is far behind: {weak.ap:.1f} AP (median of the others: {weak.others:.1f})"
+    return words
+
+
+def _objects(*parts: Dataset) -> str:
+    n, classes = sum(int(part.counts().sum()) for part in parts), parts[0].classes
+    named = ", ".join(classes[:_NAMED_CLASSES])
+    if len(classes) > _NAMED_CLASSES:
+        named += f" and {len(classes) - _NAMED_CLASSES} others"
+    return f"{n} objects of {len(classes)} {'class' if len(classes) == 1 else 'classes'} ({named})"
+
+
+def _network(config: ExperimentConfig) -> str:
+    return f"{config.features.backbone}, weights {config.features.weights}"
+
+
+def _reading(config: ExperimentConfig) -> str:
+    taps = config.features.taps.replace(",", ", ")
+    if config.features.path == "warped":
+        return f"{taps}, from a crop of the region alone"
+    sides = " and ".join(map(str, config.features.longer_sides))
+    return f"{taps}, in one pass over the image at {sides} pixels"
+
+
+def _learned(config: ExperimentConfig) -> str:
+    heads, layers = (
+        ", ".join(config.heads.names),
+        " and ".join(f"fc{6 + i}" for i in range(len(config.fc.hidden))),
+    )
+    before = {
+        "nothing": "",
+        "fc": f"{layers} on what it reads, then ",
+        "trunk": f"{layers} on what it reads, with the network from {config.trunk.first_layer} on, then ",
+        "network": "the whole network on crops of regions, then ",
+    }[config.learn]
+    return f"{before}{heads}"
+
+
+def _commands(*lines: str) -> list[str]:
+    """Return commands to type next; they are never broken."""
+    return [f"{'Next:' if i == 0 else '':<{_INDENT}}{line}" for i, line in enumerate(lines)]
+
+
+def _item(label: str, text: str) -> list[str]:
+    width = min(_WIDTH, shutil.get_terminal_size((_WIDTH, 24)).columns)
+    return textwrap.wrap(
+        f"{label + ':':<{_INDENT}}{text}",
+        width,
+        subsequent_indent=" " * _INDENT,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def _typed(path: Path) -> str:
+    return shlex.quote(str(path))

@@ -1,0 +1,71 @@
+"""Seeded draws of images that keep every class where they can."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from rcnn_svm.structures import Dataset, Sample
+
+__all__ = ["classes_to_train", "draw_parts"]
+
+
+def classes_to_train(dataset: Dataset) -> list[str]:
+    """Return the classes with an object that can be a positive, in the order of their labels.
+
+    Difficult objects can, crowds cannot.
+    """
+    present = set().union(*map(_labels, dataset.samples))
+    return [name for k, name in enumerate(dataset.classes) if k in present]
+
+
+def draw_parts(dataset: Dataset, sizes: Sequence[int], rng: np.random.Generator) -> list[Dataset]:
+    """Draw disjoint parts of a data set, none of which lacks a class by chance.
+
+    Classes go first, those of few images before those of many; only classes of fewer images than there are
+    parts, which cannot be in all, go last. The first part takes an image of each class that it does not show
+    yet, as far as it has room, then the second part does with what is left, and so on. Then all parts are
+    filled at random. A first part of at least as many images as there are classes thus shows every class
+    that the data set shows.
+
+    Args:
+        dataset: to draw from.
+        sizes: images of each part, in order of who chooses first; together at most those of the data set.
+        rng: of the draw.
+
+    Returns:
+        One data set for each size, its images in the order of `dataset`.
+    """
+    order = rng.permutation(len(dataset)).tolist()
+    labels = [_labels(sample) for sample in dataset]
+    images_of: dict[int, list[int]] = {}
+    for i in order:
+        for label in labels[i]:
+            images_of.setdefault(label, []).append(i)
+    rarest_first = sorted(
+        images_of, key=lambda label: (len(images_of[label]) < len(sizes), len(images_of[label]), label)
+    )
+    taken: set[int] = set()
+    parts: list[list[int]] = []
+    for size in sizes:
+        part: list[int] = []
+        shown: set[int] = set()
+        for label in rarest_first:
+            free = (i for i in images_of[label] if i not in taken)
+            if label not in shown and len(part) < size and (found := next(free, None)) is not None:
+                part.append(found)
+                taken.add(found)
+                shown |= labels[found]
+        parts.append(part)
+    left = [i for i in order if i not in taken]
+    for part, size in zip(parts, sizes, strict=True):
+        n = size - len(part)
+        part += left[:n]
+        left = left[n:]
+    return [replace(dataset, samples=tuple(dataset.samples[i] for i in sorted(part))) for part in parts]
+
+
+def _labels(sample: Sample) -> set[int]:
+    return set(sample.truth.labels[~sample.truth.crowd].tolist())

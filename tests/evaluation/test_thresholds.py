@@ -1,0 +1,91 @@
+"""The threshold of each class: by brute force, with few objects, with nothing to choose from."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rcnn_svm.errors import DataError
+from rcnn_svm.evaluation.thresholds import Thresholds, choose_thresholds
+from rcnn_svm.evaluation.voc import match
+from rcnn_svm.structures import Detections, GroundTruth
+
+BOX = np.array([[0, 0, 10, 10]], np.float32)
+FAR = np.array([[50, 50, 60, 60]], np.float32)
+
+
+def split(seed: int, n_images: int = 30, n_classes: int = 2) -> tuple[list[Detections], list[GroundTruth]]:
+    """One object an image, found with a high score or a low one, and false detections beside it."""
+    rng = np.random.default_rng(seed)
+    found, truths = [], []
+    for i in range(n_images):
+        label = int(rng.integers(n_classes))
+        truths.append(GroundTruth(BOX, np.array([label])))
+        labels = np.array([label, int(rng.integers(n_classes))])
+        scores = np.round(rng.normal([1.0, -1.0], 1.2), 1).astype(np.float32)
+        found.append(Detections(f"{i}", np.concatenate([BOX, FAR]), scores, labels))
+    return found, truths
+
+
+def f1(found: list[Detections], truths: list[GroundTruth], label: int, threshold: float) -> float:
+    n_right = sum(int(((d.labels == label) & (d.scores >= threshold) & (d.boxes[:, 0] == 0)).any() and
+                      (t.labels == label).any()) for d, t in zip(found, truths, strict=True))  # fmt: skip
+    n_found = sum(int(((d.labels == label) & (d.scores >= threshold)).sum()) for d in found)
+    n_objects = sum(int((t.labels == label).sum()) for t in truths)
+    return 2 * n_right / max(n_found + n_objects, 1)
+
+
+@given(seed=st.integers(0, 500))
+def test_alone_a_class_gets_its_best_f1(seed: int) -> None:
+    found, truths = split(seed)
+    chosen = choose_thresholds(match(found, truths, ("a", "b")), prior_objects=0)
+    every = np.unique(np.concatenate([d.scores for d in found]))
+    for k in range(2):
+        best = max(f1(found, truths, k, t) for t in (*every, 99.0))
+        assert f1(found, truths, k, float(chosen.scores[k])) == pytest.approx(best)
+
+
+def test_precision_and_recall_are_those_of_the_threshold() -> None:
+    found, truths = split(3)
+    chosen = choose_thresholds(match(found, truths, ("a", "b")))
+    for k in range(2):
+        sure = [chosen.believed(d) for d in found]
+        mine = [(d.boxes[:, 0] == 0)[d.labels == k] for d in sure]
+        right = sum(int(m.any() and (t.labels == k).any()) for m, t in zip(mine, truths, strict=True))
+        assert chosen.precision[k] == pytest.approx(right / sum(map(len, mine)))
+        assert chosen.recall[k] == pytest.approx(right / chosen.n_objects[k])
+
+
+def test_a_class_with_few_objects_leans_on_all() -> None:
+    """One object of b, found with a freak score: alone it would take that score as its threshold."""
+    found, truths = split(1, n_classes=1)
+    found.append(Detections("b", BOX, np.array([9.0], np.float32), np.array([1])))
+    truths.append(GroundTruth(BOX, np.array([1])))
+    matches = match(found, truths, ("a", "b"))
+    alone, together = (choose_thresholds(matches, prior_objects=n).scores for n in (0, 10))
+    assert alone[1] > 4
+    assert together[1] == pytest.approx(together[0], abs=0.5)
+    assert together[0] == pytest.approx(alone[0], abs=0.5)
+
+
+def test_nothing_to_choose_from() -> None:
+    empty = choose_thresholds(match([Detections.empty("0")], [GroundTruth(BOX, np.array([0]))], ("a",)))
+    assert np.isfinite(empty.scores).all()
+    assert np.isnan(empty.precision[0])
+    assert empty.recall[0] == 0
+    wrong = Detections("0", FAR, np.array([2.0], np.float32), np.array([0]))
+    chosen = choose_thresholds(match([wrong], [GroundTruth(BOX, np.array([0]))], ("a",)))
+    assert len(chosen.believed(wrong)) == 0
+
+
+def test_thresholds_are_kept_as_plain_data() -> None:
+    found, truths = split(5)
+    chosen = choose_thresholds(match(found, truths, ("a", "b")))
+    again = Thresholds.from_json(chosen.to_json(), ("a", "b"), where="detector.json")
+    np.testing.assert_array_equal(again.scores, chosen.scores)
+    np.testing.assert_allclose(again.precision, chosen.precision)
+    assert again.n_images == chosen.n_images == 30
+    with pytest.raises(DataError, match=r"detector.json: the thresholds are damaged \('c'\)"):
+        Thresholds.from_json(chosen.to_json(), ("a", "c"), where="detector.json")

@@ -1,0 +1,32 @@
+"""What a source distribution holds."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+FOLDERS = ("benchmarks", "docs", "rcnn_svm", "results", "scripts", "tests")
+
+
+def test_a_source_distribution_holds_all_that_its_tests_read(tmp_path: Path) -> None:
+    for folder in FOLDERS:
+        ignored = shutil.ignore_patterns("__pycache__", "*.py[cod]")
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=ignored)
+    for file in ROOT.iterdir():
+        if file.is_file() and not file.name.startswith("."):
+            shutil.copy(file, tmp_path)
+    expected = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
+    code = "from setuptools import build_meta; build_meta.build_sdist('dist')"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True, capture_output=True
+    )
+    (packed,) = (tmp_path / "dist").iterdir()
+    with tarfile.open(packed) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert expected - names == set()
