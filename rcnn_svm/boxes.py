@@ -156,37 +156,49 @@ def decode_deltas(boxes: NDArray[np.floating], deltas: NDArray[np.floating]) -> 
     return np.concatenate([centre - half, centre + half], axis=1).astype(np.float32)
 
 
-def nms(boxes: NDArray[np.floating], scores: NDArray[np.floating], max_iou: float) -> NDArray[np.int64]:
+def nms(
+    boxes: NDArray[np.floating],
+    scores: NDArray[np.floating],
+    max_iou: float,
+    *,
+    labels: NDArray[np.integer] | None = None,
+    limit: int | None = None,
+) -> NDArray[np.int64]:
     """Greedy non-maximum suppression: keep a box unless a better kept one overlaps it too much.
 
     Args:
         boxes: (N, 4).
         scores: (N,), larger is better, no NaN.
         max_iou: in [0, 1]; a box is dropped when its IoU with a kept box is > `max_iou`.
+        labels: (N,), 0 or more: only boxes of one label are rivals. None for one label.
+        limit: at most so many are kept, the best of all labels; None for all.
 
     Returns:
         (M,) indices into `boxes` by falling score; ties keep input order. Empty gives (0,).
 
     Raises:
-        ShapeError: boxes and scores differ in length, or a score is NaN.
+        ShapeError: boxes, scores and labels differ in length, or a score is NaN.
 
     References:
         rbgirshick/rcnn, nms/nms.m: survivors have IoU <= threshold.
     """
-    if len(boxes) != len(scores):
-        raise ShapeError(
-            f"nms: boxes and scores must be alike in length, got {len(boxes)} and {len(scores)}."
-        )
+    own = _labels_of_rivals("nms", boxes, scores, labels)
     if np.isnan(scores).any():
         raise ShapeError("nms: scores must not be NaN.")
     order = np.argsort(-np.asarray(scores, np.float64), kind="stable")
-    survives = _compiled(_suppress)(np.asarray(boxes, np.float64)[order], float(max_iou))
-    kept: NDArray[np.int64] = order[survives]
+    n = len(boxes) if limit is None else min(limit, len(boxes))
+    survivors = _compiled(_suppress)(np.asarray(boxes, np.float64)[order], own[order], float(max_iou), n)
+    kept: NDArray[np.int64] = order[survivors]
     return kept
 
 
 def soft_nms(
-    boxes: NDArray[np.floating], scores: NDArray[np.floating], sigma: float
+    boxes: NDArray[np.floating],
+    scores: NDArray[np.floating],
+    sigma: float,
+    *,
+    labels: NDArray[np.integer] | None = None,
+    limit: int | None = None,
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Gaussian soft-NMS: every box is kept, and decayed by exp(-IoU^2 / sigma) of each better one.
 
@@ -194,26 +206,49 @@ def soft_nms(
         boxes: (N, 4).
         scores: (N,) non-negative, such as probabilities; no NaN.
         sigma: > 0; the smaller, the harder rivals are hit.
+        labels: (N,), 0 or more: only boxes of one label are rivals. None for one label.
+        limit: at most so many are returned, the best of all labels; None for all.
 
     Returns:
-        (N,) indices into `boxes` in the order in which they were the best left, ties in input order, and
+        (M,) indices into `boxes` in the order in which they were the best left, ties in input order, and
         their decayed scores, which fall.
 
     Raises:
-        ShapeError: boxes and scores differ in length, or a score is NaN or negative.
+        ShapeError: boxes, scores and labels differ in length, or a score is NaN or negative.
 
     References:
         Bodla et al., arXiv 1704.04503.
     """
-    if len(boxes) != len(scores):
-        raise ShapeError(
-            f"soft_nms: boxes and scores must be alike in length, got {len(boxes)} and {len(scores)}."
-        )
+    own = _labels_of_rivals("soft_nms", boxes, scores, labels)
     if not (np.asarray(scores) >= 0).all():
         raise ShapeError("soft_nms: scores must not be NaN or negative.")
-    decayed = np.array(scores, np.float64)
-    order: NDArray[np.int64] = _compiled(_decay)(np.asarray(boxes, np.float64), decayed, float(sigma))
-    return order, decayed[order]
+    rows = np.argsort(own, kind="stable")  # label by label
+    starts = np.concatenate([[0], np.flatnonzero(np.diff(own[rows])) + 1, [len(rows)]])
+    n = len(boxes) if limit is None else min(limit, len(boxes))
+    order: NDArray[np.int64] = np.empty(n, np.int64)
+    decayed: NDArray[np.float64] = np.empty(n)
+    columns = np.asarray(boxes, np.float64)[rows].T.copy()
+    _compiled(_decay)(
+        columns, np.asarray(scores, np.float64)[rows], rows, starts, float(sigma), order, decayed
+    )
+    return order, decayed
+
+
+def _labels_of_rivals(
+    where: str,
+    boxes: NDArray[np.floating],
+    scores: NDArray[np.floating],
+    labels: NDArray[np.integer] | None,
+) -> NDArray[np.int64]:
+    if len(boxes) != len(scores):
+        raise ShapeError(
+            f"{where}: boxes and scores must be alike in length, got {len(boxes)} and {len(scores)}."
+        )
+    if labels is not None and len(boxes) != len(labels):
+        raise ShapeError(
+            f"{where}: boxes and labels must be alike in length, got {len(boxes)} and {len(labels)}."
+        )
+    return np.zeros(len(boxes), np.int64) if labels is None else np.asarray(labels, np.int64)
 
 
 def vote_boxes(
@@ -262,53 +297,94 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 # In numpy they cost ten calls per kept box, or temporaries of M x N.
 
 
-def _suppress(boxes: NDArray[np.float64], max_iou: float) -> NDArray[np.bool_]:
-    """Return which of (N, 4) `boxes`, best first, greedy suppression keeps."""
-    n = len(boxes)
-    survives = np.ones(n, np.bool_)
-    for i in range(n):
-        if not survives[i]:
-            continue
-        x1, y1, x2, y2 = boxes[i, 0], boxes[i, 1], boxes[i, 2], boxes[i, 3]
-        own = max(x2 - x1, 0.0) * max(y2 - y1, 0.0)
-        for j in range(i + 1, n):
-            if not survives[j]:
-                continue
-            width = min(x2, boxes[j, 2]) - max(x1, boxes[j, 0])
-            height = min(y2, boxes[j, 3]) - max(y1, boxes[j, 1])
-            if width <= 0.0 or height <= 0.0:
-                continue
-            common = width * height
-            other = (boxes[j, 2] - boxes[j, 0]) * (boxes[j, 3] - boxes[j, 1])
-            if common / (own + other - common) > max_iou:
-                survives[j] = False
-    return survives
-
-
-def _decay(boxes: NDArray[np.float64], scores: NDArray[np.float64], sigma: float) -> NDArray[np.int64]:
-    """Decay `scores` (N,) in place by every better box; return the order in which boxes were the best."""
-    n = len(boxes)
-    order = np.arange(n)
-    for i in range(n):
-        best = i
-        for j in range(i + 1, n):
-            better = scores[order[j]] > scores[order[best]]
-            if better or (scores[order[j]] == scores[order[best]] and order[j] < order[best]):
-                best = j
-        order[i], order[best] = order[best], order[i]
-        b = order[i]
-        x1, y1, x2, y2 = boxes[b, 0], boxes[b, 1], boxes[b, 2], boxes[b, 3]
-        own = max(x2 - x1, 0.0) * max(y2 - y1, 0.0)
-        for j in range(i + 1, n):
-            r = order[j]
-            width = min(x2, boxes[r, 2]) - max(x1, boxes[r, 0])
-            height = min(y2, boxes[r, 3]) - max(y1, boxes[r, 1])
+def _suppress(
+    boxes: NDArray[np.float64], labels: NDArray[np.int64], max_iou: float, limit: int
+) -> NDArray[np.int64]:
+    """Return which of (N, 4) `boxes`, best first, greedy suppression keeps: the first `limit` of them."""
+    kept = np.empty(limit, np.int64)
+    n_kept = 0
+    # The kept boxes of a label form a chain, from its last one to the one before, and so on.
+    last = np.full(labels.max() + 1 if len(labels) else 0, -1)
+    before = np.empty(len(boxes), np.int64)
+    for j in range(len(boxes)):
+        if n_kept == limit:
+            break
+        x1, y1, x2, y2 = boxes[j, 0], boxes[j, 1], boxes[j, 2], boxes[j, 3]
+        other = (x2 - x1) * (y2 - y1)
+        i = last[labels[j]]
+        while i >= 0:
+            width = min(x2, boxes[i, 2]) - max(x1, boxes[i, 0])
+            height = min(y2, boxes[i, 3]) - max(y1, boxes[i, 1])
             if width > 0.0 and height > 0.0:
                 common = width * height
-                other = (boxes[r, 2] - boxes[r, 0]) * (boxes[r, 3] - boxes[r, 1])
-                overlap = common / (own + other - common)
-                scores[r] *= np.exp(-overlap * overlap / sigma)
-    return order
+                own = (boxes[i, 2] - boxes[i, 0]) * (boxes[i, 3] - boxes[i, 1])
+                if common / (own + other - common) > max_iou:
+                    break
+            i = before[i]
+        if i < 0:
+            before[j] = last[labels[j]]
+            last[labels[j]] = j
+            kept[n_kept] = j
+            n_kept += 1
+    return kept[:n_kept]
+
+
+def _decay(
+    columns: NDArray[np.float64],
+    scores: NDArray[np.float64],
+    rows: NDArray[np.int64],
+    starts: NDArray[np.int64],
+    sigma: float,
+    order: NDArray[np.int64],
+    decayed: NDArray[np.float64],
+) -> None:
+    """Take the best box that is left, `len(order)` times, and decay the others of its label.
+
+    Args:
+        columns: (4, N) boxes, label by label.
+        scores: (N,), changed in place.
+        rows: (N,) numbers of the boxes: of equal scores the smallest is the better one.
+        starts: (L + 1,) where each label begins.
+        sigma: of the decay.
+        order: (M,), filled with the numbers of the boxes taken.
+        decayed: (M,), filled with their scores.
+    """
+    x1, y1, x2, y2 = columns[0], columns[1], columns[2], columns[3]
+    first = starts[:-1].copy()  # of the boxes of a label that are left
+    best = np.full(len(first), -1)
+    for label in range(len(first)):
+        for j in range(first[label], starts[label + 1]):
+            b = best[label]
+            if b < 0 or scores[j] > scores[b]:
+                best[label] = j
+    for taken in range(len(order)):
+        top = -1
+        for label in range(len(best)):
+            b = best[label]
+            if b >= 0 and (
+                top < 0
+                or scores[b] > scores[best[top]]
+                or (scores[b] == scores[best[top]] and rows[b] < rows[best[top]])
+            ):
+                top = label
+        b, f = best[top], first[top]
+        order[taken], decayed[taken] = rows[b], scores[b]
+        left, upper, right, lower = x1[b], y1[b], x2[b], y2[b]
+        own = (right - left) * (lower - upper)
+        # The first one left moves to where the best was.
+        x1[b], y1[b], x2[b], y2[b], scores[b], rows[b] = x1[f], y1[f], x2[f], y2[f], scores[f], rows[f]
+        first[top] += 1
+        b = -1
+        for j in range(first[top], starts[top + 1]):
+            width = min(right, x2[j]) - max(left, x1[j])
+            height = min(lower, y2[j]) - max(upper, y1[j])
+            if width > 0.0 and height > 0.0:
+                common = width * height
+                overlap = common / (own + (x2[j] - x1[j]) * (y2[j] - y1[j]) - common)
+                scores[j] *= np.exp(-overlap * overlap / sigma)
+            if b < 0 or scores[j] > scores[b] or (scores[j] == scores[b] and rows[j] < rows[b]):
+                b = j
+        best[top] = b
 
 
 def _vote(

@@ -471,16 +471,18 @@ class _Crops:
             axis=1,
         ).ravel()
         image, row = draw.image[deal], draw.row[deal]
+        mirrored = rng.random(len(deal)) < (0.5 if config.flip else 0.0)
         crops = np.empty((len(deal), self._size, self._size, 3), np.uint8)
         for i in np.unique(image):
             members = np.flatnonzero(image == i)
-            crops[members] = warp_crops(
+            cut = warp_crops(
                 self._samples[i].read(),
                 self._boxes[i][row[members]],
                 self._size,
                 padding=self._padding,
                 fill=self._fill,
             )
+            cut[mirrored[members]] = cut[mirrored[members], :, ::-1]
+            crops[members] = cut
         shape = (n_steps, config.batch_size)
-        mirrored = rng.random(shape) < (0.5 if config.flip else 0.0)
-        return Chunk(crops.reshape(*shape, *crops.shape[1:]), draw.label[deal].reshape(shape), mirrored)
+        return Chunk(crops.reshape(*shape, *crops.shape[1:]), draw.label[deal].reshape(shape))

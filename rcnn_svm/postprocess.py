@@ -8,7 +8,7 @@ on the validation split is exactly what runs later, but for a second look, which
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,43 +89,40 @@ def postprocess(
     References:
         rbgirshick/rcnn, rcnn_test_bbox_regressor.m (caps, regression, clipping, then NMS).
     """
-    regress = deltas is not None and config.regression != "off"
-    found: list[tuple[Boxes, NDArray[np.float32], int]] = []
-    for label in range(scores.shape[1]):
-        column = scores[:, label]
-        rows = np.flatnonzero(column >= config.min_score) if np.isfinite(config.min_score) else None
-        candidates = _best(column, rows, config.max_candidates)
-        moved = boxes[candidates]
-        refined = moved
-        if deltas is not None and regress:
-            refined = clip(decode_deltas(moved, config.box_step * deltas[candidates, label]), size)
-            if config.regression == "before-nms":
-                moved = refined
-        solid = area(refined) > 0
-        candidates, moved, refined = candidates[solid], moved[solid], refined[solid]
-        class_scores = column[candidates]
-        if config.soft_nms_sigma is None:
-            kept = nms(moved, class_scores, config.max_iou)
-            kept_scores = class_scores[kept]
-        else:
-            likely = _sigmoid(class_scores)
-            kept, decayed = soft_nms(moved, likely, config.soft_nms_sigma)
-            before = class_scores[kept]
-            after = np.minimum(_log_odds(decayed), before)
-            kept_scores = np.where(decayed == likely[kept], before, after).astype(np.float32)
-        result = refined[kept]
-        if config.vote_iou is not None and len(kept):
-            result = vote_boxes(result, refined, _sigmoid(class_scores), config.vote_iou)
-        found.append((result, kept_scores, label))
-    if not found:
+    if scores.shape[1] == 0:
         return Detections.empty(image_id)
-    detections = Detections(
-        image_id,
-        np.concatenate([b for b, _, _ in found]),
-        np.concatenate([s for _, s, _ in found]),
-        np.concatenate([np.full(len(s), label) for _, s, label in found]),
-    )
-    return detections[: config.max_detections]
+    # All classes go on together: of thousands of candidates a few hundred are kept, the surest of them all.
+    pools = []
+    for column in scores.T:
+        rows = np.flatnonzero(column >= config.min_score) if np.isfinite(config.min_score) else None
+        pools.append(_best(column, rows, config.max_candidates))
+    candidates = np.concatenate(pools)
+    labels = np.repeat(np.arange(len(pools)), [len(pool) for pool in pools])
+    moved = refined = boxes[candidates]
+    if deltas is not None and config.regression != "off":
+        refined = clip(decode_deltas(moved, config.box_step * deltas[candidates, labels]), size)
+        if config.regression == "before-nms":
+            moved = refined
+    solid = area(refined) > 0
+    candidates, labels, moved, refined = candidates[solid], labels[solid], moved[solid], refined[solid]
+    own_scores = scores[candidates, labels]
+    rivals: dict[str, Any] = {"labels": labels, "limit": config.max_detections}
+    if config.soft_nms_sigma is None:
+        kept = nms(moved, own_scores, config.max_iou, **rivals)
+        kept_scores = own_scores[kept]
+    else:
+        likely = _sigmoid(own_scores)
+        kept, decayed = soft_nms(moved, likely, config.soft_nms_sigma, **rivals)
+        before = own_scores[kept]
+        after = np.minimum(_log_odds(decayed), before)
+        kept_scores = np.where(decayed == likely[kept], before, after).astype(np.float32)
+    result = refined[kept]
+    if config.vote_iou is not None:
+        weights = _sigmoid(own_scores)
+        for label in np.unique(labels[kept]):
+            mine, voters = labels[kept] == label, slice(*np.searchsorted(labels, (label, label + 1)))
+            result[mine] = vote_boxes(result[mine], refined[voters], weights[voters], config.vote_iou)
+    return Detections(image_id, result, kept_scores, labels[kept])
 
 
 def moved_regions(

@@ -199,6 +199,8 @@ def test_nms_of_nothing():
 def test_nms_messages():
     with pytest.raises(ShapeError, match=r"^nms: boxes and scores must be alike in length, got 1 and 2\.$"):
         nms(np.zeros((1, 4)), np.zeros(2), 0.3)
+    with pytest.raises(ShapeError, match=r"^nms: boxes and labels must be alike in length, got 1 and 2\.$"):
+        nms(np.zeros((1, 4)), np.zeros(1), 0.3, labels=np.zeros(2, int))
     with pytest.raises(ShapeError, match=r"^nms: scores must not be NaN\.$"):
         nms(np.zeros((1, 4)), np.array([np.nan]), 0.3)
 
@@ -206,9 +208,43 @@ def test_nms_messages():
 @pytest.mark.parametrize("function", ["_suppress", "_vote"])
 def test_compiled_loops_equal_their_python_text(rng, function):
     boxes = many(rng, 60).astype(np.float64)
-    arguments = {"_suppress": (boxes, 0.3), "_vote": (boxes[:9], boxes, rng.random(60), 0.5)}[function]
+    labels = rng.integers(0, 3, 60)
+    arguments = {
+        "_suppress": (boxes, labels, 0.3, 20),
+        "_vote": (boxes[:9], boxes, rng.random(60), 0.5),
+    }[function]
     plain = getattr(geometry, function)
     np.testing.assert_allclose(geometry._compiled(plain)(*arguments), plain(*arguments), rtol=1e-12)
+
+
+@given(whole_boxes(max_size=20), st.integers(0, 1000), st.sampled_from([0.0, 0.3, 1.0]), st.integers(0, 22))
+@settings(deadline=None)  # compiles at first
+def test_labels_and_limit_are_those_of_each_label_apart(boxes, seed, value, limit):
+    rng = np.random.default_rng(seed)
+    scores, labels = rng.integers(0, 6, len(boxes)) / 6, rng.integers(0, 4, len(boxes))  # with ties
+    for name in ("nms", "soft_nms"):
+        function, setting = getattr(geometry, name), value if name == "nms" else value + 0.1
+
+        def both(rows, found, name=name):  # -> indices of the whole, scores at the end
+            kept, after = (found, scores[rows][found]) if name == "nms" else found
+            return rows[kept], after
+
+        parts = [
+            both(rows, function(boxes[rows], scores[rows], setting))
+            for rows in (np.flatnonzero(labels == k) for k in range(4))
+        ]
+        kept, after = (np.concatenate(column) for column in zip(*parts, strict=True))
+        everything = np.arange(len(boxes))
+        for most in (None, limit):
+            found, final = both(everything, function(boxes, scores, setting, labels=labels, limit=most))
+            assert len(found) == min(len(kept), len(boxes) if most is None else most)
+            np.testing.assert_array_equal(final, np.sort(after)[::-1][: len(found)])
+            # Among equals of several labels the order is free; each label's own is as it is alone.
+            own = dict(zip(kept.tolist(), after, strict=True))
+            assert [own[i] for i in found.tolist()] == final.tolist()
+            for k in range(4):
+                mine = found[labels[found] == k].tolist()
+                assert mine == kept[labels[kept] == k].tolist()[: len(mine)]
 
 
 @given(whole_boxes(max_size=8), st.integers(0, 1000), st.sampled_from([0.1, 0.5, 2.0]))

@@ -221,6 +221,22 @@ def test_interrupted_and_resumed_equals_uninterrupted(tmp_path, monkeypatch, dat
     assert len(calls) == 5
 
 
+def test_half_of_the_crops_are_mirrored(monkeypatch, dataset, proposals, start):
+    chunks = {}
+    for flip in (False, True):
+        monkeypatch.setattr(
+            crop_training,
+            "train_on_crops",
+            lambda _, prepare, *a, flip=flip, **k: chunks.update({flip: prepare(0, 6)}) or [],
+        )
+        finetune(start, dataset, proposals, dataclasses.replace(NET, flip=flip))
+    plain, mixed = (chunks[flip].crops.reshape(-1, 40, 40, 3) for flip in (False, True))
+    np.testing.assert_array_equal(chunks[True].labels, chunks[False].labels)
+    mirrored = np.array([not np.array_equal(a, b) for a, b in zip(plain, mixed, strict=True)])
+    np.testing.assert_array_equal(mixed[mirrored], plain[mirrored, :, ::-1])
+    assert 0.3 < mirrored.mean() < 0.7
+
+
 def test_checkpoints_of_another_training_are_refused(tmp_path, dataset, proposals, start):
     checkpoint = tmp_path / "checkpoint.safetensors"
     short = dataclasses.replace(NET, n_steps=4)

@@ -72,6 +72,7 @@ _PARTS = {
 _FIELD = 48  # side of an ink field: 8 x 8 pixels in a frame of 2, four times enlarged
 _INK = 32.0  # of which the digit's own pixels take so much
 _BOX_ALPHA = 0.5  # ink counts as visible above
+_KEPT = 1000  # scenes in memory, a quarter of a megabyte each: a copy takes a hundredth of the rendering
 _MARGIN = 1  # pixels between a box and the edge of the scene
 
 # Strokes of capitals that resemble no digit in any hand: polylines in a unit square.
@@ -141,7 +142,7 @@ class _Glyph:
 
 
 def digits_in_scenes(split: str, n_images: int, *, seed: int = 0) -> Dataset:
-    """Return `n_images` scenes of a split; boxes are known at once, pixels are rendered when read.
+    """Return `n_images` scenes of a split; boxes are known at once, pixels are rendered when first read.
 
     A box is the tight box of a digit's ink (coverage above one half) before others are painted over it.
     Scenes have 1 to 6 digits of varied size, slant, stroke, colour and contrast, and as distractors
@@ -164,7 +165,7 @@ def digits_in_scenes(split: str, n_images: int, *, seed: int = 0) -> Dataset:
     samples = []
     for i in range(n_images):
         _, truth = _layout(split, seed, i)
-        render = functools.partial(_render, split, seed, i)
+        render = functools.partial(_pixels, split, seed, i)
         samples.append(Sample(f"{split}-{i:05d}", DIGIT_SIZE, truth, render=render))
     return Dataset("digits", split, DIGIT_CLASSES, tuple(samples))
 
@@ -296,6 +297,12 @@ def _cover(box: NDArray[np.float32], taken: Boxes) -> float:
     return float((shared / np.minimum(area(box[None]), area(taken))).max())
 
 
+def _pixels(split: str, seed: int, index: int) -> Image:
+    """Return the pixels of one scene, the caller's own."""
+    return _render(split, seed, index).copy()
+
+
+@functools.lru_cache(maxsize=_KEPT)
 def _render(split: str, seed: int, index: int) -> Image:
     """Return the pixels of one scene."""
     from rcnn_svm.opencv import cv2

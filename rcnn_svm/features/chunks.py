@@ -157,10 +157,14 @@ def _resume(
             f"Delete it to start anew, or name another file."
         )
     module.load_state_dict({k[4:]: v for k, v in tensors.items() if k.startswith("net.")})
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         if name.startswith("optimizer."):
             _, i, key = name.split(".")
-            state.setdefault(int(i), {})[key] = value
+            like = parameters[int(i)]
+            # Fused optimizers go through memory as it lies: moments must lie as their parameter does.
+            laid = torch.empty_like(like).copy_(value) if value.shape == like.shape else value
+            state.setdefault(int(i), {})[key] = laid
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
     return [Progress(*entry) for entry in json.loads(metadata["history"])]

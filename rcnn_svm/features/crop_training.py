@@ -29,12 +29,10 @@ class Chunk(NamedTuple):
     Attributes:
         crops: (S, B, H, W, 3) uint8.
         labels: (S, B) int64 in 0 .. K, K is background.
-        mirrored: (S, B) bool.
     """
 
     crops: NDArray[np.uint8]
     labels: NDArray[np.int64]
-    mirrored: NDArray[np.bool_]
 
 
 def n_steps_per_chunk(config: FinetuneConfig, crop_size: int) -> int:
@@ -102,12 +100,10 @@ def _train_chunk(
     mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) * 255 for v in backbone.mean_std)
     kind = torch.device(device).type
     losses, hits = [], 0
-    for s, (crops, labels, mirrored) in enumerate(zip(*chunk, strict=True)):
+    for s, (crops, labels) in enumerate(zip(*chunk, strict=True)):
         _set_rate(optimizer, config, start + s)
-        pixels = torch.from_numpy(crops).to(device).permute(0, 3, 1, 2)
-        x = (pixels.float() - mean) / std
-        flip = torch.from_numpy(mirrored).to(device).view(-1, 1, 1, 1)
-        x = torch.where(flip, x.flip(3), x).contiguous(memory_format=torch.channels_last)
+        pixels = torch.from_numpy(crops).to(device).permute(0, 3, 1, 2)  # channels-last
+        x = pixels.float().sub_(mean).div_(std)
         target = torch.from_numpy(labels).to(device)
         # bfloat16 pays on GPUs only.
         with torch.autocast(kind, torch.bfloat16, enabled=kind == "cuda"):
@@ -162,8 +158,8 @@ def _optimizer(backbone: Backbone, config: FinetuneConfig) -> torch.optim.Optimi
             groups.append({"params": members, "lr": rate, "base_lr": rate, "weight_decay": decay})
     groups = [group for group in groups if group["params"]]
     if config.optimizer == "adam":
-        return torch.optim.AdamW(groups)
-    return torch.optim.SGD(groups, momentum=config.momentum)
+        return torch.optim.AdamW(groups, fused=True)
+    return torch.optim.SGD(groups, momentum=config.momentum, fused=True)
 
 
 def _set_rate(optimizer: torch.optim.Optimizer, config: FinetuneConfig, step: int) -> None:

@@ -15,7 +15,10 @@ Pooling = Literal["max", "average"]
 
 
 class SmallCNN(nn.Module):
-    """Three convolutions with PReLU and pooling, then fc6, fc7 and the logits of a softmax.
+    """Three convolutions with pooling and then PReLU, fc6, fc7 and the logits of a softmax.
+
+    PReLU comes after the pooling, where it has a quarter of the work to do. As long as its slopes are not
+    negative, the maximum is the same in either order.
 
     Args:
         n_outputs: logits, the background included.
@@ -30,15 +33,15 @@ class SmallCNN(nn.Module):
         if pooling not in get_args(Pooling):
             raise ConfigError(f"SmallCNN: pooling must be 'max' or 'average', got {pooling!r}.")
 
-        def pool() -> nn.Module:
-            return nn.MaxPool2d(2) if pooling == "max" else nn.AvgPool2d(2)
+        def pool(channels: int) -> tuple[nn.Module, nn.Module]:
+            return nn.MaxPool2d(2) if pooling == "max" else nn.AvgPool2d(2), nn.PReLU(channels)
 
-        self.conv1 = nn.Sequential(nn.Conv2d(3, 16, 5, padding=2), nn.PReLU(16))
-        self.pool1 = pool()
-        self.conv2 = nn.Sequential(nn.Conv2d(16, 48, 3, padding=1), nn.PReLU(48))
-        self.pool2 = pool()
-        self.conv3 = nn.Sequential(nn.Conv2d(48, 96, 3, padding=1), nn.PReLU(96))
-        self.pool3 = nn.Sequential(pool(), nn.AdaptiveAvgPool2d(5))
+        self.conv1 = nn.Conv2d(3, 16, 5, padding=2)
+        self.pool1 = nn.Sequential(*pool(16))
+        self.conv2 = nn.Conv2d(16, 48, 3, padding=1)
+        self.pool2 = nn.Sequential(*pool(48))
+        self.conv3 = nn.Conv2d(48, 96, 3, padding=1)
+        self.pool3 = nn.Sequential(*pool(96), nn.AdaptiveAvgPool2d(5))
         self.fc6 = nn.Sequential(nn.Flatten(), nn.Dropout(dropout), nn.Linear(96 * 25, 256), nn.ReLU())
         self.fc7 = nn.Sequential(nn.Dropout(dropout), nn.Linear(256, 256), nn.ReLU())
         self.logits = nn.Linear(256, n_outputs)

@@ -82,7 +82,7 @@ class SoftmaxHead(HeadBase):
         return self
 
     def fit_path(self, blocks: RegionBlocks, Cs: list[float]) -> list[SoftmaxScorer]:
-        """Train at every C of a path, each from the one before; the head is left at the last.
+        """Train at every C, as `fit` would, with one sample for all; the head is left at the last.
 
         Raises:
             ConfigError: a parameter out of range.
@@ -95,24 +95,29 @@ class SoftmaxHead(HeadBase):
         self._start(blocks)
         labels = self._labels(blocks)
         sample = self._sample(blocks, labels)
-        weights = np.zeros((len(self.classes_) + 1, self.n_features_in_ + 1))
         whole = len(sample) == 1
         path = []
         for C in Cs:
-            near = _Objective(C, weights.shape, lambda: iter(sample))
-            full = near if whole else _Objective(C, weights.shape, lambda: _all_rows(blocks, labels))
-            scale = float(np.abs(near.gradient_at_zero()).max())
-            weights, *_ = _minimise(near, weights, near.preconditioner(weights), self.tol * scale, 200)
-            precondition = near.preconditioner(weights)
+            # Not from the C before: its gradient can be within the tolerance of the next C as it is.
+            weights = np.zeros((len(self.classes_) + 1, self.n_features_in_ + 1))
+            objective = _Objective(C, weights.shape, lambda: iter(sample))
+            scale = float(np.abs(objective.gradient_at_zero()).max())
+            limit = self.max_passes if whole else 200  # over the sample, which is in memory
             weights, value, gradient, _ = _minimise(
-                full, weights, precondition, self.tol * scale, self.max_passes
+                objective, weights, objective.preconditioner(weights), self.tol * scale, limit
             )
+            if not whole:
+                precondition = objective.preconditioner(weights)
+                objective = _Objective(C, weights.shape, lambda: _all_rows(blocks, labels))
+                weights, value, gradient, _ = _minimise(
+                    objective, weights, precondition, self.tol * scale, self.max_passes
+                )
             self.gradient_norm_ = float(np.abs(gradient).max()) / scale
-            self.objective_, self.n_passes_ = value, full.n_passes
+            self.objective_, self.n_passes_ = value, objective.n_passes
             if self.gradient_norm_ > self.tol:
                 warnings.warn(
                     f"SoftmaxHead: the gradient is {self.gradient_norm_:.1e} of that at zero after "
-                    f"{full.n_passes} passes, above tol={self.tol}. Raise max_passes, or lower C.",
+                    f"{objective.n_passes} passes, above tol={self.tol}. Raise max_passes, or lower C.",
                     stacklevel=2,
                 )
             self.coef_ = weights[:, :-1].astype(np.float32)

@@ -36,11 +36,23 @@ def test_an_image_depends_on_seed_split_and_number_only():
     for one, other in zip(short, long, strict=False):
         np.testing.assert_array_equal(one.truth.boxes, other.truth.boxes)
         np.testing.assert_array_equal(one.truth.labels, other.truth.labels)
-        assert one.digest() == other.digest()
+        digest = one.digest()
+        digits._render.cache_clear()  # rendered anew
+        assert other.digest() == digest
     again = [long.samples[i].digest() for i in (3, 0, 3)]
     assert again[0] == again[2] != again[1]
     others = [digits_in_scenes("val", 1, seed=6), digits_in_scenes("test", 1, seed=5)]
     assert len({short.samples[0].digest(), *(data.samples[0].digest() for data in others)}) == 3
+
+
+def test_a_scene_is_rendered_once_and_pixels_are_the_readers_own(monkeypatch):
+    digits._render.cache_clear()
+    sample = digits_in_scenes("test", 1).samples[0]
+    first = sample.read()
+    expected = first.copy()
+    monkeypatch.setattr(digits, "_background", lambda *_: pytest.fail("rendered again"))
+    first[:] = 0
+    np.testing.assert_array_equal(sample.read(), expected)
 
 
 def test_boxes_are_the_tight_boxes_of_the_ink():

@@ -148,6 +148,30 @@ def test_small_cnn_takes_32_to_48_pixels():
         assert net(torch.zeros(1, 3, side, side)).shape == (1, 4)
 
 
+def test_small_cnn_computes_prelu_of_maps_and_then_their_maximum():
+    backbone = random_backbone("small_cnn", 4).eval()
+    with torch.inference_mode():
+        got = backbone(torch.randn(2, 3, 40, 40), ("conv2", "pool2"))
+        expected = torch.max_pool2d(backbone.maps["pool2"][1](got["conv2"]), 2)
+    assert torch.equal(got["pool2"], expected)
+
+
+@pytest.mark.parametrize("size", [(8, 6), (7, 5), (2, 3), (1, 4)])
+def test_pooling_by_pairs_is_max_pooling(size):
+    pool = torch.nn.MaxPool2d(2)
+    x = torch.randn(2, 5, *size).contiguous(memory_format=torch.channels_last)
+    fused = fusing.fuse_for_inference(torch.nn.Sequential(pool))
+    assert type(fused[0]) is not torch.nn.MaxPool2d
+    if size[0] == 1:
+        with pytest.raises(RuntimeError):
+            pool(x)
+        return
+    assert torch.equal(fused(x), pool(x))
+    assert fused(x).is_contiguous(memory_format=torch.channels_last)
+    other = torch.nn.MaxPool2d(3, 2)
+    assert type(fusing.fuse_for_inference(torch.nn.Sequential(other))[0]) is torch.nn.MaxPool2d
+
+
 def test_average_pooling_differs():
     x = torch.randn(1, 3, 40, 40, generator=torch.Generator().manual_seed(0))
     first, second = (random_backbone(n, 4, seed=1).eval() for n in ("small_cnn", "small_cnn_average"))

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
@@ -23,12 +25,14 @@ def test_same_optimum_as_scikit_learn(blocks: ArrayBlocks, max_bytes: int) -> No
     )
 
 
-def test_the_path_ends_where_single_fits_do(blocks: ArrayBlocks) -> None:
-    path = SoftmaxHead(tol=1e-4).fit_path(blocks, [0.01, 0.1])
-    single = SoftmaxHead(C=0.1, tol=1e-4).fit(blocks)
-    x = blocks.features(3)
-    np.testing.assert_allclose(path[1].probabilities(x), single.scorer_.probabilities(x), atol=5e-3)
-    assert not np.allclose(path[0].coef, path[1].coef)
+@pytest.mark.parametrize("max_bytes", [1 << 29, 4_000])
+def test_every_c_of_a_path_is_trained_as_it_is_alone(blocks: ArrayBlocks, max_bytes: int) -> None:
+    costs = [0.1, 0.3, 1.0]
+    path = SoftmaxHead(max_bytes=max_bytes).fit_path(blocks, costs)
+    for cost, scorer in zip(costs, path, strict=True):
+        alone = SoftmaxHead(C=cost, max_bytes=max_bytes).fit(blocks)
+        np.testing.assert_array_equal(scorer.coef, alone.coef_)
+    assert not any(np.array_equal(a.coef, b.coef) for a, b in itertools.pairwise(path))
 
 
 def test_the_rule_matters_and_shapes_hold(blocks: ArrayBlocks) -> None:
