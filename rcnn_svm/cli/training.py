@@ -136,7 +136,7 @@ def _run_and_report(options: argparse.Namespace, config: ExperimentConfig) -> No
     html = not options.no_pictures
     experiment, metrics, bootstrap = _run(options, config, options.out, html=html)
     SplitRecord.of(experiment.splits, seed=config.seed).write(options.out)
-    print(markdown(metrics, bootstrap), flush=True)
+    print(words.wrapped(markdown(metrics, bootstrap)), flush=True)
     page = options.out / ("report.html" if html else "README.md")
     cache = describe(options.cache, shared.cache_limit_of(options))
     for line in words.closing_of_comparison(metrics, bootstrap, page, cache):
@@ -215,7 +215,7 @@ def _train(options: argparse.Namespace) -> None:
 
     folder = options.out / "evaluation"
     experiment, metrics, bootstrap = _run(options, config, folder, finished=save)
-    print(markdown(metrics, bootstrap), flush=True)
+    print(words.wrapped(markdown(metrics, bootstrap)), flush=True)
     cache = describe(options.cache, shared.cache_limit_of(options))
     for line in words.closing_of_training(experiment, metrics, saved[0], options.out, folder, cache):
         say(line)

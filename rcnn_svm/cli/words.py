@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rcnn_svm.report.advice import WeakClass
     from rcnn_svm.structures import Dataset
 
-__all__ = ["closing_of_comparison", "closing_of_training", "opening", "opening_of_finetuning"]
+__all__ = ["closing_of_comparison", "closing_of_training", "opening", "opening_of_finetuning", "wrapped"]
 
 _WIDTH = 120
 _INDENT = 10
@@ -158,6 +158,13 @@ def _believed(detector: Detector, measured: Mapping[str, Any]) -> list[str]:
 
 def _share(percent: float | None) -> str:
     return "none" if percent is None else f"{percent:.0f} %"
+
+
+def wrapped(page: str) -> str:
+    """Return a page of tables with its sentences broken at the width of the terminal."""
+    width = min(_WIDTH, shutil.get_terminal_size((_WIDTH, 24)).columns)
+    lines = (line if line.startswith("|") else textwrap.fill(line, width) for line in page.splitlines())
+    return "\n".join(lines)
 
 
 def _quality(measured: Mapping[str, Any], weak: WeakClass | None, images: str) -> str:

@@ -306,6 +306,14 @@ def demo_config() -> ExperimentConfig:
         proposals=SelectiveSearchConfig(min_size=10, max_regions=400),
         features=FeatureConfig(backbone="small_cnn", weights="random", path="warped", taps="fc7"),
         learn="network",
+        # Fewer settings than elsewhere: this is to be watched to its end.
+        heads=HeadsConfig(
+            linear_costs=(0.1, 0.3, 1.0),
+            rbf_costs=(10.0,),
+            softmax_costs=(0.1, 0.3, 1.0),
+            ridge_strengths=(3.0,),
+            box_steps=(1.0,),
+        ),
         # A mirrored digit is no digit.
         finetune=replace(FinetuneConfig.from_scratch(), n_steps=1100, flip=False),
     )

@@ -529,10 +529,8 @@ def _hold_out(
         ]
         best = max(boxed, key=lambda one: -np.inf if one.value is None or np.isnan(one.value) else one.value)
         chosen[name] = replace(own, plain=without, with_boxes=best)
-        moved = ", ".join(f"{one.value:.1f} moved by {one.detect.box_step:.0%}" for one in boxed)
-        note(
-            f"{name} on {len(images)} images held out, mean of mAP and COCO AP: {without.value:.1f}, {moved}"
-        )
+        moved = ", ".join(f"{one.value:.1f} at {one.detect.box_step:.0%}" for one in boxed)
+        note(f"{name}, held out (mAP and COCO AP): {without.value:.1f} as they are, boxes moved {moved}")
     return chosen
 
 

@@ -56,7 +56,7 @@ def test_a_threshold_per_class_is_kept_with_what_it_gave(trained: Path) -> None:
 
 def shown(folder: Path) -> dict[str, list[float]]:
     values = json.loads((folder / "detections.json").read_text())
-    return {one["image_id"]: [d["score"] for d in one["detections"]] for one in values["images"]}
+    return {one["image_id"]: one["scores"] for one in values["images"]}
 
 
 def test_detect_shows_what_reaches_the_thresholds(
