@@ -2,7 +2,7 @@
 
     python benchmarks/load.py DATA [--repeats 2]
 
-Two short trainings by the plain command, each in a process of its own with nothing cached: digits in scenes (a
+Two short trainings by the plain command, each in a process of its own, nothing cached: digits in scenes (a
 network fine-tuned on crops) and photographs of fruit below DATA (shared convolutions, fc layers). Each runs
 alone, and with a process in an endless loop for every core. Rows also hold the same with threads that wait as
 the libraries have it when they are not told otherwise: in loops. Run it on a machine that does nothing else;
