@@ -309,7 +309,7 @@ def demo_config() -> ExperimentConfig:
         # Fewer settings than elsewhere: this is to be watched to its end.
         heads=HeadsConfig(
             linear_costs=(0.1, 0.3, 1.0),
-            rbf_costs=(10.0,),
+            rbf_costs=(1.0,),
             softmax_costs=(0.1, 0.3, 1.0),
             ridge_strengths=(3.0,),
             box_steps=(1.0,),
