@@ -72,7 +72,7 @@ def draw_folds(dataset: Dataset, n: int, rng: np.random.Generator) -> list[Datas
     """Draw `n` disjoint parts of a data set, each of which leaves every class in the rest.
 
     The images of a class are dealt out in turn, those of the rarest class first. An image that is the only
-    one of some class is in no part.
+    one of some class is in no part, nor is the last one of a part that would take a whole class with it.
 
     Args:
         dataset: to draw from.
@@ -97,6 +97,11 @@ def draw_folds(dataset: Dataset, n: int, rng: np.random.Generator) -> list[Datas
             parts[k].append(i)
             shown[k].update(labels[i])
             del left[i]
+    for part, own in zip(parts, shown, strict=True):
+        for i in reversed(part.copy()):
+            if any(own[label] == counts[label] for label in labels[i]):
+                part.remove(i)
+                own.subtract(labels[i])
     return [
         replace(dataset, samples=tuple(dataset.samples[i] for i in sorted(part))) for part in parts if part
     ]

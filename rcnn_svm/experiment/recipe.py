@@ -195,8 +195,8 @@ def run_experiment(
             chosen = _choose(config, network, base, train, val, cache, n_jobs)
     elif parts := held_out_parts(config, trainval, train, val):
         n_held = sum(len(held) for _, held in parts)
-        once = f"without {n_held} images" if len(parts) == 1 else f"{len(parts)} times without a part"
-        with stages("choose", f"thresholds and how far boxes move, by training {once} and looking there"):
+        times = "a first training" if len(parts) == 1 else f"{len(parts)} trainings"
+        with stages("choose", f"thresholds, and how far boxes move, on {n_held} images left out of {times}"):
             chosen = _hold_out(config, network, base, parts, cache, n_jobs)
     room.hold()
     with stages(
@@ -530,7 +530,7 @@ def _hold_out(
         best = max(boxed, key=lambda one: -np.inf if one.value is None or np.isnan(one.value) else one.value)
         chosen[name] = replace(own, plain=without, with_boxes=best)
         moved = ", ".join(f"{one.value:.1f} at {one.detect.box_step:.0%}" for one in boxed)
-        note(f"{name}, held out (mAP and COCO AP): {without.value:.1f} as they are, boxes moved {moved}")
+        note(f"{name}: {without.value:.1f} as boxes are, moved {moved} (mean of mAP and COCO AP)")
     return chosen
 
 

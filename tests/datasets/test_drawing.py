@@ -175,6 +175,8 @@ def test_every_fold_leaves_every_class_in_the_rest(labels, n, seed):
         out = {sample.image_id for sample in fold}
         assert set(itertools.chain(*(own for i, own in enumerate(labels) if f"{i}" not in out))) == everything
     alone = {k for k in everything if sum(k in own for own in labels) == 1}
-    assert {f"{i}" for i, own in enumerate(labels) if not alone & set(own)} == set(held)
+    able = {f"{i}" for i, own in enumerate(labels) if not alone & set(own)}
+    assert set(held) <= able
+    assert len(held) >= len(able) - n * len(everything)
     again = draw_folds(dataset, n, np.random.default_rng(seed))
     assert [[s.image_id for s in fold] for fold in again] == [[s.image_id for s in fold] for fold in folds]

@@ -53,8 +53,8 @@ def test_every_layer_of_every_backbone(name):
         # Folding and fusing change rounding only.
         scale = float(value.abs().max())
         assert scale > 0
-        # 24 random blocks, unlike trained ones, magnify it.
-        atol = 2e-4 if name in LITE else 1e-4
+        # Up to 31 random blocks, unlike trained ones, magnify it.
+        atol = 1e-3 if name in LITE else 1e-4
         np.testing.assert_allclose(fused[layer] / scale, value / scale, atol=atol, err_msg=layer)
     torch.testing.assert_close(outputs["logits"], whole, rtol=1e-4, atol=1e-4 * float(whole.abs().max()))
 
