@@ -177,4 +177,4 @@ def _optimizer(parameters: list[nn.Parameter], config: FcConfig) -> torch.optim.
     ]
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=config.learning_rate, momentum=0.9)
-    return torch.optim.AdamW(groups, lr=config.learning_rate)
+    return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
