@@ -408,8 +408,8 @@ class _Page:
         key = f'<p class="key">{key}</p>\n'
         text = (
             "<p>The same photograph, one head beside the other. Scores of heads are not comparable, so each "
-            "head shows, class by class, its detections down to the score at which half of them are "
-            "right.</p>\n"
+            "head shows what reaches its own thresholds (without any, what scores above where half of a "
+            "class is right).</p>\n"
         )
         return _section("pictures", "Detections side by side") + text + key + "".join(parts)
 
