@@ -26,7 +26,7 @@ $(READY): pyproject.toml
 	  $(BIN)/python -m pip install --quiet $(PIP_FLAGS) opencv-python-headless; }
 	touch $(READY)
 
-demo: $(READY) ## Digits in scenes: train from scratch, compare the heads, write a report (5 minutes)
+demo: $(READY) ## Digits in scenes: train from scratch, compare the heads, write a report (two minutes and a half)
 	$(BIN)/rcnn-svm demo
 
 test: $(READY) ## All tests
