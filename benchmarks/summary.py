@@ -26,6 +26,7 @@ HEADLINES = {
     "default_fruit_wall_s": "its wall clock on two cores, from nothing cached to a saved detector",
     "default_speedup_over_old_default_fruit": "the same against the former default, CPU seconds",
     "best_voc2007_mini_map": "`rcnn-svm train --preset best` on voc2007-mini: mAP on test",
+    "cpu_seconds_under_load_ratio": "CPU seconds of a training beside other work on every core, against alone",
     "shared_speedup_alexnet": "fc7 of 2000 regions on shared convolutions; the peer warps every region",
     "shared_minus_warped_map_voc2007_mini": "mAP of shared minus warped features, same boxes and head",
     "warped_fraction_of_network_alexnet": "warped crops, all included, against the bare network",
