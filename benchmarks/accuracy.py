@@ -1,6 +1,6 @@
 """What the presets reach and what they cost, by the plain command; writes results/benchmarks/presets.json.
 
-    python benchmarks/accuracy.py DATA [--only SECTION ...] [--data NAME ...]
+    python benchmarks/accuracy.py DATA [--only SECTION ...] [--sets NAME ...] [--checkout DIR]
 
 DATA is the folder of `voc2007-mini`, `fruit`, `bccd`, `raccoon` and `tiny-coco`. Every figure is that of a
 `rcnn-svm train` in a process of its own, nothing cached, all cores, from start to a saved and evaluated
@@ -12,7 +12,8 @@ best     `rcnn-svm train DATA --preset best`, on voc2007-mini with three seeds.
 trunk    the same with `--learn trunk` (the views that it cannot take left out).
 choice   the default preset with `--choice`: what trying grids on val buys.
 former   what the default was before 2026-11-26: MobileNetV2, linear SVM, 1500 steps, 2000 regions, everything
-         chosen on val.
+         chosen on val; on today's code.
+checkout `train DATA` of an older checkout of this repository, which `--checkout` names: that of 1aee549.
 
 All settings were chosen on folds of train and val. On another machine scale what is matrix products by the
 GFLOP/s that `rcnn-svm bench` prints, stated for this one.
@@ -58,6 +59,7 @@ SECTIONS: dict[str, tuple[list[str], tuple[str, ...], tuple[int, ...]]] = {
     "trunk": (TRUNK, ("voc2007-mini",), (0,)),
     "choice": (["--choice"], ("fruit", "voc2007-mini"), (0,)),
     "former": (FORMER, ("fruit", "voc2007-mini"), (0,)),
+    "checkout": ([], ("fruit", "voc2007-mini"), (0,)),
 }
 """Options, data sets and seeds of each section."""
 N_TIMED = 40
@@ -66,8 +68,8 @@ Row = dict[str, Any]
 Targets = dict[str, dict[str, Any]]
 
 
-def train(data: Path, options: list[str], seed: int) -> Row:
-    """Run the command with an empty cache; return what it reached and cost."""
+def train(data: Path, options: list[str], seed: int, checkout: Path | None = None) -> Row:
+    """Run the command, of another checkout if one is named; return what it reached and cost."""
     with tempfile.TemporaryDirectory() as folder:
         out, cache = Path(folder) / "detector", Path(folder) / "cache"
         words = ["train", str(data), *options, *DATA_OPTIONS.get(data.name, [])]
@@ -76,11 +78,23 @@ def train(data: Path, options: list[str], seed: int) -> Row:
             [sys.executable, "-m", "rcnn_svm", *words, "--out", out, "--cache", cache, "--seed", str(seed)],
             check=True,
             stdout=subprocess.DEVNULL,
-            env={k: v for k, v in os.environ.items() if not k.endswith("NUM_THREADS")},
+            env={k: v for k, v in os.environ.items() if not k.endswith("NUM_THREADS")}
+            | ({} if checkout is None else {"PYTHONPATH": str(checkout)}),
+            cwd=checkout,
         )
         wall = time.perf_counter() - started
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         metrics = json.loads((out / "evaluation" / "metrics.json").read_text())
+        if checkout is not None:  # its detectors have a format of their own
+            head = metrics["heads"]["linear-svm+bbox"]
+            spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+            return {
+                "head": "linear-svm+bbox",
+                "seed": seed,
+                "mAP": head["mAP"],
+                "cpu_s": spent,
+                "wall_s": wall,
+            }
         detector = load_detector(out)
         head = metrics["heads"][detector.head]
         sure = head["details"].get("at_threshold", {})
@@ -135,14 +149,17 @@ def targets_of(rows: list[Row]) -> Targets:
                 "peer_name": peer_name, "how": how,
             }  # fmt: skip
 
-    plain, former = "`rcnn-svm train DATA`, nothing cached", "the former default on today's code"
+    plain, former = "`rcnn-svm train DATA`, nothing cached", "the former default's recipe on today's code"
+    older = "the same command at commit 1aee549"
     unchosen = "the default, which chooses nothing"
     for data in ("fruit", "voc2007-mini"):
         name = data.replace("-", "_")
-        new, chosen, before = ("default", data), ("choice", data), ("former", data)
-        speed, gain = f"default_speedup_over_old_default_{name}", f"default_map_minus_old_default_{name}"
-        target(speed, "x", of(*new, "cpu_s"), of(*before, "cpu_s"), former, f"CPU seconds of {plain}")
-        target(gain, "mAP", of(*new, "mAP"), of(*before, "mAP"), former, "mAP on test of the same two runs")
+        new, chosen = ("default", data), ("choice", data)
+        for section, key, peer in (("checkout", "default", older), ("former", "recipe", former)):
+            before = (section, data)
+            speed, gain = f"default_speedup_over_old_{key}_{name}", f"default_map_minus_old_{key}_{name}"
+            target(speed, "x", of(*new, "wall_s"), of(*before, "wall_s"), peer, f"wall clock of {plain}")
+            target(gain, "mAP", of(*new, "mAP"), of(*before, "mAP"), peer, "mAP on test of the same runs")
         target(f"default_{name}_map", "mAP", of(*new, "mAP"), [], "", f"{plain}: mAP on test")
         how = f"{plain}: wall clock on all cores, from start to a saved, evaluated detector"
         target(f"default_{name}_wall_s", "s", of(*new, "wall_s"), [], "", how)
@@ -171,8 +188,11 @@ def main() -> None:
         "--sets", nargs="+", choices=SETS, default=SETS, metavar="NAME", help="some data sets"
     )
     parser.add_argument("--seeds", nargs="+", type=int, help="instead of 0")
+    parser.add_argument("--checkout", type=Path, help="of the section of this name")
     parser.add_argument("--out", type=Path, default=Path("results/benchmarks/presets.json"))
     options = parser.parse_args()
+    if "checkout" in options.only and options.checkout is None:
+        parser.error("the section checkout wants --checkout DIR")
     gflops = {f"{n}_threads": measure_product(n, 3.0).median for n in (1, 2)}
     about = provenance(seed=0)
     old = read_json(options.out)["rows"] if options.out.exists() else []
@@ -181,9 +201,10 @@ def main() -> None:
         for name in [name for name in sets if name in options.sets]:
             for seed in options.seeds or seeds:
                 row = {"name": f"{name}, {section}, seed {seed}", "section": section, "data": name}
-                row |= train(options.data / name, words, seed)
+                checkout = options.checkout.resolve() if section == "checkout" else None
+                row |= train(options.data.resolve() / name, words, seed, checkout)
                 row |= {"gflops": gflops, "commit": about["commit"], "command": about["command"]}
-                say(str({k: row[k] for k in ("name", "head", "mAP", "coco_AP", "cpu_s", "wall_s")}))
+                say(str({k: row[k] for k in ("name", "head", "mAP", "cpu_s", "wall_s")}))
                 old = [*(one for one in old if one["name"] != row["name"]), row]
                 result = {"schema": 1, "benchmark": "presets", "targets": targets_of(old), "rows": old}
                 write_json(options.out, {**result, "provenance": about})  # a run that is cut keeps its rows
