@@ -158,7 +158,7 @@ def targets_of(rows: list[Row]) -> Targets:
         for section, key, peer in (("checkout", "default", older), ("former", "recipe", former)):
             before = (section, data)
             speed, gain = f"default_speedup_over_old_{key}_{name}", f"default_map_minus_old_{key}_{name}"
-            target(speed, "x", of(*new, "wall_s"), of(*before, "wall_s"), peer, f"wall clock of {plain}")
+            target(speed, "x", of(*new, "cpu_s"), of(*before, "cpu_s"), peer, f"CPU seconds of {plain}")
             target(gain, "mAP", of(*new, "mAP"), of(*before, "mAP"), peer, "mAP on test of the same runs")
         target(f"default_{name}_map", "mAP", of(*new, "mAP"), [], "", f"{plain}: mAP on test")
         how = f"{plain}: wall clock on all cores, from start to a saved, evaluated detector"

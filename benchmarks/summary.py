@@ -21,10 +21,10 @@ DATA = {
 HEADLINES = {
     "default_voc2007_mini_map": "`rcnn-svm train` on the 600 images of voc2007-mini: mAP on test",
     "default_voc2007_mini_cpu_s": "its CPU seconds, proposals, features, held-out images and test included",
-    "default_speedup_over_old_default_voc2007_mini": "the same against the former default, wall clock",
+    "default_speedup_over_old_default_voc2007_mini": "the same against the former default, CPU seconds",
     "default_fruit_map": "`rcnn-svm train` on the 240 images of fruit: mAP on test",
     "default_fruit_wall_s": "its wall clock on two cores, from nothing cached to a saved detector",
-    "default_speedup_over_old_default_fruit": "the same against the former default, wall clock",
+    "default_speedup_over_old_default_fruit": "the same against the former default, CPU seconds",
     "best_voc2007_mini_map": "`rcnn-svm train --preset best` on voc2007-mini: mAP on test",
     "cpu_seconds_under_load_ratio": "CPU seconds of a training beside other work on all cores, against alone",
     "shared_speedup_alexnet": "fc7 of 2000 regions on shared convolutions; the peer warps every region",
