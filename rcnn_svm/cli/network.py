@@ -30,7 +30,7 @@ def add_verbs(verbs: Any) -> None:
     extract.add_argument(
         "--out", type=Path, required=True, metavar="FILE", help=".npy (one image) or .safetensors"
     )
-    extract.add_argument("--backbone", default="mobilenet_v2", metavar="NAME")
+    extract.add_argument("--backbone", default="efficientnet_lite2", metavar="NAME")
     extract.add_argument("--weights", default="default", metavar="FILE")
     extract.add_argument("--taps", default="", metavar="TAPS", help="default: the layer before the logits")
     extract.add_argument("--path", choices=choices(FeatureConfig, "path"), default="warped")
