@@ -31,11 +31,11 @@ from rcnn_svm.experiment.speed import (
     random_regions,
     time_in_turn,
 )
-from rcnn_svm.features.backbone import Backbone, load_backbone
 from rcnn_svm.features.featurizers import SharedFeatures, WarpedFeatures
-from rcnn_svm.features.layers import layer_table
 from rcnn_svm.features.store import FeatureStore
 from rcnn_svm.files import read_json, write_json
+from rcnn_svm.networks.backbone import Backbone, load_backbone
+from rcnn_svm.networks.layers import layer_table
 from rcnn_svm.opencv import cv2
 from rcnn_svm.progress import say
 from rcnn_svm.report.provenance import provenance
@@ -45,7 +45,6 @@ N_REGIONS = 2000
 TAPS = {"alexnet": "fc7", "vgg16": "fc7", "mobilenet_v2": "penultimate"}
 BATCH_SIZES = {"alexnet": (32, 64), "vgg16": (4, 8), "mobilenet_v2": (2, 4, 8)}
 N_CROPS = {"alexnet": 128, "vgg16": 16, "mobilenet_v2": 128}
-LOW_RANK = {"fc6": 1024, "fc7": 256}
 
 
 class Bench:
@@ -148,30 +147,25 @@ def measure_warped(bench: Bench, name: str, gemm: float, quick: bool) -> None:
 
 
 def measure_shared(bench: Bench, quick: bool) -> None:
-    """AlexNet to fc7 for 2000 regions of one image: warped, shared, shared with low-rank layers."""
+    """AlexNet to fc7 for 2000 regions of one image: warped and shared."""
     backbone = load_backbone("alexnet", "random")
     image, boxes = photograph(), random_regions(N_REGIONS)
     warped, shared = WarpedFeatures(backbone, "fc7"), SharedFeatures(backbone, "fc7")
-    low_rank = SharedFeatures(backbone, "fc7", low_rank=LOW_RANK)
     part = N_REGIONS // (16 if quick else 8)
-    names = f"alexnet fc7 warped, {part} regions", "alexnet fc7 shared, 2000 regions", "the same, low rank"
-    work = [lambda: warped(image, boxes[:part]), lambda: shared(image, boxes), lambda: low_rank(image, boxes)]
+    names = f"alexnet fc7 warped, {part} regions", "alexnet fc7 shared, 2000 regions"
+    work = [lambda: warped(image, boxes[:part]), lambda: shared(image, boxes)]
     seconds = bench.seconds(dict(zip(names, work, strict=True)))
     peer = seconds[names[0]] * N_REGIONS / part
-    for target, name, how in (
-        ("shared_speedup_alexnet", names[1], "fc6 and fc7 exact"),
-        ("shared_svd_speedup_alexnet", names[2], "fc6 at rank 1024 and fc7 at rank 256"),
-    ):
-        bench.target(
-            target,
-            peer / seconds[name],
-            "x",
-            ours=seconds[name],
-            peer=peer,
-            peer_name="the warped path, s/image",
-            how=f"Seconds for fc7 of 2000 regions of a 500 x 375 image, longer side 480, {how}; the warped "
-            f"path ran on {part} of the regions and was scaled up.",
-        )
+    bench.target(
+        "shared_speedup_alexnet",
+        peer / seconds[names[1]],
+        "x",
+        ours=seconds[names[1]],
+        peer=peer,
+        peer_name="the warped path, s/image",
+        how=f"Seconds for fc7 of 2000 regions of a 500 x 375 image, longer side 480; the warped path ran on "
+        f"{part} of the regions and was scaled up.",
+    )
 
 
 def measure_default_features(bench: Bench) -> None:
@@ -199,7 +193,6 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     seconds = {row["name"]: row["median"] for row in rows if row.get("threads") == 1}
     bars = {f"{name}, warped": seconds[f"{name} warped, files to store"] / n for name, n in N_CROPS.items()}
     bars["alexnet, shared"] = seconds["alexnet fc7 shared, 2000 regions"] / N_REGIONS
-    bars["alexnet, shared, low rank"] = seconds["the same, low rank"] / N_REGIONS
     bars["mobilenet_v2, shared"] = seconds["mobilenet_v2 shared, 2000 regions"] / N_REGIONS
     ordered = sorted(bars.items(), key=lambda item: item[1])
     figure, axes = plt.subplots(figsize=(7, 2.8), layout="constrained")

@@ -35,9 +35,9 @@ from rcnn_svm.evaluation.voc import evaluate_voc
 from rcnn_svm.experiment.config import DataConfig, ExperimentConfig
 from rcnn_svm.experiment.data import load_data
 from rcnn_svm.experiment.measure import Meter
+from rcnn_svm.experiment.parts import Run
 from rcnn_svm.experiment.recipe import propose
 from rcnn_svm.experiment.regions import SplitRegions, StoredBlocks
-from rcnn_svm.experiment.representation import prepare_network
 from rcnn_svm.features.scaling import FeatureScaler
 from rcnn_svm.features.store import FeatureStore, to_float32
 from rcnn_svm.files import read_json, write_json
@@ -45,11 +45,12 @@ from rcnn_svm.heads.assign import SVM_RULE, RegionTruth
 from rcnn_svm.heads.base import ALL, ArrayBlocks, RegionBlocks, Rows
 from rcnn_svm.heads.bbox_regressor import BoxRegressor
 from rcnn_svm.heads.block_solver import BlockSolver, MatrixSource, Solution
-from rcnn_svm.heads.kernel_solver import rbf_kernel, solve_pairs, squared_distances
+from rcnn_svm.heads.kernel_solver import solve_pairs
+from rcnn_svm.heads.kernel_svm import KernelSVMHead, NystroemSVMHead, gather_rows, hardest_regions
+from rcnn_svm.heads.kernels import RBF, rbf_kernel, squared_distances
 from rcnn_svm.heads.linear_svm import PATH_TOL, LinearSVMHead
 from rcnn_svm.heads.mining import BlocksSource, PaperMining
-from rcnn_svm.heads.rbf_svm import NystroemSVMHead, RBFSVMHead, gather_rows, hardest_regions
-from rcnn_svm.heads.scorers import RBFScorer
+from rcnn_svm.heads.scorers import KernelScorer
 from rcnn_svm.postprocess import PostprocessConfig, postprocess
 from rcnn_svm.progress import say
 from rcnn_svm.report.provenance import provenance
@@ -463,7 +464,7 @@ def bench_rbf(
         f"CPU seconds on one thread, {tag}, same C, gamma and tolerance",
     )  # fmt: skip
     support = np.flatnonzero(duals.any(axis=0))
-    scorer = RBFScorer(x[support], duals[:, support], biases, gamma)
+    scorer = KernelScorer(x[support], duals[:, support], biases, RBF(gamma))
     scores: dict[str, NDArray[Any]] = {}
 
     def score() -> None:
@@ -493,8 +494,8 @@ def bench_rbf(
     )  # fmt: skip
     own = used[0]
     bench_intelex(bench, x[own], labels[own, 0], queries, gamma, cost, tag)
-    same = RBFScorer(
-        models[0].support_vectors_, models[0].dual_coef_, models[0].intercept_, gamma
+    same = KernelScorer(
+        models[0].support_vectors_, models[0].dual_coef_, models[0].intercept_, RBF(gamma)
     ).decision_function(queries)[:, 0]
     difference = float(np.abs(same - scores["0"]).max())
     bench.row(
@@ -534,12 +535,13 @@ def real_regions(data: str, cache: Path) -> tuple[StoredBlocks, StoredBlocks, Fe
     which its C was chosen.
     """
     config = ExperimentConfig(data=DataConfig(path=data), learn="nothing")
+    parts, run = config.build(), Run(cache)
     splits = load_data(config.data, seed=config.seed)
     blocks = []
     for split, with_truth in ((splits.trainval, True), (splits.test, False)):
-        proposals = propose(split, config, cache, n_jobs=1)
+        proposals = propose(split, parts.proposer, run)
         regions = SplitRegions.of(split, proposals, with_truth=with_truth)
-        network = prepare_network(config, regions, proposals, cache)
+        network = parts.learner.prepare(parts, regions, proposals, run)
         store = FeatureStore(cache / "features", network.featurizer, precision=config.features.precision)
         store.fill(regions.dataset.samples, regions.boxes, f"features of {split.split}")
         blocks.append(StoredBlocks(store, regions))
@@ -634,8 +636,10 @@ def bench_nystroem(
     gamma = 1 / 400  # for rows of mean norm 20, as 1 for rows of length 1
     miner = LinearSVMHead(C=C).fit(blocks)
     heads = {
-        "exact, 8000 mined regions": RBFSVMHead(gamma=gamma, max_rows=8000, miner=miner),
-        "Nystroem, 1000 landmarks": NystroemSVMHead(gamma=gamma, n_landmarks=1000, miner=miner, tol=1e-2),
+        "exact, 8000 mined regions": KernelSVMHead(kernel=RBF(gamma), max_rows=8000, miner=miner),
+        "Nystroem, 1000 landmarks": NystroemSVMHead(
+            kernel=RBF(gamma), n_landmarks=1000, miner=miner, tol=1e-2
+        ),
     }
     ap = {"linear": mean_ap(test, n_test, Model(miner.scorer_, scaler))}
     for name, head in heads.items():
@@ -645,7 +649,7 @@ def bench_nystroem(
     linear, exact, approximate = ap.values()
     bench.target(
         "nystroem_loss", exact - approximate, "mAP", 1, approximate, exact,
-        "RBFSVMHead on 8000 mined regions",
+        "KernelSVMHead on 8000 mined regions",
         f"points of mAP lost by 1000 landmarks, trained on all regions of {tag}, {n_test} test images; the "
         f"linear SVM has {linear:.1f}",
     )  # fmt: skip

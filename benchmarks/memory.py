@@ -27,13 +27,13 @@ import numpy as np
 from rcnn_svm.datasets import Splits
 from rcnn_svm.experiment.config import ExperimentConfig, HeadsConfig
 from rcnn_svm.features.build import FeatureConfig
-from rcnn_svm.features.fc_layers import FcConfig
 from rcnn_svm.files import read_json, write_json
 from rcnn_svm.opencv import cv2
 from rcnn_svm.progress import say
 from rcnn_svm.proposals import SelectiveSearchConfig, proposals_of
 from rcnn_svm.report.provenance import provenance
 from rcnn_svm.structures import Dataset, GroundTruth, Image, Sample
+from rcnn_svm.training.config import FcConfig
 
 SIZE = (48, 72)
 CLASSES = ("disc", "ring", "cross", "square")
@@ -142,6 +142,7 @@ def measure(n_images: int) -> dict[str, Any]:
     """Train on `n_images` in this process; return peaks and the curve."""
     import torch
 
+    from rcnn_svm.experiment.parts import Run
     from rcnn_svm.experiment.recipe import run_experiment
 
     torch.set_num_threads(1)
@@ -149,7 +150,7 @@ def measure(n_images: int) -> dict[str, Any]:
     watch = Watch()
     with tempfile.TemporaryDirectory() as cache:
         splits = splits_of(n_images, watch)
-        experiment = run_experiment(CONFIG, splits, Path(cache), n_jobs=1)
+        experiment = run_experiment(CONFIG.build(), splits, Run(Path(cache)))
         watch.stop()
         few = splits.trainval.samples[:: max(1, n_images // 500)]
         counts = [len(proposals_of(sample, CONFIG.proposals, Path(cache) / "proposals")) for sample in few]

@@ -19,6 +19,7 @@ from threadpoolctl import threadpool_limits
 
 from rcnn_svm.experiment.config import DataConfig, ExperimentConfig
 from rcnn_svm.experiment.data import load_data
+from rcnn_svm.experiment.parts import Run
 from rcnn_svm.experiment.recipe import HeadResult, run_experiment
 from rcnn_svm.files import read_json, write_json
 from rcnn_svm.progress import say
@@ -55,7 +56,7 @@ def bench_sharing(data: Path, cache: Path, rows: list[dict[str, Any]]) -> Target
                 heads=replace(base.heads, names=("linear-svm",)),
             )
             started = time.process_time()
-            done = run_experiment(config, load_data(config.data, seed=0), cache, n_jobs=1)
+            done = run_experiment(config.build(), load_data(config.data, seed=0), Run(cache))
             result = done.heads["linear-svm+bbox"]
             rows.append(
                 {

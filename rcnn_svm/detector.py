@@ -10,35 +10,38 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rcnn_svm.boxes import MIRRORED_DELTAS, Boxes, flip_horizontally
 from rcnn_svm.config import from_dict, to_dict
-from rcnn_svm.errors import ConfigError, DataError
+from rcnn_svm.errors import DataError
 from rcnn_svm.evaluation.thresholds import Thresholds
-from rcnn_svm.features.backbone import Backbone, load_backbone
 from rcnn_svm.features.build import FeatureConfig, build_featurizer
 from rcnn_svm.features.fc_layers import FcLayers
 from rcnn_svm.features.scaling import FeatureScaler
-from rcnn_svm.features.store import RowReader
+from rcnn_svm.features.store import Featurizer, RowReader
 from rcnn_svm.files import atomic_path, read_json, remove_marker, write_json
 from rcnn_svm.heads.base import Scorer
 from rcnn_svm.heads.bbox_regressor import BoxRegressor
-from rcnn_svm.heads.scorers import SCORERS, scorer_from_arrays
-from rcnn_svm.postprocess import PostprocessConfig, moved_regions, postprocess
-from rcnn_svm.proposals import SelectiveSearchConfig, selective_search
+from rcnn_svm.heads.scorers import part_named, scorer_from_arrays
+from rcnn_svm.networks.architectures import Architecture
+from rcnn_svm.networks.backbone import BACKBONES, Backbone, load_backbone
+from rcnn_svm.postprocess import Postprocess, PostprocessConfig, moved_regions
+from rcnn_svm.proposals import GridConfig, Proposer, SelectiveSearchConfig, regions_of
 from rcnn_svm.structures import Detections, Image, Sample, mirror_image, require_finite
 from rcnn_svm.threads import images_at_once, in_order
 
-if TYPE_CHECKING:
-    from rcnn_svm.features.build import ImageFeaturizer
-
 __all__ = ["Detector", "Look", "Model", "load_detector", "look_at"]
 
-_FORMAT = 2
+_FORMAT = 3
+_PROPOSERS: Mapping[str, type[SelectiveSearchConfig] | type[GridConfig]] = {
+    "selective-search": SelectiveSearchConfig,
+    "grid": GridConfig,
+}
+"""Our proposers, by the names that files know them by."""
 
 Look: TypeAlias = Callable[[Boxes], tuple[NDArray[np.float32], NDArray[np.float32] | None]]
 """Boxes of one image -> their unscaled rows, and those of the mirror image where it is read too."""
@@ -118,7 +121,7 @@ class Model:
         boxes: Boxes,
         scores: NDArray[np.float32],
         deltas: NDArray[np.float32] | None,
-        config: PostprocessConfig,
+        postprocess: Postprocess,
         look: Look,
     ) -> Detections:
         """Turn scored regions into detections, after a second look at some of them as configured.
@@ -129,17 +132,18 @@ class Model:
             boxes: (R, 4) proposals.
             scores: (R, K), as `read` returns them.
             deltas: (R, K, 4) or None.
-            config: see there.
+            postprocess: from scores to detections.
             look: boxes -> (rows, mirrored) as `read` takes them; called for a second look only.
         """
-        if config.second_look and deltas is not None and config.regression != "off":
+        config = postprocess if isinstance(postprocess, PostprocessConfig) else None
+        if config and config.second_look and deltas is not None and config.regression != "off":
             more = moved_regions(boxes, scores, deltas, size, config)
             if len(more):
                 more_scores, more_deltas = self.read(*look(more), config.min_score)
                 assert more_deltas is not None
                 boxes = np.concatenate([boxes, more])
                 scores, deltas = np.concatenate([scores, more_scores]), np.concatenate([deltas, more_deltas])
-        return postprocess(image_id, size, boxes, scores, deltas, config)
+        return postprocess(image_id, size, boxes, scores, deltas)
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,35 +153,44 @@ class Detector:
     Attributes:
         head: name of the head, such as `linear-svm+bbox`.
         classes: K class names.
-        proposals: how regions are found.
+        proposer: how regions are found.
+        n_proposals: only so many of the best are looked at; None for all.
         features: what is read out of the network.
-        backbone: the network that the featurizer was made from, saved with the detector.
+        backbone: the network that the featurizer was made from, saved with the detector; None where the
+            featurizer is not ours.
         featurizer: regions of an image -> (R, D) features.
         layers: learned fc6 and fc7 on top of them, or None.
         model: reads the rows that `layers` return.
-        detect_config: caps, NMS, box voting.
+        postprocess: caps, NMS, box voting.
         thresholds: from which score on a detection of each class is believed; None where none was chosen.
         info: where it comes from: provenance and figures, for people.
     """
 
     head: str
     classes: tuple[str, ...]
-    proposals: SelectiveSearchConfig
+    proposer: Proposer
+    n_proposals: int | None
     features: FeatureConfig
-    backbone: Backbone
-    featurizer: ImageFeaturizer
+    backbone: Backbone | None
+    featurizer: Featurizer
     layers: FcLayers | None
     model: Model
-    detect_config: PostprocessConfig
+    postprocess: Postprocess
     thresholds: Thresholds | None
     info: Mapping[str, Any]
+
+    def __repr__(self) -> str:
+        network = self.backbone.name if self.backbone is not None else type(self.featurizer).__name__
+        return (
+            f"Detector({self.head}, {len(self.classes)} classes, {type(self.proposer).__name__}, {network})"
+        )
 
     def detect(self, image: Image, image_id: str = "image") -> Detections:
         """Find objects in one image, uint8 (H, W, 3) RGB.
 
         Unlikely ones are among them; `thresholds.believed` returns those that are worth showing.
         """
-        return self._finish(image_id, image, selective_search(image, self.proposals, image_id=image_id).boxes)
+        return self._finish(image_id, image, self._proposals(image, image_id))
 
     def detect_all(
         self, samples: Iterable[Sample], *, unreadable: Callable[[DataError], None] | None = None
@@ -195,7 +208,7 @@ class Detector:
         def look(sample: Sample) -> Detections | DataError:
             try:
                 image = sample.read()
-                boxes = selective_search(image, self.proposals, image_id=sample.image_id).boxes
+                boxes = self._proposals(image, sample.image_id)
             except DataError as error:
                 return error
             return self._finish(sample.image_id, image, boxes)
@@ -208,10 +221,14 @@ class Detector:
             else:
                 unreadable(found)
 
+    def _proposals(self, image: Image, image_id: str) -> Boxes:
+        return regions_of(self.proposer, image, image_id).boxes[: self.n_proposals]
+
     def _finish(self, image_id: str, image: Image, boxes: Boxes) -> Detections:
-        look, size, config = self._look(image), image.shape[:2], self.detect_config
-        scores, deltas = self.model.read(*look(boxes), config.min_score)
-        return self.model.detect(image_id, size, boxes, scores, deltas, config, look)
+        look, size, postprocess = self._look(image), image.shape[:2], self.postprocess
+        least = postprocess.min_score if isinstance(postprocess, PostprocessConfig) else -np.inf
+        scores, deltas = self.model.read(*look(boxes), least)
+        return self.model.detect(image_id, size, boxes, scores, deltas, postprocess, look)
 
     def _look(self, image: Image) -> Look:
         views = [image, mirror_image(image)] if self.features.mirror else [image]
@@ -225,7 +242,6 @@ class Detector:
         """Write the detector to `folder`; `detector.json` goes first and comes last: it marks a whole one.
 
         Raises:
-            ConfigError: a scorer that `load_detector` could not read back.
             DataError: the folder cannot be written to, or an array is not finite; then nothing is written.
             DiskSpaceError: the disk is full.
         """
@@ -233,11 +249,6 @@ class Detector:
 
         folder = Path(folder)
         model = self.model
-        if SCORERS.get(model.scorer.kind) is not type(model.scorer):
-            raise ConfigError(
-                f"Detector {self.head}: a saved one must score with {', '.join(SCORERS)}, got "
-                f"{type(model.scorer).__name__}. Keep its arrays (to_arrays) yourself."
-            )
         parts: dict[str, Mapping[str, NDArray[Any]]] = {"scorer": model.scorer.to_arrays()}
         if model.regressor is not None:
             parts["regressor"] = model.regressor.to_arrays()
@@ -250,7 +261,8 @@ class Detector:
         }
         require_finite(f"Detector {self.head}", arrays)
         remove_marker(folder / "detector.json")
-        self.backbone.save(folder / "backbone.safetensors")
+        if self.backbone is not None:
+            self.backbone.save(folder / "backbone.safetensors")
         with atomic_path(folder / "head.safetensors") as temporary:
             save_file(arrays, temporary)
         write_json(
@@ -260,22 +272,33 @@ class Detector:
                 "head": self.head,
                 "scorer": model.scorer.kind,
                 "classes": list(self.classes),
-                "proposals": to_dict(self.proposals),
+                "proposals": _described(self.proposer, _PROPOSERS),
+                "n_proposals": self.n_proposals,
+                "network": self.backbone.name if self.backbone is not None else _name(self.featurizer),
                 "features": to_dict(self.features),
                 "scaler": model.scaler and model.scaler.to_dict(),
                 "regressor_scaler": model.regressor_scaler and model.regressor_scaler.to_dict(),
-                "detect": to_dict(self.detect_config, finite=True),
+                "detect": _described(self.postprocess, {_OURS: PostprocessConfig}),
                 "thresholds": self.thresholds and self.thresholds.to_json(),
                 "info": dict(self.info),
             },
         )
 
 
-def load_detector(folder: str | Path) -> Detector:
+def load_detector(
+    folder: str | Path, *, parts: Mapping[str, Any] | None = None, device: str = "cpu"
+) -> Detector:
     """Read a detector that `Detector.save` wrote.
 
+    Args:
+        folder: where it lies.
+        parts: what it was made with and is not ours, by the names that it was saved under: a proposer, an
+            `Architecture`, a featurizer, a kernel, an estimator (or its class, where that has `from_arrays`),
+            post-processing. Nothing that a file names is ever imported.
+        device: where torch runs.
+
     Raises:
-        DataError: no detector lies there, a file is damaged, or another version wrote it.
+        DataError: no detector lies there, a file is damaged, another version wrote it, or a part is missing.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
@@ -299,30 +322,71 @@ def load_detector(folder: str | Path) -> Detector:
         raise DataError(
             f"{folder / 'head.safetensors'}: cannot be read ({error}). Train the detector again."
         ) from error
+    parts, where = parts or {}, str(manifest)
     try:
-        features = from_dict(FeatureConfig, values["features"], where=str(manifest))
-        backbone = load_backbone(features.backbone, folder / "backbone.safetensors")
+        features = from_dict(FeatureConfig, values["features"], where=where)
+        backbone, featurizer = _featurizer(folder, values["network"], features, parts, device)
         return Detector(
             head=values["head"],
             classes=tuple(values["classes"]),
-            proposals=from_dict(SelectiveSearchConfig, values["proposals"], where=str(manifest)),
+            proposer=_restored(values["proposals"], _PROPOSERS, "proposer", parts, where),
+            n_proposals=values["n_proposals"],
             features=features,
             backbone=backbone,
-            featurizer=build_featurizer(features, backbone),
+            featurizer=featurizer,
             layers=FcLayers.from_arrays(part) if (part := _part(arrays, "layers")) else None,
             model=Model(
-                scorer=scorer_from_arrays(values["scorer"], _part(arrays, "scorer")),
+                scorer=scorer_from_arrays(values["scorer"], _part(arrays, "scorer"), parts),
                 scaler=_scaler(values["scaler"]),
                 regressor=BoxRegressor.from_arrays(part) if (part := _part(arrays, "regressor")) else None,
                 regressor_scaler=_scaler(values["regressor_scaler"]),
             ),
-            detect_config=from_dict(PostprocessConfig, values["detect"], where=str(manifest)),
+            postprocess=_restored(
+                values["detect"], {_OURS: PostprocessConfig}, "post-processing", parts, where
+            ),
             thresholds=values["thresholds"]
-            and Thresholds.from_json(values["thresholds"], values["classes"], where=str(manifest)),
+            and Thresholds.from_json(values["thresholds"], values["classes"], where=where),
             info=values["info"],
         )
     except KeyError as error:
         raise DataError(f"{folder}: {error} is missing from the detector. Train it again.") from error
+
+
+_OURS = "rcnn_svm"
+
+
+def _described(part: Any, ours: Mapping[str, type]) -> dict[str, Any]:
+    """Return a part as plain data: the settings of one of ours, else its name."""
+    for kind, known in ours.items():
+        if type(part) is known:
+            return {"kind": kind, "settings": to_dict(part, finite=True)}
+    return {"kind": _name(part)}
+
+
+def _name(part: Any) -> str:
+    """Return what a file calls a part that is not ours."""
+    return str(getattr(part, "name", None) or getattr(part, "__name__", type(part).__name__))
+
+
+def _restored(
+    values: Mapping[str, Any], ours: Mapping[str, type], what: str, parts: Mapping[str, Any], where: str
+) -> Any:
+    """Return the part that `_described` described."""
+    kind = values["kind"]
+    if kind in ours:
+        return from_dict(ours[kind], values["settings"], where=where)
+    return part_named(kind, what, parts)
+
+
+def _featurizer(
+    folder: Path, network: str, features: FeatureConfig, parts: Mapping[str, Any], device: str
+) -> tuple[Backbone | None, Featurizer]:
+    """Return the network of a saved detector, and what reads features from it."""
+    part: Any = network if network in BACKBONES else part_named(network, "network or featurizer", parts)
+    if not isinstance(part, str | Architecture):
+        return None, part
+    backbone = load_backbone(part, folder / "backbone.safetensors")
+    return backbone, build_featurizer(features, backbone, device=device)
 
 
 def _part(arrays: Mapping[str, NDArray[Any]], name: str) -> dict[str, NDArray[Any]]:

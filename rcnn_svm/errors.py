@@ -6,6 +6,8 @@ This module imports nothing but the standard library.
 
 from __future__ import annotations
 
+import sys
+
 __all__ = [
     "CacheError",
     "ConfigError",
@@ -40,7 +42,17 @@ class ShapeError(ConfigError):
 
 
 class NotFittedError(ConfigError):
-    """A head, detector or transform was used before it was fitted or loaded."""
+    """A head, detector or transform was used before it was fitted or loaded.
+
+    Where scikit-learn is loaded, one that is raised is scikit-learn's error of this name as well.
+    """
+
+    def __new__(cls, *args: object) -> NotFittedError:
+        """Make an error of both kinds where there are both."""
+        theirs = getattr(sys.modules.get("sklearn.exceptions"), "NotFittedError", None)
+        if cls is NotFittedError and theirs is not None:
+            return super().__new__(type(cls.__name__, (cls, theirs), {"__module__": cls.__module__}), *args)
+        return super().__new__(cls, *args)
 
 
 class DependencyError(RcnnSvmError, ImportError):

@@ -8,7 +8,7 @@ on the validation split is exactly what runs later, but for a second look, which
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,10 +17,25 @@ from rcnn_svm.boxes import Boxes, area, clip, decode_deltas, nms, soft_nms, vote
 from rcnn_svm.config import Count, Interval, Positive, Share, check
 from rcnn_svm.structures import Detections
 
-__all__ = ["PAPER", "PostprocessConfig", "Step", "moved_regions", "postprocess"]
+__all__ = ["PAPER", "Postprocess", "PostprocessConfig", "Step", "moved_regions", "postprocess"]
 
 Step: TypeAlias = Annotated[float, Interval(0, 1, "right")]
 """A part of the way that box regression asks for, from nearly none to all of it."""
+
+
+class Postprocess(Protocol):
+    """Anything that makes detections of scored regions: a `PostprocessConfig`, or your own."""
+
+    def __call__(
+        self,
+        image_id: str,
+        size: tuple[int, int],
+        boxes: Boxes,
+        scores: NDArray[np.float32],
+        deltas: NDArray[np.float32] | None,
+    ) -> Detections:
+        """Return the detections of one image, as `postprocess` does; several threads may call it."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -56,6 +71,17 @@ class PostprocessConfig:
 
     def __post_init__(self) -> None:
         check(self, where="detect")
+
+    def __call__(
+        self,
+        image_id: str,
+        size: tuple[int, int],
+        boxes: Boxes,
+        scores: NDArray[np.float32],
+        deltas: NDArray[np.float32] | None,
+    ) -> Detections:
+        """Run `postprocess`."""
+        return postprocess(image_id, size, boxes, scores, deltas, self)
 
 
 PAPER = PostprocessConfig(vote_iou=None, max_candidates=100, max_detections=None)

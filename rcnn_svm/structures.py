@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rcnn_svm.boxes import Boxes, area, as_boxes
-from rcnn_svm.errors import DataError, ShapeError
+from rcnn_svm.errors import DataError, DependencyError, ShapeError
 from rcnn_svm.files import bytes_digest
 
 __all__ = ["Dataset", "Detections", "GroundTruth", "Image", "RegionSet", "Sample", "require_finite"]
@@ -198,6 +198,9 @@ class Dataset:
     def __iter__(self) -> Iterator[Sample]:
         return iter(self.samples)
 
+    def __repr__(self) -> str:
+        return f"Dataset({self.name!r}, {self.split!r}: {len(self)} images, {len(self.classes)} classes)"
+
     def counts(self) -> NDArray[np.int64]:
         """Return (K,) the number of objects of each class, difficult ones included."""
         counts = np.zeros(len(self.classes), np.int64)
@@ -291,6 +294,35 @@ class Detections:
 
     def __getitem__(self, rows: NDArray[np.generic] | slice) -> Detections:
         return Detections(self.image_id, self.boxes[rows], self.scores[rows], self.labels[rows])
+
+    def __repr__(self) -> str:
+        best = f", scores {self.scores[0]:.3g} to {self.scores[-1]:.3g}" if len(self) else ""
+        return f"Detections({self.image_id!r}: {len(self)} boxes{best})"
+
+    def to_dict(self) -> dict[str, NDArray[Any]]:
+        """Return boxes (M, 4), labels and scores (M,) under torchvision's names, background not counted.
+
+        torchvision's detectors count it: their first class is 1, ours 0.
+        """
+        return {"boxes": self.boxes, "labels": self.labels, "scores": self.scores}
+
+    def to_supervision(self, classes: Sequence[str] = ()) -> Any:
+        """Return the same as `supervision.Detections`.
+
+        Args:
+            classes: names, which go into `data["class_name"]`; none leaves them out.
+
+        Raises:
+            DependencyError: the package supervision is not installed.
+        """
+        try:
+            from supervision import Detections as Theirs
+        except ImportError as error:
+            raise DependencyError(
+                "Detections.to_supervision: needs the package supervision. Run `pip install supervision`."
+            ) from error
+        names = {"class_name": np.array(list(classes))[self.labels]} if classes else {}
+        return Theirs(xyxy=self.boxes, confidence=self.scores, class_id=self.labels, data=names)
 
     def with_classes(self, old: Sequence[str], new: Sequence[str]) -> Detections:
         """Return the detections of the classes `new` alone, labelled in their order; labels were of `old`."""

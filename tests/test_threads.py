@@ -32,7 +32,7 @@ import rcnn_svm.cli as cli
 build = cli.build_parser
 def tell(options):
     before = sorted({"torch", "sklearn", "numba"} & set(sys.modules))
-    from rcnn_svm.features.backbone import load_backbone
+    from rcnn_svm.networks.backbone import load_backbone
     load_backbone("small_cnn", "random")
     import cv2, numba, scipy.linalg, sklearn.svm, torch
     from threading import Thread
@@ -66,7 +66,7 @@ before = ours()
 import rcnn_svm
 from rcnn_svm import ExperimentConfig, load_detector
 import rcnn_svm.cli, torch, cv2
-import rcnn_svm.features.backbone
+import rcnn_svm.networks.backbone
 assert ours() == before
 threads = torch.get_num_threads(), torch.get_num_interop_threads(), cv2.getNumThreads()
 assert rcnn_svm.cli.main(["layers", "small_cnn"]) == 0
@@ -183,11 +183,12 @@ def test_torch_is_shared_out_and_put_back() -> None:
 def test_kernel_scores_are_the_same_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     import numpy as np
 
-    from rcnn_svm.heads.scorers import RBFScorer
+    from rcnn_svm.heads.kernels import RBF
+    from rcnn_svm.heads.scorers import KernelScorer
 
     rng = np.random.default_rng(0)
     support, dual = rng.normal(size=(40, 9)).astype(np.float32), rng.normal(size=(3, 40)).astype(np.float32)
-    scorer = RBFScorer(support, dual, np.zeros(3, np.float32), 0.1)
+    scorer = KernelScorer(support, dual, np.zeros(3, np.float32), RBF(0.1))
     rows = rng.normal(size=(101, 9)).astype(np.float32)
     whole = scorer.decision_function(rows)
     monkeypatch.setattr(threads, "_allowed", 3)

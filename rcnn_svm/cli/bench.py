@@ -71,13 +71,14 @@ def _estimate(options: argparse.Namespace) -> list[SplitEstimate]:
     """Estimate the default experiment on a data set of which nothing is cached; leaves nothing behind."""
     from rcnn_svm.experiment.config import ExperimentConfig
     from rcnn_svm.experiment.data import load_data
+    from rcnn_svm.experiment.parts import Run
     from rcnn_svm.experiment.recipe import estimate_experiment
 
     config = ExperimentConfig(data=shared.data_config(options, options.data))
     config = replace(config, features=replace(config.features, weights="random"))
     splits = load_data(config.data, seed=options.seed)
     with tempfile.TemporaryDirectory() as cache:
-        return estimate_experiment(config, splits, Path(cache))
+        return estimate_experiment(config.build(), splits, Run(Path(cache)))
 
 
 def _text(speed: MachineSpeed, n_regions: int, n_jobs: int, machine: dict[str, Any]) -> str:

@@ -40,14 +40,13 @@ def add_verbs(verbs: Any) -> None:
         metavar="FILE",
         help="JSON of `rcnn-svm propose --out`; default: the whole image",
     )
-    extract.add_argument("--device", default="cpu")
     extract.add_argument("--seed", type=int, default=0, help="of random weights")
-    shared.add_jobs_option(extract)
+    shared.add_compute_options(extract)
     extract.set_defaults(run=_extract)
 
 
 def _layers(options: argparse.Namespace) -> None:
-    from rcnn_svm.features.layers import layer_table
+    from rcnn_svm.networks.layers import layer_table
 
     rows = layer_table(options.backbone)
     width = max(len(row.name) for row in rows)
@@ -65,9 +64,9 @@ def _layers(options: argparse.Namespace) -> None:
 
 def _extract(options: argparse.Namespace) -> None:
     from rcnn_svm.cli.images import open_images
-    from rcnn_svm.features.backbone import load_backbone
     from rcnn_svm.features.build import build_featurizer
     from rcnn_svm.files import atomic_path
+    from rcnn_svm.networks.backbone import load_backbone
 
     suffix = options.out.suffix
     if suffix not in (".npy", ".safetensors"):
@@ -78,7 +77,7 @@ def _extract(options: argparse.Namespace) -> None:
     backbone = load_backbone(options.backbone, options.weights, seed=options.seed)
     taps = options.taps or list(backbone.layers)[-2]
     config = FeatureConfig(options.backbone, options.weights, options.path, taps)
-    featurizer = build_featurizer(config, backbone, device=options.device)
+    featurizer = build_featurizer(config, backbone, device=shared.device_of(options))
     boxes = None if options.boxes is None else _read_boxes(options.boxes)
     arrays = {}
     for sample in track(samples, "extract"):

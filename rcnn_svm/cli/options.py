@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rcnn_svm.cache import LIMIT_VARIABLE, default_cache, parse_size, size_limit
 from rcnn_svm.config import choices, with_overrides
@@ -17,7 +17,11 @@ from rcnn_svm.experiment.config import PRESETS, DataConfig, ExperimentConfig, pa
 from rcnn_svm.features.build import FeatureConfig
 from rcnn_svm.threads import usable_cores
 
+if TYPE_CHECKING:
+    from rcnn_svm.experiment.parts import Run
+
 __all__ = [
+    "add_compute_options",
     "add_data_options",
     "add_experiment_options",
     "add_jobs_option",
@@ -25,10 +29,12 @@ __all__ = [
     "add_run_options",
     "cache_limit_of",
     "data_config",
+    "device_of",
     "experiment_config",
     "given",
     "n_jobs_of",
     "names_of",
+    "run_of",
 ]
 
 
@@ -69,7 +75,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(resumes=True)
     group = parser.add_argument_group("run")
     group.add_argument("--seed", type=int, help="of everything random (default: as configured, 0)")
-    add_jobs_option(group)
+    add_compute_options(group)
     group.add_argument(
         "--cache",
         type=Path,
@@ -83,6 +89,41 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         help=f"what may stay there, such as 2GB (default: as {LIMIT_VARIABLE} says, else a tenth of the disk "
         f"space that is free but for the cache)",
     )
+
+
+def add_compute_options(parser: argparse._ActionsContainer) -> None:
+    """Add the options that say what computes: how many threads, and where torch runs."""
+    add_jobs_option(parser)
+    parser.add_argument(
+        "--device", default="cpu", metavar="NAME", help="where torch runs, such as cuda (default: cpu)"
+    )
+
+
+def device_of(options: argparse.Namespace) -> str:
+    """Return where torch runs.
+
+    Raises:
+        ConfigError: no such device, or none here.
+    """
+    name: str = options.device
+    if name == "cpu":
+        return name  # known without loading torch
+    import torch
+
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        n_cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        here = ", ".join(["cpu", *(f"cuda:{i}" for i in range(n_cuda))])
+        raise ConfigError(f"--device must be a device of this machine ({here}), got {name!r}.") from error
+    return name
+
+
+def run_of(options: argparse.Namespace) -> Run:
+    """Return how an experiment is run: cache, threads, device."""
+    from rcnn_svm.experiment.parts import Run
+
+    return Run(options.cache, n_jobs_of(options), device_of(options), cache_limit_of(options))
 
 
 def add_jobs_option(parser: argparse._ActionsContainer) -> None:

@@ -14,7 +14,7 @@ from rcnn_svm.cli import options as shared
 from rcnn_svm.cli import words
 from rcnn_svm.config import to_dict
 from rcnn_svm.errors import ConfigError
-from rcnn_svm.experiment.config import HEADS, PRESETS, ExperimentConfig, HeadName, demo_config
+from rcnn_svm.experiment.config import COMPARED, HEADS, PRESETS, ExperimentConfig, HeadName, demo_config
 from rcnn_svm.files import remove_marker, write_json
 from rcnn_svm.progress import Stages, say
 
@@ -79,7 +79,7 @@ def add_verbs(verbs: Verbs) -> None:
     compare.add_argument("data", help="a VOC, COCO or YOLO data set, or `digits`")
     compare.add_argument("--out", type=Path, required=True, metavar="DIR", help="tables and report go here")
     compare.add_argument(
-        "--heads", metavar="A,B", help=f"of {', '.join(HEADS)} (default: as configured, all)"
+        "--heads", metavar="A,B", help=f"of {', '.join(HEADS)} (default: as configured, the first four)"
     )
     compare.add_argument(
         "--no-pictures", action="store_true", help="no report.html, which shows photographs of the data set"
@@ -93,7 +93,6 @@ def add_verbs(verbs: Verbs) -> None:
     finetune = verbs.add_parser("finetune", help="train a network on warped regions by R-CNN's recipe")
     finetune.add_argument("data", help="a VOC, COCO or YOLO data set, or `digits`")
     finetune.add_argument("--out", type=Path, required=True, metavar="FILE", help="weights, as .safetensors")
-    finetune.add_argument("--device", default="cpu", help="where torch runs, such as cuda")
     shared.add_experiment_options(finetune)
     finetune.set_defaults(run=_finetune, resumes=True)
 
@@ -105,7 +104,7 @@ def _demo(options: argparse.Namespace) -> None:
 def _compare(options: argparse.Namespace) -> None:
     names = tuple(name.strip() for name in options.heads.split(",")) if options.heads is not None else ()
     # A fair comparison tries as much for each head.
-    _run_and_report(options, _config(options, HEADS, names, choose=True))
+    _run_and_report(options, _config(options, COMPARED, names, choose=True))
 
 
 def _config(
@@ -163,8 +162,8 @@ def _run(
     from rcnn_svm.experiment.recipe import run_experiment, stages_of
     from rcnn_svm.report.experiment import write_experiment
 
-    limit = shared.cache_limit_of(options)
-    stages = Stages((*stages_of(config), "report"))
+    parts, run = config.build(), shared.run_of(options)
+    stages = Stages((*stages_of(parts), "report"))
     splits = load_data(config.data, seed=config.seed)
     remove_marker(options.out / "metrics.json")  # where one lies, the rest of the folder belongs to it
     warning = too_small(splits.trainval, config.proposals.min_size)
@@ -174,15 +173,7 @@ def _run(
     for line in words.opening(config, splits, options.out):
         say(line)
     keep = None if finished is None else lambda result: finished(result, splits)
-    experiment = run_experiment(
-        config,
-        splits,
-        options.cache,
-        n_jobs=shared.n_jobs_of(options),
-        cache_limit=limit,
-        finished=keep,
-        stages=stages,
-    )
+    experiment = run_experiment(parts, splits, run, finished=keep, stages=stages)
     with stages("report", "intervals, tables and figures"):
         metrics, bootstrap = write_experiment(folder, experiment, command=_command(options), html=html)
     stages.finish()
@@ -217,7 +208,7 @@ def _train(options: argparse.Namespace) -> None:
     experiment, metrics, bootstrap = _run(options, config, folder, finished=save)
     print(words.wrapped(markdown(metrics, bootstrap)), flush=True)
     cache = describe(options.cache, shared.cache_limit_of(options))
-    for line in words.closing_of_training(experiment, metrics, saved[0], options.out, folder, cache):
+    for line in words.closing_of_training(experiment, config, metrics, saved[0], options.out, folder, cache):
         say(line)
 
 
@@ -226,7 +217,7 @@ def _estimate(options: argparse.Namespace, config: ExperimentConfig) -> None:
     from rcnn_svm.experiment.recipe import estimate_experiment
 
     splits = load_data(config.data, seed=config.seed)
-    for estimate in estimate_experiment(config, splits, options.cache):
+    for estimate in estimate_experiment(config.build(), splits, shared.run_of(options)):
         print(estimate)
 
 
@@ -257,13 +248,14 @@ def _toml(value: Any) -> str:
 def _finetune(options: argparse.Namespace) -> None:
     from rcnn_svm.experiment.data import load_data
     from rcnn_svm.experiment.recipe import propose
-    from rcnn_svm.features.backbone import load_backbone
-    from rcnn_svm.finetune import finetune
+    from rcnn_svm.networks.backbone import load_backbone
+    from rcnn_svm.training.crops import finetune
 
     if options.out.suffix != ".safetensors":
         raise ConfigError(f"--out must name a .safetensors file, got {options.out}.")
-    room = CacheLimit(options.cache, shared.cache_limit_of(options))
-    config = _config(options, HEADS)
+    run = shared.run_of(options)
+    room = CacheLimit(run.cache, run.cache_limit)
+    config = _config(options, COMPARED)
     stages = Stages(("proposals", "finetune"))
     train = load_data(config.data, seed=config.seed).train
     settings = options.out.with_suffix(".config.json")
@@ -271,7 +263,7 @@ def _finetune(options: argparse.Namespace) -> None:
     for line in words.opening_of_finetuning(config, train, options.out, settings):
         say(line)
     with stages("proposals", f"boxes in which an object may be, in {len(train)} images"):
-        regions = propose(train, config, options.cache, n_jobs=shared.n_jobs_of(options))
+        regions = propose(train, config.proposals, run)
     room.hold(finished=True)
     with stages("finetune", f"{config.features.backbone} on {len(train)} images of {train.split}"):
         result = finetune(
@@ -281,7 +273,7 @@ def _finetune(options: argparse.Namespace) -> None:
             config.finetune,
             seed=config.seed,
             checkpoint=options.out.with_suffix(".checkpoint"),
-            device=options.device,
+            device=run.device,
         )
     result.save(options.out)
     stages.finish()

@@ -39,7 +39,7 @@ def add_verbs(verbs: Any) -> None:
     )
     shown.add_argument("--all", action="store_true", help="show everything, however unlikely")
     detect.add_argument("--no-pictures", action="store_true", help="write JSON only")
-    shared.add_jobs_option(detect)
+    shared.add_compute_options(detect)
     detect.set_defaults(run=_detect)
 
     evaluate = verbs.add_parser(
@@ -58,7 +58,7 @@ def add_verbs(verbs: Any) -> None:
     )
     evaluate.add_argument("--out", type=Path, metavar="DIR", help="write figures and exchange formats here")
     shared.add_label_options(evaluate, "measure these classes, in this order (default: all that are known)")
-    shared.add_jobs_option(evaluate)
+    shared.add_compute_options(evaluate)
     evaluate.set_defaults(run=_evaluate)
 
 
@@ -68,7 +68,7 @@ def _detect(options: argparse.Namespace) -> None:
     from rcnn_svm.evaluation.exchange import write_detections
     from rcnn_svm.report.draw import draw_detections, save_picture
 
-    detector = load_detector(options.detector)
+    detector = load_detector(options.detector, device=shared.device_of(options))
     left_out: list[DataError] = []
 
     def leave_out(error: DataError) -> None:
@@ -181,7 +181,7 @@ def _detected(options: argparse.Namespace) -> tuple[list[Detections], Dataset]:
     from rcnn_svm.datasets import SplitRecord, images_to_measure
     from rcnn_svm.detector import load_detector
 
-    detector = load_detector(options.detections)
+    detector = load_detector(options.detections, device=shared.device_of(options))
     dataset, notes = images_to_measure(
         options.data,
         options.split,

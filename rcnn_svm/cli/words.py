@@ -78,12 +78,19 @@ def opening_of_finetuning(
 
 
 def closing_of_training(
-    experiment: Experiment, metrics: Mapping[str, Any], head: str, out: Path, evaluation: Path, cache: str
+    experiment: Experiment,
+    config: ExperimentConfig,
+    metrics: Mapping[str, Any],
+    head: str,
+    out: Path,
+    evaluation: Path,
+    cache: str,
 ) -> list[str]:
     """Say where a trained detector is, how good it is, and what to do next.
 
     Args:
         experiment: with the one head, without and with box regression.
+        config: of the experiment.
         metrics: of the experiment, as in `metrics.json`.
         head: the one that was saved.
         out: the detector's folder.
@@ -107,7 +114,7 @@ def closing_of_training(
             f"rcnn-svm evaluate {_typed(out)} LABELLED_IMAGES",
         ),
         *_item(*cache.split(": ", 1)),
-        *(line for one in advice(objects, weak, experiment.config) for line in _item("To try", one)),
+        *(line for one in advice(objects, weak, config) for line in _item("To try", one)),
     ]
 
 

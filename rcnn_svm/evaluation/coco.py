@@ -48,6 +48,10 @@ class CocoResult:
     precision: NDArray[np.float64]
     recall: NDArray[np.float64]
 
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{name} {100 * self.summary()[name]:.1f}" for name in ("AP", "AP50", "AP75"))
+        return f"CocoResult({shown}: {len(self.classes)} classes)"
+
     def ap(self) -> NDArray[np.float64]:
         """Return (K,) AP over all sizes, averaged over the ten IoU levels."""
         value: NDArray[np.float64] = self.precision[0].mean(axis=0)

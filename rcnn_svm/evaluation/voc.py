@@ -121,6 +121,10 @@ class EvalResult:
     curves: tuple[Curve, ...]
     matches: Matches
 
+    def __repr__(self) -> str:
+        size = f"{len(self.classes)} classes, {len(self.matches.n_objects)} images"
+        return f"EvalResult({100 * self.map():.1f} mAP by {self.rule}: {size})"
+
     def ap(self, rule: Rule | None = None) -> NDArray[np.float64]:
         """Return (K,) average precision by `rule`; nan where the class has no object."""
         rule = self.rule if rule is None else rule

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, get_args
 
 from rcnn_svm import postprocess
-from rcnn_svm.config import Count, Interval, Positive, Seed, Share, Values, check
+from rcnn_svm.config import Count, Interval, Positive, Seed, Share, Values, check, to_dict
 from rcnn_svm.errors import ConfigError
 from rcnn_svm.evaluation.voc import Rule
 from rcnn_svm.features.build import FeatureConfig
-from rcnn_svm.features.fc_layers import FcConfig
-from rcnn_svm.features.trunk_config import TrunkConfig
-from rcnn_svm.finetune import FinetuneConfig, label_rule
 from rcnn_svm.heads.assign import LabelRule
 from rcnn_svm.postprocess import PostprocessConfig, Step
 from rcnn_svm.proposals import SelectiveSearchConfig
+from rcnn_svm.training.config import FcConfig, FinetuneConfig, TrunkConfig
+
+if TYPE_CHECKING:
+    from rcnn_svm.experiment.learning import Learner
+    from rcnn_svm.experiment.parts import Parts
+    from rcnn_svm.heads.recipe import HeadRecipe
 
 __all__ = [
+    "COMPARED",
     "HEADS",
     "PRESETS",
     "DataConfig",
@@ -34,9 +39,11 @@ __all__ = [
     "quick_config",
 ]
 
-HeadName: TypeAlias = Literal["linear-svm", "rbf-svm", "softmax-refit", "softmax-finetuned"]
+HeadName: TypeAlias = Literal["linear-svm", "rbf-svm", "softmax-refit", "softmax-finetuned", "nystroem-svm"]
 HEADS: tuple[HeadName, ...] = get_args(HeadName)
-"""The heads that can be compared; `+bbox` is appended where box regression is on."""
+"""The heads that have a name; `+bbox` is appended where box regression is on."""
+COMPARED: tuple[HeadName, ...] = HEADS[:4]
+"""Those that are compared unless others are named."""
 
 Grid: TypeAlias = Annotated[tuple[Positive, ...], Values(least=1)]
 """What is tried for a setting; one value means no choice."""
@@ -93,12 +100,16 @@ class HeadsConfig:
         soft_nms_sigmas: decays of soft-NMS, which is tried beside plain NMS; empty for plain NMS only.
         vote_ious: box voting thresholds; 0 stands for no voting.
         box_steps: how much of the way box regression moves a box; tried wherever images are held out.
+        ridge_min_iou: box regression learns from regions whose IoU with their object is above this.
+        rbf_max_rows: how many mined regions the RBF SVM trains on at most; their kernel takes four bytes for
+            every pair.
+        n_landmarks: regions that the approximate SVM maps all others to.
         svm_positive_iou: a region is a positive of an SVM from this IoU on; None takes the labelled boxes
             alone, as R-CNN does.
         svm_negative_iou: a region is a negative of an SVM when its IoU is less (R-CNN: 0.3).
     """
 
-    names: Annotated[tuple[HeadName, ...], Values(least=1, distinct=True)] = HEADS
+    names: Annotated[tuple[HeadName, ...], Values(least=1, distinct=True)] = COMPARED
     scaling: Literal["none", "l2", "sqrt-l2", "mean-norm-20"] = "l2"
     loss: Literal["hinge", "squared_hinge"] = "hinge"
     solver: Literal["block", "liblinear"] = "block"
@@ -114,12 +125,65 @@ class HeadsConfig:
     soft_nms_sigmas: tuple[Positive, ...] = (0.2,)
     vote_ious: Annotated[tuple[Share, ...], Values(least=1)] = (0.0, 0.5)
     box_steps: Annotated[tuple[Step, ...], Values(least=1)] = (0.5, 1.0)
+    ridge_min_iou: Annotated[float, Interval(0, 1, "left")] = 0.6
+    rbf_max_rows: Count = 12_000
+    n_landmarks: Count = 1000
     svm_positive_iou: Share | None = None
     svm_negative_iou: Share = 0.3
 
     def __post_init__(self) -> None:
         check(self, where="heads")
-        LabelRule(self.svm_positive_iou, self.svm_negative_iou)
+        _ = self.svm_rule  # one that contradicts itself is refused now
+
+    @property
+    def svm_rule(self) -> LabelRule:
+        """Which regions are positives and negatives of an SVM."""
+        return LabelRule(self.svm_positive_iou, self.svm_negative_iou)
+
+    def build(self, *, seed: int) -> tuple[HeadRecipe, ...]:
+        """Make the heads that are named.
+
+        Args:
+            seed: of their solvers.
+        """
+        return tuple(self._head(name, seed) for name in self.names)
+
+    def _head(self, name: HeadName, seed: int) -> HeadRecipe:
+        from rcnn_svm.heads.kernel_svm import KernelSVMHead, NystroemSVMHead
+        from rcnn_svm.heads.kernels import RBF
+        from rcnn_svm.heads.linear_svm import LinearSVMHead
+        from rcnn_svm.heads.mining import FixedPointMining, PaperMining
+        from rcnn_svm.heads.recipe import HeadRecipe
+        from rcnn_svm.heads.softmax import NetworkSoftmaxHead, SoftmaxHead
+
+        kernels: dict[str, list[Any]] = {
+            "kernel": [RBF(gamma) for gamma in sorted(set(self.rbf_gammas))],
+            "C": sorted(set(self.rbf_costs)),
+        }
+        weight, rule = self.positive_weight, self.svm_rule
+        if name == "linear-svm":
+            linear = LinearSVMHead(
+                rule=rule,
+                loss=self.loss,
+                positive_weight=weight,
+                mining=PaperMining() if self.mining == "paper" else FixedPointMining(),
+                solver=self.solver,
+                random_state=seed,
+            )
+            return HeadRecipe(name, linear, {"C": sorted(set(self.linear_costs))}, self.scaling)
+        if name == "rbf-svm":
+            rbf = KernelSVMHead(rule=rule, positive_weight=weight, max_rows=self.rbf_max_rows)
+            return HeadRecipe(name, rbf, kernels, self.scaling)
+        if name == "nystroem-svm":
+            nystroem = NystroemSVMHead(
+                rule=rule, positive_weight=weight, n_landmarks=self.n_landmarks, random_state=seed
+            )
+            return HeadRecipe(name, nystroem, kernels, self.scaling)
+        if name == "softmax-refit":
+            softmax_rule = LabelRule(self.softmax_positive_iou, min(0.5, self.softmax_positive_iou))
+            softmax = SoftmaxHead(rule=softmax_rule, random_state=seed)
+            return HeadRecipe(name, softmax, {"C": sorted(set(self.softmax_costs))}, self.scaling)
+        return HeadRecipe(name, NetworkSoftmaxHead(), scaling="none")
 
 
 @dataclass(frozen=True)
@@ -176,29 +240,64 @@ class ExperimentConfig:
 
     def __post_init__(self) -> None:
         check(self)
-        # Rules that contradict themselves are refused now, before anything is computed.
-        label_rule(self.fc)
-        LabelRule(self.finetune.positive_iou, self.finetune.negative_iou)
-        if self.learn == "trunk" and self.fc.scaling != "none":
-            raise ConfigError(
-                f"fc.scaling must be none with learn=trunk, which trains through unscaled rows, "
-                f"got {self.fc.scaling!r}."
-            )
-        if self.learn == "trunk" and (self.fc.mirror or self.fc.other_sides):
-            raise ConfigError(
-                "fc.mirror and fc.other_sides must be off with learn=trunk, which sees mirror images later. "
-                "Set trunk.flip instead."
-            )
-        if self.fc.other_sides and self.features.path != "shared":
-            raise ConfigError(
-                f"fc.other_sides needs the shared path, got {self.fc.other_sides} with features.path="
-                f"{self.features.path}."
-            )
 
-    @property
-    def reads_all_rows(self) -> bool:
-        """Whether some head is trained on, or chosen by, the features of every region of trainval."""
-        return self.choose or self.heads.names != ("softmax-finetuned",) or self.fc.box_weight == 0
+    def build(self, **own: Any) -> Parts:
+        """Make the parts that this configuration describes.
+
+        Args:
+            **own: parts of yours instead, by their names in `Parts`. `heads` may hold names of heads as well.
+
+        Raises:
+            ConfigError: parts that do not work together, or no part of such a name.
+        """
+        from rcnn_svm.experiment.learning import FcOnFrozen, FineTuned, Frozen, TunedTrunk
+        from rcnn_svm.experiment.parts import BoxRecipe, Parts, PostprocessGrid
+
+        learners: dict[str, Learner] = {
+            "nothing": Frozen(),
+            "fc": FcOnFrozen(self.fc),
+            "trunk": TunedTrunk(self.fc, self.trunk),
+            "network": FineTuned(self.finetune),
+        }
+        heads = self.heads
+        made: dict[str, Any] = {
+            "proposer": self.proposals,
+            "features": self.features,
+            "learner": learners[self.learn],
+            "heads": heads.build(seed=self.seed),
+            "boxes": BoxRecipe(sorted(set(heads.ridge_strengths)), heads.scaling, heads.ridge_min_iou),
+            "postprocess": self.detect,
+            "tried": PostprocessGrid(heads.max_ious, heads.soft_nms_sigmas, heads.vote_ious, heads.box_steps),
+            "backbone": None,
+            "featurizer": None,
+            "evaluators": (),
+            "test_regions": self.test_regions,
+            "choose": self.choose,
+            "folds": self.folds,
+            "rule": self.rule,
+            "n_bootstrap": self.n_bootstrap,
+            "seed": self.seed,
+        }
+        if unknown := sorted(set(own) - set(made)):
+            near = difflib.get_close_matches(unknown[0], made, n=1)
+            hint = f"Did you mean {near[0]!r}?" if near else f"Parts are {', '.join(made)}."
+            raise ConfigError(f"ExperimentConfig.build: has no part {unknown[0]!r}. {hint}")
+        if "heads" in own:
+            own["heads"] = tuple(
+                replace(heads, names=[head]).build(seed=self.seed)[0] if isinstance(head, str) else head  # type: ignore[arg-type]
+                for head in own["heads"]
+            )
+        described = to_dict(self, finite=True) | {"own": {name: _named(part) for name, part in own.items()}}
+        return Parts(**made | own, described=described)
+
+
+def _named(part: Any) -> Any:
+    """Return a part as plain data: what it is called."""
+    if isinstance(part, tuple | list):
+        return [_named(one) for one in part]
+    if part is None or isinstance(part, bool | int | float | str):
+        return part
+    return str(getattr(part, "name", None) or getattr(part, "__name__", type(part).__name__))
 
 
 def paper_config(base: ExperimentConfig) -> ExperimentConfig:

@@ -15,6 +15,7 @@ from rcnn_svm.boxes import Boxes, flip_horizontally
 from rcnn_svm.features.store import FeatureStore, RowReader, to_float32
 from rcnn_svm.heads.assign import LabelRule, RegionTruth, describe_regions
 from rcnn_svm.heads.base import ALL, Rows
+from rcnn_svm.heads.scorers import SoftmaxScorer
 from rcnn_svm.proposals import ProposalRecall, proposal_recall
 from rcnn_svm.structures import Dataset, GroundTruth, Image, RegionSet, Sample, mirror_image
 
@@ -137,16 +138,24 @@ class StoredBlocks:
         store: holds or computes the features.
         regions: which images and boxes.
         scaler: applied to rows as they are read; None leaves them as stored.
+        softmax: what the rows were learned with, a head of its own; None where nothing was learned.
     """
 
-    def __init__(self, store: FeatureStore, regions: SplitRegions, scaler: Scaler | None = None) -> None:
+    def __init__(
+        self,
+        store: FeatureStore,
+        regions: SplitRegions,
+        scaler: Scaler | None = None,
+        softmax: SoftmaxScorer | None = None,
+    ) -> None:
         self.store = store
         self.regions = regions
         self.scaler = scaler
+        self.softmax = softmax
 
-    def scaled(self, scaler: Scaler) -> StoredBlocks:
+    def scaled(self, scaler: Scaler | None) -> StoredBlocks:
         """Return the same blocks read through `scaler`."""
-        return StoredBlocks(self.store, self.regions, scaler)
+        return StoredBlocks(self.store, self.regions, scaler, self.softmax)
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import IO, Any
@@ -13,25 +12,19 @@ from numpy.typing import NDArray
 
 from rcnn_svm.boxes import Boxes
 from rcnn_svm.detector import Model
-from rcnn_svm.evaluation.voc import evaluate_voc
-from rcnn_svm.experiment.config import ExperimentConfig, HeadsConfig, middle
+from rcnn_svm.evaluation.voc import Rule, evaluate_voc
+from rcnn_svm.experiment.parts import BoxRecipe, PostprocessGrid
 from rcnn_svm.experiment.regions import StoredBlocks
 from rcnn_svm.features.scaling import FeatureScaler
 from rcnn_svm.features.store import to_float32
 from rcnn_svm.files import scratch_file
-from rcnn_svm.heads.assign import LabelRule
-from rcnn_svm.heads.base import Scorer
 from rcnn_svm.heads.bbox_regressor import BoxRegressor
-from rcnn_svm.heads.linear_svm import LinearSVMHead
-from rcnn_svm.heads.mining import FixedPointMining, PaperMining
-from rcnn_svm.heads.rbf_svm import RBFSVMHead
-from rcnn_svm.heads.softmax import SoftmaxHead
-from rcnn_svm.postprocess import PostprocessConfig, postprocess
+from rcnn_svm.heads.recipe import HeadRecipe
+from rcnn_svm.postprocess import Postprocess, PostprocessConfig
 from rcnn_svm.progress import track
 from rcnn_svm.structures import Detections
 
 __all__ = [
-    "Candidate",
     "Choice",
     "ScoredImage",
     "ScoredSplit",
@@ -42,8 +35,6 @@ __all__ = [
     "mean_ap",
     "score_images",
     "scored_once",
-    "settled",
-    "train_candidates",
 ]
 
 
@@ -129,171 +120,70 @@ def scored_once(blocks: StoredBlocks, model: Model) -> Iterator[ScoredSplit]:
         yield ScoredSplit(blocks, file)
 
 
-def detected(
-    blocks: StoredBlocks, scored: Iterable[ScoredImage], detect: PostprocessConfig
-) -> list[Detections]:
+def detected(blocks: StoredBlocks, scored: Iterable[ScoredImage], detect: Postprocess) -> list[Detections]:
     """Return the detections of each image from its scored regions."""
     return [
-        postprocess(sample.image_id, sample.size, image.boxes, image.scores, image.deltas, detect)
+        detect(sample.image_id, sample.size, image.boxes, image.scores, image.deltas)
         for sample, image in zip(blocks.regions.dataset, scored, strict=True)
     ]
 
 
-def mean_ap(
-    blocks: StoredBlocks, scored: Iterable[ScoredImage], detect: PostprocessConfig, config: ExperimentConfig
-) -> float:
-    """Return the mAP, in percent, of scored regions after `postprocess`."""
-    dataset = blocks.regions.dataset
+def mean_ap(blocks: StoredBlocks, scored: Iterable[ScoredImage], detect: Postprocess, rule: Rule) -> float:
+    """Return the mAP, in percent, of scored regions after post-processing."""
     detections = detected(blocks, scored, detect)
-    result = evaluate_voc(detections, blocks.regions.truths, dataset.classes, rule=config.rule)
-    return 100 * result.map(config.rule)
-
-
-@dataclass(frozen=True, eq=False)
-class Candidate:
-    """One head trained with one setting.
-
-    Attributes:
-        settings: what distinguishes it.
-        scorer: the trained head.
-        details: figures worth reporting, such as support vectors or the duality gap.
-    """
-
-    settings: dict[str, float]
-    scorer: Scorer
-    details: dict[str, Any]
-
-
-def settings_of(name: str, config: HeadsConfig) -> list[dict[str, float]]:
-    """Return every setting that the configuration names for a head, each once; C rises."""
-    if name == "linear-svm":
-        return [{"C": cost} for cost in sorted(set(config.linear_costs))]
-    if name == "softmax-refit":
-        return [{"C": cost} for cost in sorted(set(config.softmax_costs))]
-    grid = itertools.product(dict.fromkeys(config.rbf_gammas), sorted(set(config.rbf_costs)))
-    return [{"C": cost, "gamma": gamma} for gamma, cost in grid]
-
-
-def settled(name: str, config: HeadsConfig) -> dict[str, float]:
-    """Return the setting of a head, or of `ridge`, that is taken unseen: the middle of each grid."""
-    if name == "ridge":
-        return {"strength": middle(config.ridge_strengths)}
-    if name == "rbf-svm":
-        return {"C": middle(config.rbf_costs), "gamma": middle(config.rbf_gammas)}
-    return {"C": middle(config.linear_costs if name == "linear-svm" else config.softmax_costs)}
-
-
-def train_candidates(
-    name: str,
-    settings: Sequence[dict[str, float]],
-    config: HeadsConfig,
-    blocks: StoredBlocks,
-    *,
-    seed: int,
-    n_jobs: int,
-) -> Iterator[Candidate]:
-    """Train one head with each of `settings`, in order.
-
-    Args:
-        name: `linear-svm`, `rbf-svm` or `softmax-refit`.
-        settings: as `settings_of` returns them, or the one that was chosen.
-        config: what is the same for all.
-        blocks: scaled features of a training split.
-        seed: of everything random.
-        n_jobs: classes in parallel, where the solver trains them one by one.
-    """
-    costs = [setting["C"] for setting in settings]
-    if name == "linear-svm":
-        yield from _linear(settings, costs, config, blocks, seed, n_jobs)
-    elif name == "softmax-refit":
-        rule = LabelRule(config.softmax_positive_iou, min(0.5, config.softmax_positive_iou))
-        head = SoftmaxHead(rule=rule)
-        for setting, scorer in zip(settings, head.fit_path(blocks, costs), strict=True):
-            yield Candidate(setting, scorer, {})
-    else:
-        rbf = RBFSVMHead(rule=_svm_rule(config), positive_weight=config.positive_weight, n_jobs=n_jobs)
-        grid = rbf.fit_grid(blocks, sorted(set(costs)), list(dict.fromkeys(s["gamma"] for s in settings)))
-        for setting, (_, _, machine) in zip(settings, grid, strict=True):
-            details = {"n_support_vectors": len(machine.support), "mined_regions": rbf.n_rows_}
-            yield Candidate(setting, machine, details)
-
-
-def _svm_rule(config: HeadsConfig) -> LabelRule:
-    return LabelRule(config.svm_positive_iou, config.svm_negative_iou)
-
-
-def _linear(
-    settings: Sequence[dict[str, float]],
-    costs: Sequence[float],
-    config: HeadsConfig,
-    blocks: StoredBlocks,
-    seed: int,
-    n_jobs: int,
-) -> Iterator[Candidate]:
-    head = LinearSVMHead(
-        rule=_svm_rule(config),
-        loss=config.loss,
-        positive_weight=config.positive_weight,
-        mining=PaperMining() if config.mining == "paper" else FixedPointMining(),
-        solver=config.solver,
-        n_jobs=n_jobs,
-        random_state=seed,
-    )
-    if config.mining == "fixed-point" and len(settings) > 1:  # a path is coarser: good enough to rank
-        for setting, scorer in zip(settings, head.fit_path(blocks, costs), strict=True):
-            yield Candidate(setting, scorer, {"mining_passes": head.mining_.passes})
-    else:
-        for setting in settings:
-            head.set_params(C=setting["C"]).fit(blocks)
-            yield Candidate(setting, head.scorer_, {"mining_passes": head.mining_.passes})
+    result = evaluate_voc(detections, blocks.regions.truths, blocks.classes, rule=rule)
+    return 100 * result.map(rule)
 
 
 def choose_head(
-    name: str,
-    config: ExperimentConfig,
+    recipe: HeadRecipe,
     train: StoredBlocks,
     val: StoredBlocks,
-    scaler: FeatureScaler,
+    scaler: FeatureScaler | None,
+    detect: Postprocess,
+    rule: Rule,
     *,
     n_jobs: int,
 ) -> tuple[Choice, Model]:
-    """Train on `train` with every setting, measure each on `val` by plain NMS, keep the best.
+    """Train on `train` with every setting, measure each on `val` without box regression, keep the best.
 
-    Equals go to the smaller cost, which comes first.
+    Equals go to the setting that is tried first, the smaller cost.
 
     Args:
-        name: `linear-svm`, `rbf-svm` or `softmax-refit`.
-        config: the grids.
+        recipe: the head and what is tried for it.
         train: unscaled features of the training split.
         val: unscaled features of the validation split.
-        scaler: fitted on `train`.
+        scaler: fitted on `train`; None for rows as they are.
+        detect: from scores to detections, without box regression.
+        rule: of AP.
         n_jobs: classes in parallel.
     """
-    detect = replace(config.detect, regression="off", vote_iou=None)
     tried: list[tuple[dict[str, Any], float]] = []
     best: Model | None = None
-    settings = settings_of(name, config.heads)
-    fits = train_candidates(
-        name, settings, config.heads, train.scaled(scaler), seed=config.seed, n_jobs=n_jobs
-    )
-    for candidate in track(fits, f"{name} settings", total=len(settings), unit="fit"):
-        model = Model(candidate.scorer, scaler)
-        value = mean_ap(val, score_images(val, model), detect, config)
+    settings = recipe.settings()
+    fits = recipe.fit(train.scaled(scaler), settings, n_jobs=n_jobs)
+    for fitted in track(fits, f"{recipe.name} settings", total=len(settings), unit="fit"):
+        model = Model(fitted.scorer, scaler)
+        value = mean_ap(val, score_images(val, model), detect, rule) if len(settings) > 1 else 0.0
         if best is None or value > max(earlier for _, earlier in tried):
             best = model
-        tried.append((candidate.settings, value))
-    assert best is not None  # the configuration refuses empty grids
-    return _winner(tried), best
+        tried.append((dict(fitted.settings), value))
+    assert best is not None  # a grid has a setting at least
+    if len(settings) == 1:  # nothing was chosen
+        return Choice(settings[0], None, ()), best
+    return winner(tried), best
 
 
 def choose_regressor(
-    config: ExperimentConfig,
+    recipe: BoxRecipe,
     train: StoredBlocks,
     val: StoredBlocks,
-    scaler: FeatureScaler,
+    scaler: FeatureScaler | None,
     learned: BoxRegressor | None,
     model: Model,
     scored: ScoredSplit,
+    detect: Postprocess,
+    rule: Rule,
 ) -> tuple[Choice, Model]:
     """Choose the box regression by the mAP that it gives a head on `val`.
 
@@ -301,63 +191,54 @@ def choose_regressor(
     together with the representation where there is one.
 
     Args:
-        config: the strengths.
+        recipe: the strengths.
         train: unscaled features of the training split.
         val: unscaled features of the validation split.
         scaler: fitted on `train`; the ridge regressions read scaled rows.
         learned: reads unscaled rows, or None.
         model: the head.
         scored: its scores on `val`.
+        detect: from scores to detections, without box voting.
+        rule: of AP.
 
     Returns:
         The choice, whose settings are `{"strength": s}` or `{"learned": True}`, and the head with it.
     """
-    detect = replace(config.detect, vote_iou=None)
-    strengths = config.heads.ridge_strengths
+    ridge = BoxRegressor(min_iou=recipe.min_iou)
     models = [
         replace(model, regressor=regressor, regressor_scaler=scaler)
-        for regressor in BoxRegressor().fit_path(train.scaled(scaler), strengths)
+        for regressor in ridge.fit_path(train.scaled(scaler), recipe.strengths)
     ]
-    settings: list[dict[str, Any]] = [{"strength": strength} for strength in strengths]
+    settings: list[dict[str, Any]] = [{"strength": strength} for strength in recipe.strengths]
     if learned is not None:
         models.append(replace(model, regressor=learned, regressor_scaler=None))
         settings.append({"learned": True})
     tried = [
-        (setting, mean_ap(val, replace(scored, boxes_by=candidate), detect, config))
+        (setting, mean_ap(val, replace(scored, boxes_by=candidate), detect, rule))
         for setting, candidate in zip(settings, models, strict=True)
     ]
-    choice = _winner(tried)
+    choice = winner(tried)
     return choice, models[settings.index(choice.settings)]
 
 
 def choose_postprocess(
-    config: ExperimentConfig, val: StoredBlocks, scored: ScoredSplit
-) -> tuple[Choice, PostprocessConfig]:
-    """Choose NMS and its threshold, or soft-NMS; where boxes are regressed, how far, and box voting."""
-    with_boxes = scored.boxes_by is not None
-    moves: list[dict[str, float]] = [{"vote_iou": 0.0}]
-    if with_boxes:
-        grid = itertools.product(config.heads.vote_ious, config.heads.box_steps)
-        moves = [{"vote_iou": vote, "box_step": step} for vote, step in grid]
+    base: Postprocess, grid: PostprocessGrid, val: StoredBlocks, scored: ScoredSplit, rule: Rule
+) -> tuple[Choice, Postprocess]:
+    """Choose NMS and its threshold, or soft-NMS; where boxes are regressed, how far, and box voting.
+
+    Post-processing that is not ours is taken as it is.
+    """
+    if not isinstance(base, PostprocessConfig):
+        return Choice({}, mean_ap(val, scored, base, rule), ()), base
     tried, configs = [], []
-    plain = [{"max_iou": value} for value in config.heads.max_ious]
-    soft = [{"soft_nms_sigma": value} for value in config.heads.soft_nms_sigmas]
-    for suppression, move in itertools.product([*plain, *soft], moves):
-        detect = replace(
-            config.detect,
-            max_iou=suppression.get("max_iou", config.detect.max_iou),
-            soft_nms_sigma=suppression.get("soft_nms_sigma"),
-            vote_iou=move["vote_iou"] or None,
-            box_step=move.get("box_step", config.detect.box_step),
-            regression=config.detect.regression if with_boxes else "off",
-        )
+    for settings, detect in grid.of(base, with_boxes=scored.boxes_by is not None):
         configs.append(detect)
-        tried.append(({**suppression, **move}, mean_ap(val, scored, detect, config)))
-    choice = _winner(tried)
+        tried.append((settings, mean_ap(val, scored, detect, rule)))
+    choice = winner(tried)
     return choice, configs[[setting for setting, _ in tried].index(choice.settings)]
 
 
-def _winner(tried: Sequence[tuple[dict[str, Any], float]]) -> Choice:
+def winner(tried: Sequence[tuple[dict[str, Any], float]]) -> Choice:
     """Return the best of what was tried, the first of equals."""
     best = int(np.argmax([value for _, value in tried]))
     return Choice(*tried[best], tuple(tried))

@@ -27,14 +27,15 @@ from rcnn_svm.boxes import Boxes
 from rcnn_svm.datasets import read_image
 from rcnn_svm.errors import ConfigError
 from rcnn_svm.experiment.config import ExperimentConfig
-from rcnn_svm.features.backbone import Backbone, load_backbone
 from rcnn_svm.features.build import FeatureConfig, build_featurizer
-from rcnn_svm.features.fc_layers import FcConfig, FcLayers
+from rcnn_svm.features.fc_layers import FcLayers
 from rcnn_svm.features.featurizers import SharedFeatures
-from rcnn_svm.features.products import FusedLinear
+from rcnn_svm.networks.backbone import Backbone, load_backbone
+from rcnn_svm.networks.products import FusedLinear
 from rcnn_svm.opencv import cv2
 from rcnn_svm.progress import track
 from rcnn_svm.structures import Image
+from rcnn_svm.training.config import FcConfig
 
 __all__ = [
     "IMAGE_SIZE",

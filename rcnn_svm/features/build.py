@@ -10,8 +10,8 @@ from rcnn_svm.errors import ConfigError
 from rcnn_svm.features.store import Precision
 
 if TYPE_CHECKING:
-    from rcnn_svm.features.backbone import Backbone
     from rcnn_svm.features.featurizers import SharedFeatures, WarpedFeatures
+    from rcnn_svm.networks.backbone import Backbone
 
     ImageFeaturizer: TypeAlias = SharedFeatures | WarpedFeatures
 
@@ -23,7 +23,7 @@ class FeatureConfig:
     """What is read out of which network.
 
     Attributes:
-        backbone: name of the network, see `rcnn_svm.features.backbone.BACKBONES`.
+        backbone: name of the network, see `rcnn_svm.networks.backbone.BACKBONES`.
         weights: `default`, `offline`, `random`, a member of torchvision's enum, or a file.
         path: `shared` runs the convolutions once per image, `warped` the whole network on every
             region, as R-CNN does.
@@ -72,8 +72,8 @@ def build_featurizer(
         ConfigError: an unknown network or layer.
         WeightsError: the weights are missing, damaged or of another network.
     """
-    from rcnn_svm.features.backbone import load_backbone
     from rcnn_svm.features.featurizers import SharedFeatures, WarpedFeatures
+    from rcnn_svm.networks.backbone import load_backbone
 
     if backbone is None:
         backbone = load_backbone(config.backbone, config.weights, seed=seed)

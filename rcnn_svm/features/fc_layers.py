@@ -2,7 +2,7 @@
 
 `FcLayers` is the trained result, plain arrays. Calling it gives the last hidden layer, after
 its ReLU and before the softmax, which is what the SVMs read; the softmax and the box regression that it was
-trained with are there as well. `rcnn_svm.finetune.train_fc_layers` makes one.
+trained with are there as well. `rcnn_svm.training.fc.train_fc_layers` makes one.
 """
 
 from __future__ import annotations
@@ -10,79 +10,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rcnn_svm.config import Count, Interval, NotNegative, Positive, Share, Values, check
 from rcnn_svm.errors import CacheError, ShapeError
 from rcnn_svm.features.scaling import FeatureScaler
 from rcnn_svm.files import bytes_digest
 from rcnn_svm.structures import require_finite
 
-__all__ = ["FcConfig", "FcLayers", "RowScaling"]
+__all__ = ["FcLayers", "RowScaling"]
 
 RowScaling = Literal["none", "l2", "sqrt-l2"]
 _MAX_ROWS = 4096
 """Rows at a time through the layers: bounds the memory of a call."""
-
-
-@dataclass(frozen=True)
-class FcConfig:
-    """How fc6 and fc7 of our own are trained.
-
-    Attributes:
-        hidden: units of each layer, `(1024,)` for fc6 alone, `(1024, 1024)` for fc6 and fc7.
-        scaling: of rows before the first layer; every dimension is standardised after it.
-        dropout: share of each layer's outputs that is dropped while training.
-        positive_iou: a region is a positive of its best object's class when its IoU is >= this.
-        negative_iou: a region is background when its best IoU is < this and >= `negative_low`.
-        negative_low: see there; 0 takes all of the background, as R-CNN does.
-        skip_difficult: do not learn from objects that are marked as difficult.
-        mirror: learn from mirror images as well, which doubles the work of features; not where the
-            network is trained too.
-        other_sides: learn from the images (mirrored with `mirror`) at these sizes of their longer sides
-            as well; on the shared path, and not where the network is trained too.
-        background: so many background regions of an image can be drawn at all, themselves drawn once;
-            all of them where the heads need every region's features anyway.
-        batch_size: regions a step.
-        positive_share: share of positives in a batch (R-CNN: 32 of 128).
-        balanced: draw positives evenly over classes instead of evenly over regions.
-        n_steps: training steps; None takes 200 and 20 for every class, at most 1000.
-        optimizer: `adam` (with decoupled weight decay) or `sgd` (momentum 0.9).
-        learning_rate: at the start; it falls to zero along a cosine.
-        weight_decay: of weights, not of biases. With adam it is decoupled: a step takes the share
-            `learning_rate * weight_decay` off a weight, 1.5 times the weight over the default schedule,
-            which was worth 2 mAP on voc2007-mini. With sgd a thousandth of it is strong.
-        box_weight: of the smooth L1 loss of box regression; 0 leaves the boxes out of the training.
-    """
-
-    hidden: Annotated[tuple[Count, ...], Values(least=1)] = (1024,)
-    scaling: RowScaling = "none"
-    dropout: Annotated[float, Interval(0, 1, "left")] = 0.5
-    positive_iou: Share = 0.5
-    negative_iou: Share = 0.5
-    negative_low: Share = 0.0
-    skip_difficult: bool = True
-    mirror: bool = False
-    other_sides: tuple[Count, ...] = ()
-    background: Count = 256
-    batch_size: Annotated[int, Interval(2)] = 512
-    positive_share: Annotated[float, Interval(0, 1, "neither")] = 0.25
-    balanced: bool = True
-    n_steps: Count | None = None
-    optimizer: Literal["adam", "sgd"] = "adam"
-    learning_rate: Positive = 1e-3
-    weight_decay: NotNegative = 2.0
-    box_weight: NotNegative = 1.0
-
-    def __post_init__(self) -> None:
-        check(self, where="fc")
-
-    def steps(self, n_classes: int) -> int:
-        """Return the number of training steps for so many classes."""
-        return self.n_steps or min(200 + 20 * n_classes, 1000)
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,7 +88,7 @@ class FcLayers:
             raise ShapeError(
                 f"FcLayers: features must have shape (R, {self.n_features_in}), got {features.shape}."
             )
-        from rcnn_svm.features.products import linear_relu
+        from rcnn_svm.networks.products import linear_relu
 
         scale = FeatureScaler(self.scaling)
         out = np.empty((len(features), self.n_features), np.float32)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -21,11 +21,12 @@ from torch.nn import functional
 
 from rcnn_svm.boxes import Boxes, as_boxes, widen
 from rcnn_svm.errors import ConfigError, ShapeError
-from rcnn_svm.features.backbone import Backbone, LayerInfo
 from rcnn_svm.features.roi_pool import roi_align, roi_max_pool
 from rcnn_svm.features.store import RowReader
-from rcnn_svm.features.taps import TapSpec, format_taps, parse_taps
 from rcnn_svm.features.warp import WarpMode, warp_crops, warp_geometry
+from rcnn_svm.networks.architectures import LayerInfo
+from rcnn_svm.networks.backbone import Backbone
+from rcnn_svm.networks.taps import TapSpec, format_taps, parse_taps
 from rcnn_svm.opencv import cv2
 from rcnn_svm.structures import Image
 
@@ -52,14 +53,13 @@ class _Features(ABC):
         backbone: Backbone,
         taps: str | Sequence[TapSpec],
         device: str,
-        low_rank: Mapping[str, int] | None = None,
     ) -> None:
         parsed = parse_taps(taps) if isinstance(taps, str) else tuple(taps)
         if not parsed:
             raise ConfigError(f"{type(self).__name__}: needs at least one tap, for example fc7.")
         self.taps = tuple(backbone.resolve(tap) for tap in parsed)
         self.device = device
-        self.backbone = backbone.for_inference(device, low_rank=low_rank)
+        self.backbone = backbone.for_inference(device)
         ends = np.cumsum([0, *(backbone.n_features(tap) for tap in self.taps)]).tolist()
         self._columns = dict(zip(self.taps, map(slice, ends[:-1], ends[1:]), strict=True))
         self.n_features: int = ends[-1]
@@ -226,15 +226,13 @@ class SharedFeatures(_Features):
         taps: which layers to read, for example `"block13@3x3,block17@1x1,block17@1x1*1.8"` or `"fc7"`.
         longer_sides: the image is resized so that its longer side has this many pixels. With several, each
             region is read at the scale where its side (root of its area) is nearest to 224 pixels.
-        low_rank: ranks of a truncated singular value decomposition of fully connected layers, such as
-            `{"fc6": 1024, "fc7": 256}`; None computes them exactly.
         device: where torch runs.
 
     Raises:
         ConfigError: an unknown layer, or a side below 32 pixels.
 
     References:
-        He et al., SPP-net, arXiv 1406.4729; Girshick, Fast R-CNN, arXiv 1504.08083, section 3.1 (low rank).
+        He et al., SPP-net, arXiv 1406.4729.
     """
 
     def __init__(
@@ -243,17 +241,15 @@ class SharedFeatures(_Features):
         taps: str | Sequence[TapSpec],
         *,
         longer_sides: Sequence[int] = (480,),
-        low_rank: Mapping[str, int] | None = None,
         device: str = "cpu",
     ) -> None:
-        super().__init__(backbone, taps, device, low_rank)
+        super().__init__(backbone, taps, device)
         self.longer_sides = tuple(longer_sides)
         if not self.longer_sides or min(self.longer_sides) < 32:
             raise ConfigError(
                 f"SharedFeatures: longer_sides must be one or more sizes of at least 32 pixels, "
                 f"got {self.longer_sides}."
             )
-        self.low_rank = dict(low_rank or {})
         self._map_taps = [tap for tap in self.taps if tap.layer in self.backbone.maps]
         self._region_taps = [tap for tap in self.taps if tap.layer in self.backbone.regions]
         self._layers = {tap.layer for tap in self._map_taps}
@@ -263,7 +259,7 @@ class SharedFeatures(_Features):
     @property
     def key(self) -> dict[str, Any]:
         """Identity of these features; the device does not belong to it."""
-        return self._key("shared", longer_sides=list(self.longer_sides), low_rank=self.low_rank)
+        return self._key("shared", longer_sides=list(self.longer_sides))
 
     def of_image(self, image: Image) -> RowReader:
         """Return a function from (R, 4) boxes of one image to their (R, D) float32 features.

@@ -6,7 +6,7 @@ Training input arrives image by image, so that no head ever needs the whole matr
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, ClassVar, Protocol, Self, TypeAlias
@@ -20,7 +20,7 @@ from rcnn_svm.heads.assign import RegionTruth
 __all__ = [
     "ALL",
     "ArrayBlocks",
-    "Head",
+    "Fitted",
     "HeadBase",
     "RegionBlocks",
     "Rows",
@@ -71,8 +71,10 @@ class RegionBlocks(Protocol):
 class Scorer(Protocol):
     """What a trained head is at detection time: arrays and numpy."""
 
-    kind: ClassVar[str]
-    """Its name for `scorers.scorer_from_arrays`."""
+    @property
+    def kind(self) -> str:
+        """Its name for `scorers.scorer_from_arrays`."""
+        ...
 
     def decision_function(self, features: NDArray[np.floating]) -> NDArray[np.float32]:
         """Return (R, K) scores of (R, D) features, larger = surer."""
@@ -83,32 +85,19 @@ class Scorer(Protocol):
         ...
 
 
-class Head(Protocol):
-    """A trainable head: fit on blocks, then score features; larger = surer, no background column."""
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """A head trained with one setting.
 
-    classes_: tuple[str, ...]
-    n_features_in_: int
+    Attributes:
+        settings: what distinguishes it from others of its grid.
+        scorer: the trained head.
+        details: figures worth reporting, such as support vectors or passes over the features.
+    """
 
-    @property
-    def scorer_(self) -> Scorer:
-        """The numpy-only scorer that detection needs."""
-        ...
-
-    def fit(self, blocks: RegionBlocks) -> Self:
-        """Train on all images of `blocks`."""
-        ...
-
-    def decision_function(self, features: NDArray[np.floating]) -> NDArray[np.float32]:
-        """Return (R, K) scores of (R, D) features."""
-        ...
-
-    def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """Return the parameters by name."""
-        ...
-
-    def set_params(self, **params: Any) -> Self:
-        """Set parameters by name."""
-        ...
+    settings: Mapping[str, Any]
+    scorer: Scorer
+    details: Mapping[str, Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -234,6 +223,10 @@ class Trainable:
             setattr(self, name, value)
         return self
 
+    def clone(self) -> Self:
+        """Return a head with the same parameters that has not been fitted."""
+        return type(self)(**self.get_params())
+
     def __repr__(self) -> str:
         inside = ", ".join(f"{name}={value!r}" for name, value in self.get_params().items())
         return f"{type(self).__name__}({inside})"
@@ -246,7 +239,35 @@ class Trainable:
 
 
 class HeadBase(Trainable):
-    """What every head shares: `fit` leaves a scorer behind, which scores for it."""
+    """What every head shares: `fit` leaves a scorer behind, which scores for it.
+
+    Attributes:
+        reads_rows: whether it is trained on the features of all regions.
+    """
+
+    reads_rows: ClassVar[bool] = True
+
+    def fit(self, blocks: RegionBlocks) -> Self:
+        """Train on all images of `blocks`."""
+        raise NotImplementedError
+
+    @property
+    def details_(self) -> dict[str, Any]:
+        """Figures of the last fit that are worth reporting."""
+        return {}
+
+    def fit_grid(self, blocks: RegionBlocks, settings: Sequence[Mapping[str, Any]]) -> Iterator[Fitted]:
+        """Train with each of several settings, in order; the head is left at the last.
+
+        Heads whose problems help each other, as along rising C, do better than one fit after the other.
+
+        Args:
+            blocks: the training regions.
+            settings: values of parameters by name; of a grid, the last parameter changes fastest and rises.
+        """
+        for setting in settings:
+            self.set_params(**setting).fit(blocks)
+            yield Fitted(setting, self.scorer_, self.details_)
 
     @property
     def scorer_(self) -> Scorer:

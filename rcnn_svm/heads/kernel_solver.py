@@ -19,40 +19,7 @@ from numpy.typing import NDArray
 
 from rcnn_svm import compiled
 
-__all__ = ["rbf_kernel", "solve_pairs", "squared_distances"]
-
-_SLAB = 1024
-
-
-def squared_distances(rows: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the (n, n) float32 squared distances of (n, D) rows, exactly symmetric, zero diagonal."""
-    centred = rows - rows.mean(axis=0, dtype=np.float64).astype(np.float32)
-    norms = np.einsum("nd,nd->n", centred, centred)
-    n = len(rows)
-    distances = np.empty((n, n), np.float32)
-    for start in range(0, n, _SLAB):
-        stop = min(start + _SLAB, n)
-        # The lower triangle suffices: half the product, and the mirror makes it symmetric.
-        slab = distances[start:stop, :stop]
-        np.matmul(centred[start:stop], centred[:stop].T, out=slab)
-        slab *= -2
-        slab += norms[start:stop, None]
-        slab += norms[:stop]
-        np.maximum(slab, 0, out=slab)
-        square = slab[:, start:]
-        square += square.T.copy()
-        square *= 0.5
-        distances[:start, start:stop] = slab[:, :start].T
-    np.fill_diagonal(distances, 0)
-    return distances
-
-
-def rbf_kernel(
-    distances: NDArray[np.float32], gamma: float, out: NDArray[np.float32] | None = None
-) -> NDArray[np.float32]:
-    """Return `exp(-gamma * distances)`; with `out=distances` in place."""
-    kernel = np.multiply(distances, np.float32(-gamma), out=out)
-    return np.exp(kernel, out=kernel)
+__all__ = ["intersect", "solve_pairs"]
 
 
 @compiled.kernel()
@@ -133,3 +100,14 @@ def solve_pairs(
             free += 1
     bias = total / free if free > 0 else (top + bottom) / 2
     return bias, violation, steps
+
+
+@compiled.kernel(fastmath={"reassoc", "nsz"})
+def intersect(rows: NDArray[np.float32], support: NDArray[np.float32], out: NDArray[np.float32]) -> None:
+    """Put the sums of `min(rows[r, d], support[s, d])` of (R, D) and (S, D) into `out`, (R, S)."""
+    for r in range(len(rows)):
+        for s in range(len(support)):
+            total = np.float32(0)
+            for d in range(rows.shape[1]):
+                total += min(rows[r, d], support[s, d])
+            out[r, s] = total

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
-from typing import Literal, Self
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rcnn_svm.errors import ConfigError
 from rcnn_svm.heads.assign import SVM_RULE, LabelRule
-from rcnn_svm.heads.base import HeadBase, RegionBlocks, require_positive
+from rcnn_svm.heads.base import Fitted, HeadBase, RegionBlocks, require_positive
 from rcnn_svm.heads.block_solver import BlockSolver, MatrixSource, Solution
 from rcnn_svm.heads.mining import (
     BlocksSource,
@@ -94,11 +94,33 @@ class LinearSVMHead(HeadBase):
         """
         costs = self._check(blocks)
         source = BlocksSource(blocks, self.rule)
-        if isinstance(self._schedule(), PaperMining):
+        if self.is_paper:
             self._fit_as_in_the_paper(source, costs)
         else:
             self._take(self._block_solver(source).solve(costs))
         return self
+
+    @property
+    def details_(self) -> dict[str, Any]:
+        """Passes over the features."""
+        return {"mining_passes": self.mining_.passes}
+
+    def fit_grid(self, blocks: RegionBlocks, settings: Sequence[Mapping[str, Any]]) -> Iterator[Fitted]:
+        """Train with each of several settings, in order; several costs alone go along a path.
+
+        A path is coarser (`fit_path`): good enough to rank costs by average precision.
+        """
+        if len(settings) < 2 or any(set(s) != {"C"} for s in settings) or self.is_paper:
+            yield from super().fit_grid(blocks, settings)
+            return
+        scorers = self.fit_path(blocks, [setting["C"] for setting in settings])
+        for setting, scorer in zip(settings, scorers, strict=True):
+            yield Fitted(setting, scorer, self.details_)
+
+    @property
+    def is_paper(self) -> bool:
+        """Whether hard negatives are mined by R-CNN's schedule."""
+        return isinstance(self._schedule(), PaperMining)
 
     def fit_path(
         self, blocks: RegionBlocks, Cs: Sequence[float], *, tol: float = PATH_TOL
@@ -124,7 +146,7 @@ class LinearSVMHead(HeadBase):
         for C in Cs:
             require_positive("LinearSVMHead", {"C": C})
         require_positive("LinearSVMHead", {"tol": tol})
-        if len(Cs) == 0 or isinstance(self._schedule(), PaperMining):
+        if len(Cs) == 0 or self.is_paper:
             raise ConfigError(
                 "LinearSVMHead: a path of C needs at least one value, solver='block' and FixedPointMining. "
                 "Fit one head per C instead."

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rcnn_svm.errors import CacheError, ShapeError
+from rcnn_svm.errors import CacheError, DataError, ShapeError
 from rcnn_svm.heads.base import Scorer, check_features
+from rcnn_svm.heads.kernels import KERNELS, RBF, Kernel, Polynomial, kernel_name, prepared
 from rcnn_svm.structures import require_finite
 from rcnn_svm.threads import allowed, in_order
 
-__all__ = ["SCORERS", "LinearScorer", "RBFScorer", "SoftmaxScorer", "scorer_from_arrays"]
+__all__ = [
+    "EstimatorScorer",
+    "KernelScorer",
+    "LinearScorer",
+    "SoftmaxScorer",
+    "part_named",
+    "scorer_from_arrays",
+]
 
 # 64 MB of float32: the largest temporary that scoring makes.
 _CHUNK_ELEMENTS = 1 << 24
@@ -128,42 +136,40 @@ class SoftmaxScorer(_AffineScorer):
 
 
 @dataclass(frozen=True, eq=False)
-class RBFScorer:
+class KernelScorer:
     """Scores of K kernel machines over the union of their support vectors.
 
-    One kernel product `exp(-gamma |x - v|^2)` serves all classes: a vector that supports several
-    of them is met once.
+    One kernel product serves all classes: a vector that supports several of them is met once.
 
     Attributes:
         support: (S, D) float32, the union.
         dual_coef: (K, S) float32, signed; zero where a vector does not support a class.
         intercept: (K,) float32.
-        gamma: > 0.
+        kernel: of rows and support vectors, nothing in it left to be settled.
     """
 
-    kind: ClassVar[str] = "rbf"
     support: NDArray[np.float32]
     dual_coef: NDArray[np.float32]
     intercept: NDArray[np.float32]
-    gamma: float
+    kernel: Kernel
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "support", _matrix(self.support, "RBFScorer: support"))
-        object.__setattr__(self, "dual_coef", _matrix(self.dual_coef, "RBFScorer: dual_coef"))
+        object.__setattr__(self, "support", _matrix(self.support, "KernelScorer: support"))
+        object.__setattr__(self, "dual_coef", _matrix(self.dual_coef, "KernelScorer: dual_coef"))
         n_classes, n_support = self.dual_coef.shape
         if n_support != len(self.support):
             raise ShapeError(
-                f"RBFScorer: dual_coef must have {len(self.support)} columns, one per support vector, "
+                f"KernelScorer: dual_coef must have {len(self.support)} columns, one per support vector, "
                 f"got {n_support}."
             )
-        object.__setattr__(self, "intercept", _vector(self.intercept, n_classes, "RBFScorer: intercept"))
-        require_finite("RBFScorer", self.to_arrays())
-        # Distances are taken from the common centre: |x|^2 + |v|^2 - 2 x.v cancels far less there.
-        centre = self.support.mean(axis=0) if n_support else np.zeros(self.n_features, np.float32)
-        centred = self.support - centre
-        object.__setattr__(self, "_centre", centre)
-        object.__setattr__(self, "_centred_t", centred.T)
-        object.__setattr__(self, "_norms", np.einsum("sd,sd->s", centred, centred))
+        object.__setattr__(self, "intercept", _vector(self.intercept, n_classes, "KernelScorer: intercept"))
+        require_finite("KernelScorer", self.to_arrays())
+        object.__setattr__(self, "_against", prepared(self.kernel, self.support))
+
+    @property
+    def kind(self) -> str:
+        """`kernel:` and the kernel's name."""
+        return _KERNEL_KIND + kernel_name(self.kernel)
 
     @property
     def n_features(self) -> int:
@@ -172,25 +178,16 @@ class RBFScorer:
 
     def decision_function(self, features: NDArray[np.floating]) -> NDArray[np.float32]:
         """Return (R, K) float32 scores of (R, D) features."""
-        check_features("RBFScorer", features, self.n_features)
-        centre: NDArray[np.float32] = self._centre  # type: ignore[attr-defined]
-        vectors: NDArray[np.float32] = self._centred_t  # type: ignore[attr-defined]
-        norms: NDArray[np.float32] = self._norms  # type: ignore[attr-defined]
+        check_features("KernelScorer", features, self.n_features)
+        against = self._against  # type: ignore[attr-defined]
         scores = np.empty((len(features), len(self.intercept)), np.float32)
         n_threads = allowed()
-        rows = _CHUNK_ELEMENTS // n_threads // max(1, len(norms))
+        rows = _CHUNK_ELEMENTS // n_threads // max(1, len(self.support))
         step = max(1, min(rows, -(-len(features) // n_threads)))
 
         def score(start: int) -> None:
-            x = np.asarray(features[start : start + step], np.float32) - centre
-            kernel = x @ vectors  # (r, S)
-            kernel *= 2
-            kernel -= np.einsum("rd,rd->r", x, x)[:, None]
-            kernel -= norms
-            np.minimum(kernel, 0, out=kernel)
-            kernel *= np.float32(self.gamma)
-            np.exp(kernel, out=kernel)
-            scores[start : start + step] = kernel @ self.dual_coef.T
+            x = np.asarray(features[start : start + step], np.float32)
+            scores[start : start + step] = against(x) @ self.dual_coef.T
 
         for _ in in_order(score, range(0, len(features), step), n_threads):
             pass
@@ -198,38 +195,128 @@ class RBFScorer:
         return scores
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
-        """Return the arrays by name."""
-        return {
-            "support": self.support,
-            "dual_coef": self.dual_coef,
-            "intercept": self.intercept,
-            "gamma": np.array([self.gamma], np.float64),
-        }
+        """Return the arrays by name, those settings of one of our kernels among them."""
+        arrays = {"support": self.support, "dual_coef": self.dual_coef, "intercept": self.intercept}
+        if isinstance(self.kernel, RBF | Polynomial):
+            arrays |= {f"kernel.{name}": np.array([value]) for name, value in asdict(self.kernel).items()}
+        return arrays
 
     @classmethod
-    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Self:
-        """Rebuild a scorer from `to_arrays`."""
-        return cls(arrays["support"], arrays["dual_coef"], arrays["intercept"], float(arrays["gamma"][0]))
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]], kernel: Callable[..., Any]) -> Self:
+        """Rebuild a scorer from `to_arrays`.
+
+        Args:
+            arrays: as `to_arrays` returned them.
+            kernel: one of the classes in `KERNELS`, whose settings are among the arrays, or a kernel.
+        """
+        require_finite("KernelScorer", arrays)  # settings of the kernel among them
+        if kernel in KERNELS.values():
+            own = {k.partition(".")[2]: v for k, v in arrays.items() if k.startswith("kernel.")}
+            kernel = kernel(**{name: value[0].item() for name, value in own.items()})
+        return cls(arrays["support"], arrays["dual_coef"], arrays["intercept"], kernel)
 
 
-SCORERS: dict[str, type[LinearScorer] | type[SoftmaxScorer] | type[RBFScorer]] = {
-    "linear": LinearScorer,
-    "softmax": SoftmaxScorer,
-    "rbf": RBFScorer,
-}
-"""The scorers that can be read back, by their kind."""
+class EstimatorScorer:
+    """Scores of an estimator that is not ours.
+
+    Args:
+        kind: what a file calls it.
+        estimator: its `decision_function` gives (R, K) scores, or (R, K + 1) with the background last,
+            whose score is then taken off each class's.
+        n_classes: K.
+    """
+
+    def __init__(self, kind: str, estimator: Any, n_classes: int) -> None:
+        self.kind, self.estimator, self.n_classes = kind, estimator, n_classes
+
+    def decision_function(self, features: NDArray[np.floating]) -> NDArray[np.float32]:
+        """Return (R, K) float32 scores of (R, D) features.
+
+        Raises:
+            ShapeError: the estimator gives another shape.
+        """
+        if len(features) == 0:
+            return np.zeros((0, self.n_classes), np.float32)
+        found = np.asarray(self.estimator.decision_function(np.asarray(features, np.float32)), np.float32)
+        n, k = len(features), self.n_classes
+        if found.shape == (n,) and k == 1:  # two classes: the score of the second, the background
+            return -found[:, None]
+        if found.shape == (n, k + 1):
+            return found[:, :-1] - found[:, -1:]
+        if found.shape != (n, k):
+            raise ShapeError(
+                f"{self.kind}: decision_function must return shape {(n, k)}, or {(n, k + 1)} with the "
+                f"background last, got {found.shape}."
+            )
+        return found
+
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        """Return the estimator's own arrays; none where it has no `to_arrays`."""
+        own: dict[str, NDArray[Any]] = (
+            self.estimator.to_arrays() if hasattr(self.estimator, "to_arrays") else {}
+        )
+        return {"n_classes": np.array([self.n_classes]), **own}
+
+    @classmethod
+    def from_arrays(cls, kind: str, arrays: Mapping[str, NDArray[Any]], estimator: Any) -> Self:
+        """Rebuild a scorer from `to_arrays`.
+
+        Args:
+            kind: what the file calls it.
+            arrays: as `to_arrays` returned them.
+            estimator: a class with `from_arrays`, or the trained estimator itself.
+        """
+        own = {name: array for name, array in arrays.items() if name != "n_classes"}
+        if hasattr(estimator, "from_arrays"):
+            estimator = estimator.from_arrays(own)
+        return cls(kind, estimator, int(arrays["n_classes"][0]))
 
 
-def scorer_from_arrays(kind: str, arrays: Mapping[str, NDArray[Any]]) -> Scorer:
+_KERNEL_KIND = "kernel:"
+
+
+def scorer_from_arrays(
+    kind: str, arrays: Mapping[str, NDArray[Any]], parts: Mapping[str, Any] | None = None
+) -> Scorer:
     """Rebuild the scorer whose `kind` and `to_arrays()` were saved.
 
+    Args:
+        kind: `linear`, `softmax`, `kernel:` and the name of a kernel, or the name of a head that is not ours.
+        arrays: as saved.
+        parts: what is not ours, by the name that the file knows it by: kernels, and estimators or classes of
+            them, see `EstimatorScorer.from_arrays`.
+
     Raises:
-        CacheError: no such kind, or an array is missing.
-        DataError: an array is not finite.
+        DataError: the file names what is not ours and is not among the parts, or an array is not finite.
+        CacheError: an array is missing.
     """
-    if kind not in SCORERS:
-        raise CacheError(f"scorer: kind must be one of {', '.join(SCORERS)}, got {kind!r}.")
+    parts = parts or {}
+    name = kind.removeprefix(_KERNEL_KIND)
     try:
-        return SCORERS[kind].from_arrays(arrays)
+        if kind.startswith(_KERNEL_KIND):
+            return KernelScorer.from_arrays(arrays, KERNELS.get(name) or part_named(name, "kernel", parts))
+        if kind in (LinearScorer.kind, SoftmaxScorer.kind):
+            return (LinearScorer if kind == LinearScorer.kind else SoftmaxScorer).from_arrays(arrays)
+        return EstimatorScorer.from_arrays(kind, arrays, part_named(name, "head", parts))
     except KeyError as error:
         raise CacheError(f"scorer: array {error} is missing. The file is of another version.") from error
+
+
+def part_named(name: str, what: str, parts: Mapping[str, Any]) -> Any:
+    """Return a part that is not ours, which the caller must have brought.
+
+    Args:
+        name: what the file calls it.
+        what: kernel, head, network and the like.
+        parts: by name.
+
+    Raises:
+        DataError: it is not among the parts.
+    """
+    if name not in parts:
+        brought = ", ".join(parts) or "none"
+        raise DataError(
+            f"This detector was made with the {what} {name!r}, which is not one of rcnn_svm's: bring it with "
+            f"load_detector(folder, parts={{{name!r}: ...}}), got the parts {brought}."
+        )
+    return parts[name]

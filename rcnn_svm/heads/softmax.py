@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
-from collections.abc import Callable, Iterator
-from typing import Self
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rcnn_svm.errors import DataError
+from rcnn_svm.errors import ConfigError, DataError
 from rcnn_svm.heads.assign import FINETUNE_RULE, LabelRule
-from rcnn_svm.heads.base import HeadBase, RegionBlocks, read_features, require_positive
+from rcnn_svm.heads.base import Fitted, HeadBase, RegionBlocks, read_features, require_positive
 from rcnn_svm.heads.scorers import SoftmaxScorer
 
-__all__ = ["SoftmaxHead"]
-
-_log = logging.getLogger(__name__)
+__all__ = ["NetworkSoftmaxHead", "SoftmaxHead"]
 
 _MEMORY = 10  # pairs of steps that L-BFGS remembers
 _ARMIJO = 1e-4
@@ -125,6 +122,15 @@ class SoftmaxHead(HeadBase):
             self._scorer = SoftmaxScorer(self.coef_, self.intercept_)
             path.append(self._scorer)
         return path
+
+    def fit_grid(self, blocks: RegionBlocks, settings: Sequence[Mapping[str, Any]]) -> Iterator[Fitted]:
+        """Train with each of several settings, in order; costs share one sample."""
+        if any(set(setting) != {"C"} for setting in settings):
+            yield from super().fit_grid(blocks, settings)
+            return
+        path = self.fit_path(blocks, [setting["C"] for setting in settings])
+        for setting, scorer in zip(settings, path, strict=True):
+            yield Fitted(setting, scorer, {})
 
     def _labels(self, blocks: RegionBlocks) -> list[NDArray[np.int64]]:
         labels = [self.rule.multiclass(blocks.truth(i)) for i in range(len(blocks))]
@@ -297,3 +303,28 @@ def _minimise(
             steps = [*steps[-_MEMORY + 1 :], (s, y, curvature)]
         x, value, gradient = candidate, new_value, new_gradient
     return x, value, gradient, evaluations
+
+
+class NetworkSoftmaxHead(HeadBase):
+    """The softmax that layers or a network were trained with: it is taken as it is.
+
+    The blocks that it is fitted on must bring it along, as those of an experiment do.
+    """
+
+    reads_rows = False
+
+    def fit(self, blocks: RegionBlocks) -> Self:
+        """Take the softmax that `blocks` bring.
+
+        Raises:
+            ConfigError: they bring none, as nothing was trained before the heads.
+        """
+        softmax: SoftmaxScorer | None = getattr(blocks, "softmax", None)
+        if softmax is None:
+            raise ConfigError(
+                "NetworkSoftmaxHead: needs something that is fine-tuned. Set learn=fc or learn=network, or "
+                "leave the head out."
+            )
+        self._start(blocks)
+        self._scorer = softmax
+        return self

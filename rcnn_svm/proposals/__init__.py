@@ -5,7 +5,14 @@ Numba is imported by the first selective search, matplotlib by the first plot.
 
 from __future__ import annotations
 
-from rcnn_svm.proposals.cache import Proposer, cached_proposals, iterate_proposals, proposals_of
+from rcnn_svm.proposals.cache import (
+    KeyedProposer,
+    Proposer,
+    cached_proposals,
+    iterate_proposals,
+    proposals_of,
+    regions_of,
+)
 from rcnn_svm.proposals.grid import GridConfig, dense_grid
 from rcnn_svm.proposals.recall import BUDGETS, ProposalRecall, proposal_recall
 from rcnn_svm.proposals.selective_search import SelectiveSearchConfig, selective_search
@@ -13,6 +20,7 @@ from rcnn_svm.proposals.selective_search import SelectiveSearchConfig, selective
 __all__ = [
     "BUDGETS",
     "GridConfig",
+    "KeyedProposer",
     "ProposalRecall",
     "Proposer",
     "SelectiveSearchConfig",
@@ -21,5 +29,6 @@ __all__ = [
     "iterate_proposals",
     "proposal_recall",
     "proposals_of",
+    "regions_of",
     "selective_search",
 ]

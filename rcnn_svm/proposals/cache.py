@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from rcnn_svm.boxes import Boxes, as_boxes
 from rcnn_svm.cache import note_use
 from rcnn_svm.errors import CacheError, ConfigError, ShapeError
 from rcnn_svm.files import atomic_path, digest
@@ -16,23 +18,43 @@ from rcnn_svm.progress import say, track
 from rcnn_svm.structures import Image, RegionSet, Sample
 from rcnn_svm.threads import in_order
 
-__all__ = ["CutProposer", "Proposer", "cached_proposals", "iterate_proposals", "proposals_of"]
+__all__ = [
+    "CutProposer",
+    "KeyedProposer",
+    "Proposer",
+    "cached_proposals",
+    "iterate_proposals",
+    "proposals_of",
+    "regions_of",
+]
 
 
 class Proposer(Protocol):
-    """Settings that know how to propose: `SelectiveSearchConfig`, `GridConfig`, or your own."""
+    """Anything that knows where objects may be: `SelectiveSearchConfig`, `GridConfig`, or your own."""
+
+    def propose(self, image: Image) -> RegionSet | Boxes:
+        """Return the region proposals of an image, best first. Must be safe to call in several threads.
+
+        Args:
+            image: uint8 (H, W, 3) RGB.
+
+        Returns:
+            (R, 4) boxes inside the image, of positive area, or the same as a `RegionSet`.
+        """
+        ...
+
+
+@runtime_checkable
+class KeyedProposer(Proposer, Protocol):
+    """A `Proposer` that says what its boxes depend on: they are kept on disk."""
 
     def key(self) -> dict[str, Any]:
         """Return all that the boxes of an image depend on, as JSON-able values."""
         ...
 
-    def propose(self, image: Image, *, image_id: str = "") -> RegionSet:
-        """Return the regions of an image, best first. Must be safe to call in several threads."""
-        ...
-
 
 @runtime_checkable
-class CutProposer(Protocol):
+class CutProposer(KeyedProposer, Protocol):
     """A `Proposer` that can cut a longer list to its best regions: the cache keeps the list, for any cut."""
 
     @property
@@ -40,7 +62,7 @@ class CutProposer(Protocol):
         """How many regions are returned at most; None for all."""
         ...
 
-    def whole(self) -> Proposer:
+    def whole(self) -> KeyedProposer:
         """Return the same without the cut, whose regions begin with those of this one."""
         ...
 
@@ -81,10 +103,10 @@ def proposals_of(sample: Sample, proposer: Proposer, folder: Path | None) -> Reg
     """Return the regions of one sample, from the cache in `folder` or computed and then cached.
 
     A cache file that is damaged is computed again, with a line that says so. Where the proposer only cuts a
-    list (`CutProposer`), the whole one is computed and cached.
+    list (`CutProposer`), the whole one is computed and cached; one without a `key` is asked anew each time.
     """
-    if folder is None:
-        return proposer.propose(sample.read(), image_id=sample.image_id)
+    if folder is None or not isinstance(proposer, KeyedProposer):
+        return regions_of(proposer, sample.read(), sample.image_id)
     if isinstance(proposer, CutProposer) and proposer.max_regions is not None:
         return proposals_of(sample, proposer.whole(), folder).top(proposer.max_regions)
     name = digest({"image": sample.digest(), "proposer": proposer.key()})
@@ -96,10 +118,31 @@ def proposals_of(sample: Sample, proposer: Proposer, folder: Path | None) -> Reg
             pass  # another process made room since the line before
         except CacheError as error:
             say(f"{error} It is computed again.")
-    regions = proposer.propose(sample.read(), image_id=sample.image_id)
+    regions = regions_of(proposer, sample.read(), sample.image_id)
     with atomic_path(path, durable=False) as temporary, open(temporary, "wb") as stream:
         np.savez(stream, size=np.array(regions.size), boxes=regions.boxes, priority=regions.priority)
     return regions
+
+
+def regions_of(proposer: Proposer, image: Image, image_id: str) -> RegionSet:
+    """Return the region proposals of an image as a record, whichever way the proposer gives them.
+
+    Of boxes that are alike the first one stays.
+
+    Raises:
+        ShapeError: boxes that are no (R, 4), leave the image or have no area; the message names the proposer.
+    """
+    found = proposer.propose(image)
+    if isinstance(found, RegionSet):
+        return replace(found, image_id=image_id)
+    where = f"{type(proposer).__name__}({image_id!r})"
+    boxes = as_boxes(found, where=where)
+    _, first = np.unique(boxes, axis=0, return_index=True)
+    boxes = boxes[np.sort(first)]
+    try:
+        return RegionSet(image_id, image.shape[:2], boxes, np.arange(len(boxes), dtype=np.float32))
+    except ShapeError as error:
+        raise ShapeError(f"{where}: {str(error).partition(': ')[2]}") from error
 
 
 def _load(path: Path, sample: Sample) -> RegionSet:

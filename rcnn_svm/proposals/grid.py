@@ -40,10 +40,10 @@ class GridConfig:
         """Return all that the boxes of an image depend on, as JSON-able values."""
         return {"proposer": "grid", "version": 1, **dataclasses.asdict(self)}
 
-    def propose(self, image: Image, *, image_id: str = "") -> RegionSet:
+    def propose(self, image: Image) -> RegionSet:
         """Run `dense_grid` on the image's size."""
         height, width = image.shape[:2]
-        return dense_grid((height, width), self.n_boxes, smallest=self.smallest, image_id=image_id)
+        return dense_grid((height, width), self.n_boxes, smallest=self.smallest)
 
 
 def dense_grid(size: tuple[int, int], n_boxes: int, *, smallest: int = 32, image_id: str = "") -> RegionSet:

@@ -96,9 +96,9 @@ class SelectiveSearchConfig:
         """Return the same settings without `max_regions`, which only cuts the list."""
         return dataclasses.replace(self, max_regions=None)
 
-    def propose(self, image: Image, *, image_id: str = "") -> RegionSet:
+    def propose(self, image: Image) -> RegionSet:
         """Run `selective_search` with these settings."""
-        return selective_search(image, self, image_id=image_id)
+        return selective_search(image, self)
 
 
 def selective_search(

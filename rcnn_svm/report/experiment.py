@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rcnn_svm.config import to_dict
 from rcnn_svm.evaluation.bootstrap import BootstrapResult, paired_bootstrap
-from rcnn_svm.experiment.config import ExperimentConfig
+from rcnn_svm.experiment.parts import Parts
 from rcnn_svm.experiment.recipe import Experiment
 from rcnn_svm.files import remove_marker, write_json, write_text
 from rcnn_svm.report.html import write_html_report
@@ -43,7 +43,7 @@ def experiment_metrics(
         "dataset": splits.train.name,
         "train_split": splits.trainval.split,
         "test_split": splits.test.split,
-        "rule": experiment.config.rule,
+        "rule": experiment.parts.rule,
         "n_train_images": len(splits.trainval),
         "n_test_images": len(splits.test),
         "heads": {
@@ -54,17 +54,18 @@ def experiment_metrics(
                 train_s=result.train_s,
                 score_s_per_image=result.score_s_per_image,
                 peak_rss_mb=result.peak_rss_mb,
+                measures=result.measures,
                 details=result.details,
             )
             for head, result in experiment.heads.items()
         },
         "stages_s": experiment.stages_s,
-        "provenance": provenance(seed=experiment.config.seed, command=command),
+        "provenance": provenance(seed=experiment.parts.seed, command=command),
     }
 
 
 def write_experiment(
-    folder: Path, experiment: Experiment, *, command: str, html: bool = True
+    folder: str | Path, experiment: Experiment, *, command: str, html: bool = True
 ) -> tuple[dict[str, Any], BootstrapResult]:
     """Write `metrics.json`, `config.json`, tables, README and, if wanted, `report.html`.
 
@@ -75,13 +76,13 @@ def write_experiment(
         DataError: the folder cannot be written to.
         DiskSpaceError: the disk is full.
     """
-    config = experiment.config
+    folder, parts = Path(folder), experiment.parts
     evals = {head: result.evaluation for head, result in experiment.heads.items()}
-    bootstrap = paired_bootstrap(evals, n_resamples=config.n_bootstrap, seed=config.seed, rule=config.rule)
+    bootstrap = paired_bootstrap(evals, n_resamples=parts.n_bootstrap, seed=parts.seed, rule=parts.rule)
     metrics = experiment_metrics(folder.name, experiment, bootstrap, command=command)
-    values = to_dict(config, finite=True)
+    values = copy.deepcopy(dict(parts.described))
     remove_marker(folder / "metrics.json")  # of an earlier run: where it lies, the rest is whole
-    values["data"]["path"] = portable_path(config.data.path)
+    values["data"]["path"] = portable_path(values["data"]["path"])
     write_json(folder / "config.json", values)
     write_tables(folder, metrics, bootstrap)
     if html:
@@ -94,13 +95,13 @@ def write_experiment(
             bootstrap,
             config=values,
         )
-    write_text(folder / "README.md", _readme(metrics, bootstrap, config, experiment.splits.notes))
+    write_text(folder / "README.md", _readme(metrics, bootstrap, parts, experiment.splits.notes))
     write_json(folder / "metrics.json", metrics)
     return metrics, bootstrap
 
 
 def _readme(
-    metrics: Mapping[str, Any], bootstrap: BootstrapResult, config: ExperimentConfig, notes: tuple[str, ...]
+    metrics: Mapping[str, Any], bootstrap: BootstrapResult, parts: Parts, notes: tuple[str, ...]
 ) -> str:
     source = metrics["provenance"]
     rule = _RULES[metrics["rule"]]
@@ -109,7 +110,7 @@ def _readme(
         f"# {metrics['experiment']}\n\n"
         f"Trained on {metrics['n_train_images']} images ({metrics['train_split']}) of {metrics['dataset']}, "
         f"measured once on {metrics['n_test_images']} ({metrics['test_split']}). "
-        f"{' '.join(_choices(config))} mAP and the AP of classes are by the rule of {rule}, in percent, with "
+        f"{' '.join(_choices(parts))} mAP and the AP of classes are by the rule of {rule}, in percent, with "
         f"95 % intervals of a paired bootstrap over the test images.\n\n"
         f"{markdown(metrics, bootstrap)}\n"
         f"Made by `{source['command']}` at commit {source['commit'][:12]} on {source['date']}, "
@@ -118,12 +119,12 @@ def _readme(
     )
 
 
-def _choices(config: ExperimentConfig) -> list[str]:
+def _choices(parts: Parts) -> list[str]:
     """Return one sentence on each thing that was settled before the look at test, and by what."""
-    if config.choose:
+    if parts.choose:
         return ["Settings were chosen by training on train and measuring on val."]
     fixed = "No setting was chosen on these images: all were fixed beforehand."
-    if config.folds == 0:
+    if parts.folds == 0:
         return [fixed]
     return [
         fixed[:-1] + ", but for thresholds of scores and how far boxes move.",

@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +15,6 @@ from numpy.typing import NDArray
 
 from rcnn_svm.evaluation.errors import ERROR_TYPES, FalsePositives
 from rcnn_svm.evaluation.voc import FALSE, HIT, EvalResult
-from rcnn_svm.files import atomic_path
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,7 +27,6 @@ __all__ = [
     "head_colours",
     "map_figure",
     "precision_recall_figure",
-    "save_figures",
     "score_figure",
     "svg",
 ]
@@ -216,31 +213,6 @@ def score_figure(evals: Mapping[str, EvalResult]) -> Figure:
             row[0].set_ylabel("detections")
         _legend(figure, cells[0])
     return figure
-
-
-def save_figures(
-    folder: Path,
-    metrics: Mapping[str, Any],
-    evals: Mapping[str, EvalResult],
-    errors: Mapping[str, FalsePositives] | None = None,
-) -> list[Path]:
-    """Write all figures as PNG files into `folder`, for pages that want them one by one.
-
-    Returns:
-        The files written.
-    """
-    figures = {
-        "map.png": map_figure(metrics),
-        "class_ap.png": class_ap_figure(evals),
-        "precision_recall.png": precision_recall_figure(evals),
-        "scores.png": score_figure(evals),
-    }
-    if errors is not None:
-        figures["error_types.png"] = error_type_figure(errors)
-    for name, figure in figures.items():
-        with atomic_path(folder / name) as temporary, _style():
-            figure.savefig(temporary, format="png", dpi=150, metadata={"Software": None})
-    return [folder / name for name in figures]
 
 
 def svg(figure: Figure) -> bytes:

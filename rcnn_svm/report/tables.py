@@ -43,6 +43,7 @@ def head_metrics(
     train_s: float,
     score_s_per_image: float,
     peak_rss_mb: float,
+    measures: Mapping[str, float] | None = None,
     details: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Make one head's entry in `metrics["heads"]`, in percent; null where there is nothing to measure.
@@ -54,19 +55,21 @@ def head_metrics(
         train_s: seconds, all that belongs to this head alone.
         score_s_per_image: seconds.
         peak_rss_mb: 10^6 bytes.
+        measures: of the experiment's own evaluators; each gets a column.
         details: anything more; `n_support_vectors` gets a column.
     """
-    measures = result.to_json()["measures"][result.rule]
+    voc = result.to_json()["measures"][result.rule]
     summary = coco.to_json()["summary"]
     known = interval.low == interval.low  # not nan
     return {
-        "mAP": measures["mAP"],
+        "mAP": voc["mAP"],
         "mAP_interval": [100 * interval.low, 100 * interval.high] if known else None,
-        "ap": measures["ap"],
+        "ap": voc["ap"],
         "coco": {name: summary[name] for name in _COCO},
         "train_s": train_s,
         "score_s_per_image": score_s_per_image,
         "peak_rss_mb": peak_rss_mb,
+        "measures": dict(measures or {}),
         "details": dict(details or {}),
     }
 
@@ -106,6 +109,7 @@ def comparison_rows(
             }
         coco = head.get("coco", {})  # older files have none
         row |= {f"coco_{key}": coco.get(key) for key in _COCO}
+        row |= dict(head.get("measures", {}))
         row |= {key: head.get(key) for key in ("train_s", "score_s_per_image", "peak_rss_mb")}
         row["n_support_vectors"] = head.get("details", {}).get("n_support_vectors")
         rows.append(row)
@@ -120,6 +124,7 @@ def comparison_table(
     A column without a single figure is left out.
     """
     best, lines = ranked_heads(metrics)[0], []
+    measures = {name: head.get("measures", {}) for name, head in metrics["heads"].items()}
     for row in comparison_rows(metrics, bootstrap):
         gap = None
         if bootstrap is not None and row["head"] != best:
@@ -134,6 +139,7 @@ def comparison_table(
                 "COCO AP": _number(row["coco_AP"], 1),
                 "AP50": _number(row["coco_AP50"], 1),
                 "AP75": _number(row["coco_AP75"], 1),
+                **{key: _number(value, 3) for key, value in measures[row["head"]].items()},
                 "training s": _number(row["train_s"], 1),
                 "scoring ms/image": _number(None if score is None else 1000 * score, 1),
                 "peak MB": _number(row["peak_rss_mb"], 0),

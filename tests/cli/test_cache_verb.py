@@ -41,6 +41,7 @@ def test_a_run_without_room_goes_on_and_ends_within_its_limit(
 ) -> None:
     from rcnn_svm import ExperimentConfig, load_splits, train_detector
     from rcnn_svm.config import with_overrides
+    from rcnn_svm.experiment.parts import Run as Computing
 
     tight, wide, out = tmp_path / "tight", tmp_path / "wide", tmp_path / "out"
     for cache in (tight, wide):
@@ -60,7 +61,9 @@ def test_a_run_without_room_goes_on_and_ends_within_its_limit(
     config = with_overrides(
         ExperimentConfig(), None, [*network, "features.taps=fc7", "learn=nothing", *settings]
     )
-    result = train_detector(load_splits(digits_folder), "linear-svm", config=config, cache=tight)
+    result = train_detector(
+        load_splits(digits_folder), config.build(heads=["linear-svm"]), run=Computing(tight)
+    )
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith(str(tight))]
     removed, warned, removed_at_the_end = lines
     assert removed == (

@@ -296,6 +296,7 @@ def test_a_dry_run_costs_nothing(
 def test_an_estimate_counts_every_view(digits_folder: Path, tmp_path: Path) -> None:
     from rcnn_svm import ExperimentConfig, load_splits
     from rcnn_svm.config import with_overrides
+    from rcnn_svm.experiment.parts import Run
     from rcnn_svm.experiment.recipe import estimate_experiment
 
     network = ["features.backbone=small_cnn", "features.weights=random", "features.path=warped"]
@@ -303,7 +304,7 @@ def test_an_estimate_counts_every_view(digits_folder: Path, tmp_path: Path) -> N
     splits, n_bytes = load_splits(digits_folder), []
     for more in ([], ["fc.mirror=true"], ["test_regions=10"]):
         config = with_overrides(ExperimentConfig(), None, [*settings, *more])
-        n_bytes.append([e.n_bytes for e in estimate_experiment(config, splits, tmp_path)])
+        n_bytes.append([e.n_bytes for e in estimate_experiment(config.build(), splits, Run(tmp_path))])
     (images, test), (both, _), (_, few) = n_bytes
     assert images < both <= 2 * images  # ignored regions are not mirrored
     assert both > 1.8 * images
@@ -363,7 +364,7 @@ def test_ten_lines_of_python(digits_folder: Path, tmp_path: Path) -> None:
         ExperimentConfig(), None, [*network, "features.taps=fc7", "learn=nothing", *settings]
     )
     splits = load_splits(digits_folder)
-    result = train_detector(splits, "linear-svm", config=config)
+    result = train_detector(splits, config.build(heads=["linear-svm"]))
     result.detector.save(tmp_path / "detector")
     image = read_image(sorted((digits_folder / "images" / "test").iterdir())[0])
     detector = load_detector(tmp_path / "detector")
@@ -394,7 +395,7 @@ def test_tuning_the_trunk_without_choosing_leaves_a_detector_that_reads_mirror_i
     assert "No setting was chosen on these images: all were fixed beforehand." in page
     assert "measuring on val" not in page
     assert metrics["stages_s"]["choose"] < 1
-    assert load_detector(out).proposals.max_regions == 30
+    assert load_detector(out).n_proposals == 30
     # The saved detector finds what the experiment found from stored features.
     assert run("evaluate", out, digits_folder) == 0
     (mean,) = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("mean")]

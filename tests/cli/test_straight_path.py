@@ -106,8 +106,8 @@ def test_scores_are_on_one_scale_whatever_suppresses(trained: Path, digits_folde
     image = load_dataset(digits_folder, "test").samples[0].read()
 
     def found(**settings: object) -> Detections:
-        config = replace(detector.detect_config, vote_iou=None, **settings)
-        return replace(detector, detect_config=config).detect(image)
+        config = replace(detector.postprocess, vote_iou=None, **settings)
+        return replace(detector, postprocess=config).detect(image)
 
     soft, hard = found(soft_nms_sigma=0.2), found(soft_nms_sigma=None)
     assert soft.scores.max() == hard.scores.max()

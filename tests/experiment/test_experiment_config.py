@@ -20,13 +20,11 @@ from rcnn_svm.experiment.config import (
     quick_config,
 )
 from rcnn_svm.features.build import FeatureConfig
-from rcnn_svm.features.fc_layers import FcConfig
 from rcnn_svm.features.scaling import FeatureScaler
-from rcnn_svm.features.trunk_config import TrunkConfig
-from rcnn_svm.finetune import FinetuneConfig
-from rcnn_svm.heads.kernel_solver import rbf_kernel, squared_distances
+from rcnn_svm.heads.kernels import rbf_kernel, squared_distances
 from rcnn_svm.postprocess import PostprocessConfig
 from rcnn_svm.proposals import GridConfig, SelectiveSearchConfig
+from rcnn_svm.training.config import FcConfig, FinetuneConfig, TrunkConfig
 
 
 class OneImage:
@@ -168,11 +166,16 @@ def test_no_field_holds_what_means_nothing(where: str, kind: Any, name: str, hin
 
 
 @pytest.mark.parametrize(
-    "changes", [{"fc": FcConfig(positive_iou=0.3)}, {"finetune": FinetuneConfig(negative_iou=0.6)}]
+    ("kind", "changes"),
+    [
+        (FcConfig, {"positive_iou": 0.3}),
+        (FinetuneConfig, {"negative_iou": 0.6}),
+        (HeadsConfig, {"svm_positive_iou": 0.1}),
+    ],
 )
-def test_label_rules_that_contradict_themselves_are_refused_at_once(changes: dict) -> None:
+def test_label_rules_that_contradict_themselves_are_refused_at_once(kind: type, changes: dict) -> None:
     with pytest.raises(ConfigError, match="must have 0 <= negative_low <= negative_iou <= positive_iou <= 1"):
-        ExperimentConfig(**changes)
+        kind(**changes)
 
 
 def test_proposals_of_another_kind_are_refused_before_anything_is_computed() -> None:
@@ -197,12 +200,12 @@ def test_proposals_of_another_kind_are_refused_before_anything_is_computed() -> 
 )
 def test_settings_that_do_not_go_together(changes, message):
     with pytest.raises(ConfigError, match=message):
-        ExperimentConfig(**changes)
+        ExperimentConfig(**changes).build()
 
 
 def test_which_experiments_read_all_rows():
-    assert ExperimentConfig().reads_all_rows
+    assert ExperimentConfig().build().reads_all_rows
     network = replace(ExperimentConfig().heads, names=("softmax-finetuned",))
-    assert ExperimentConfig(heads=network, choose=True).reads_all_rows  # to choose by
-    assert not ExperimentConfig(heads=network).reads_all_rows
-    assert ExperimentConfig(heads=network, fc=FcConfig(box_weight=0.0)).reads_all_rows
+    assert ExperimentConfig(heads=network, choose=True).build().reads_all_rows  # to choose by
+    assert not ExperimentConfig(heads=network).build().reads_all_rows
+    assert ExperimentConfig(heads=network, fc=FcConfig(box_weight=0.0)).build().reads_all_rows

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from rcnn_svm.errors import CacheError, ConfigError, DataError, ShapeError
-from rcnn_svm.features.fc_layers import FcConfig, FcLayers
+from rcnn_svm.features.fc_layers import FcLayers
+from rcnn_svm.training.config import FcConfig
 
 
 def make(rng, sizes=(6, 5, 4), k=3, scaling="none"):

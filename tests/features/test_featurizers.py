@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from rcnn_svm.errors import ConfigError, ShapeError
-from rcnn_svm.features.backbone import load_backbone
 from rcnn_svm.features.featurizers import SharedFeatures, WarpedFeatures, crops_on_device
 from rcnn_svm.features.warp import warp_crops, warp_geometry
+from rcnn_svm.networks.backbone import load_backbone
 
 BOXES = np.array([[10, 10, 80, 90], [0, 0, 160, 120], [100, 50, 140, 110], [5, 60, 30, 118]], np.float32)
 
@@ -163,7 +163,6 @@ def test_keys_tell_settings_apart(small, mobile):
         WarpedFeatures(load_backbone("small_cnn", "random", seed=2), "fc7"),
         SharedFeatures(small, "fc7"),
         SharedFeatures(small, "fc7", longer_sides=(320,)),
-        SharedFeatures(small, "fc7", low_rank={"fc6": 8}),
         SharedFeatures(mobile, "block7"),
         SharedFeatures(mobile, "block7*2"),
     ]
@@ -172,27 +171,11 @@ def test_keys_tell_settings_apart(small, mobile):
     assert WarpedFeatures(small, "fc7", batch_size=1).key == features[0].key
 
 
-def test_low_rank_layers_come_close(image, small):
-    exact = SharedFeatures(small, "fc6")(image, BOXES)
-    full = SharedFeatures(small, "fc6", low_rank={"fc6": 256})(image, BOXES)
-    np.testing.assert_allclose(full, exact, atol=1e-3)
-    errors = []
-    for rank in (32, 128, 200):
-        got = SharedFeatures(small, "fc6", low_rank={"fc6": rank})(image, BOXES)
-        errors.append(np.linalg.norm(got - exact) / np.linalg.norm(exact))
-    assert errors == sorted(errors, reverse=True)
-    assert errors[-1] < 0.5
-
-
 def test_errors(image, small):
     with pytest.raises(ConfigError, match=r"conv3@3x3\*2 widens regions, which warping does by its padding"):
         WarpedFeatures(small, "conv3*2")
     with pytest.raises(ConfigError, match=r"longer_sides must be .* at least 32 pixels, got \(16,\)"):
         SharedFeatures(small, "fc7", longer_sides=(16,))
-    with pytest.raises(ConfigError, match="low_rank: 'pool3' is no fully connected layer"):
-        SharedFeatures(small, "fc7", low_rank={"pool3": 4})
-    with pytest.raises(ConfigError, match=r"factorise: rank must be between 1 and 256, got 300."):
-        SharedFeatures(small, "fc7", low_rank={"fc7": 300})
     with pytest.raises(ShapeError, match=r"boxes must have shape \(N, 4\), got \(2, 3\)"):
         WarpedFeatures(small, "fc7")(image, np.zeros((2, 3)))
     with pytest.raises(ShapeError, match="an image must be uint8"):
@@ -203,7 +186,7 @@ def test_errors(image, small):
 
 @pytest.mark.parametrize("layer", ["block3@2x2", "penultimate"])
 def test_the_image_tap_sees_the_whole_image_whatever_the_region(layer):
-    from rcnn_svm.features.backbone import load_backbone
+    from rcnn_svm.networks.backbone import load_backbone
 
     image = np.random.default_rng(0).integers(0, 255, (50, 70, 3), dtype=np.uint8)
     boxes = np.array([[0, 0, 70, 50], [3, 4, 30, 40], [20, 20, 33, 44]], np.float32)

@@ -8,14 +8,15 @@ import pytest
 
 from rcnn_svm.errors import CacheError, DataError, ShapeError
 from rcnn_svm.heads import scorers
-from rcnn_svm.heads.scorers import LinearScorer, RBFScorer, SoftmaxScorer, scorer_from_arrays
+from rcnn_svm.heads.kernels import RBF
+from rcnn_svm.heads.scorers import KernelScorer, LinearScorer, SoftmaxScorer, scorer_from_arrays
 
 
-def _scorers(rng: np.random.Generator) -> list[LinearScorer | SoftmaxScorer | RBFScorer]:
+def _scorers(rng: np.random.Generator) -> list[LinearScorer | SoftmaxScorer | KernelScorer]:
     return [
         LinearScorer(rng.normal(size=(3, 5)), rng.normal(size=3)),
         SoftmaxScorer(rng.normal(size=(4, 5)), rng.normal(size=4)),
-        RBFScorer(rng.normal(size=(7, 5)), rng.normal(size=(3, 7)), rng.normal(size=3), 0.3),
+        KernelScorer(rng.normal(size=(7, 5)), rng.normal(size=(3, 7)), rng.normal(size=3), RBF(0.3)),
     ]
 
 
@@ -36,7 +37,7 @@ def test_rbf_agrees_with_the_definition_in_any_chunk(
     # Far from the origin, where |x|^2 + |v|^2 - 2 x.v would cancel in float32.
     support, x = rng.normal(size=(40, 8)) + 50, rng.normal(size=(30, 8)) + 50
     dual, bias = rng.normal(size=(2, 40)), rng.normal(size=2)
-    scorer = RBFScorer(support, dual, bias, 0.2)
+    scorer = KernelScorer(support, dual, bias, RBF(0.2))
     distances = ((x[:, None].astype(np.float32) - support[None].astype(np.float32)) ** 2).sum(-1)
     expected = np.exp(-0.2 * distances.astype(np.float64)) @ dual.T + bias
     np.testing.assert_allclose(scorer.decision_function(x), expected, atol=1e-4)
@@ -46,7 +47,7 @@ def test_rbf_agrees_with_the_definition_in_any_chunk(
 
 
 def test_rbf_without_support_vectors_is_its_intercept() -> None:
-    scorer = RBFScorer(np.zeros((0, 4)), np.zeros((2, 0)), np.array([1.0, -1.0]), 1.0)
+    scorer = KernelScorer(np.zeros((0, 4)), np.zeros((2, 0)), np.array([1.0, -1.0]), RBF(1.0))
     np.testing.assert_array_equal(scorer.decision_function(np.ones((3, 4))), [[1, -1]] * 3)
 
 
@@ -68,12 +69,12 @@ def test_messages(rng: np.random.Generator) -> None:
     with pytest.raises(ShapeError) as shape_error:
         linear.decision_function(np.zeros((2, 4)))
     assert str(shape_error.value) == "LinearScorer: features must have shape (R, 5), got (2, 4)."
-    with pytest.raises(CacheError, match=r"^scorer: kind must be one of linear, softmax, rbf, got 'tree'\.$"):
+    with pytest.raises(DataError, match=r"the head 'tree', which is not one of rcnn_svm's: bring it with"):
         scorer_from_arrays("tree", {})
     with pytest.raises(CacheError, match=r"^scorer: array 'intercept' is missing"):
         scorer_from_arrays("linear", {"coef": np.zeros((1, 2))})
     with pytest.raises(ShapeError, match="dual_coef must have 2 columns, one per support vector, got 3"):
-        RBFScorer(np.zeros((2, 4)), np.zeros((1, 3)), np.zeros(1), 1.0)
+        KernelScorer(np.zeros((2, 4)), np.zeros((1, 3)), np.zeros(1), RBF(1.0))
 
 
 def test_what_is_not_finite_is_refused(rng: np.random.Generator) -> None:
@@ -90,7 +91,7 @@ def test_what_is_not_finite_is_refused(rng: np.random.Generator) -> None:
 
 def test_scoring_needs_neither_sklearn_nor_torch_nor_numba() -> None:
     code = (
-        "import sys, rcnn_svm.heads.scorers, rcnn_svm.heads.calibration, rcnn_svm.heads.bbox_regressor\n"
+        "import sys, rcnn_svm.heads.scorers, rcnn_svm.heads.bbox_regressor\n"
         "print([m for m in ('sklearn', 'torch', 'numba', 'scipy') if m in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -31,7 +31,7 @@ def test_uses_most_of_the_budget_and_large_boxes_first():
 def test_settings_make_the_same_grid():
     image = np.zeros((100, 140, 3), np.uint8)
     config = GridConfig(300, smallest=20)
-    regions = config.propose(image, image_id="a")
+    regions = config.propose(image)
     np.testing.assert_array_equal(regions.boxes, dense_grid((100, 140), 300, smallest=20).boxes)
     assert regions.image_id == "a"
     assert config.key() != GridConfig(301, smallest=20).key()

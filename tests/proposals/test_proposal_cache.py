@@ -34,10 +34,10 @@ class Counting:
     def key(self):
         return {"proposer": "counting"}
 
-    def propose(self, image, *, image_id=""):
+    def propose(self, image):
         with self.lock:
             self.calls += 1
-        return GridConfig(20).propose(image, image_id=image_id)
+        return GridConfig(20).propose(image)
 
 
 @pytest.mark.parametrize("n_jobs", [1, 3])

@@ -6,7 +6,6 @@ import xml.etree.ElementTree as ElementTree
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from rcnn_svm.evaluation.errors import false_positive_types
 from rcnn_svm.report.plots import (
@@ -15,7 +14,6 @@ from rcnn_svm.report.plots import (
     head_colours,
     map_figure,
     precision_recall_figure,
-    save_figures,
     score_figure,
     svg,
 )
@@ -68,14 +66,6 @@ def test_colours_are_stable_and_pale_without_regression():
     assert head_colours(["linear-svm"])["linear-svm"] == both["linear-svm+bbox"]
     assert head_colours(["mine", "yours"])["mine"] == both["mine"]
     assert len(set(head_colours([f"head {i}" for i in range(6)]).values())) == 6
-
-
-def test_files(comparison, tmp_path):
-    paths = save_figures(tmp_path, comparison.metrics, comparison.evals)
-    assert len(paths) == 4
-    for path in paths:
-        with Image.open(path) as picture:
-            assert picture.width > 1000
 
 
 def test_report_modules_load_no_plotting_library_nor_torch():

@@ -1,0 +1,411 @@
+"""What is decided before the final training: settings, thresholds, how far boxes move, and whether at all.
+
+`choose` tries the grids by training on `train` and measuring on `val`. `hold_out` tries nothing of a head: it
+trains without some images and looks at these. Either way `test` stays unseen.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from rcnn_svm.datasets import draw_folds
+from rcnn_svm.detector import Look, Model, look_at
+from rcnn_svm.evaluation.coco import evaluate_coco
+from rcnn_svm.evaluation.thresholds import Thresholds, choose_thresholds
+from rcnn_svm.evaluation.voc import Rule, evaluate_voc
+from rcnn_svm.experiment.learning import Network, Representation
+from rcnn_svm.experiment.measure import Meter
+from rcnn_svm.experiment.parts import Parts, Run
+from rcnn_svm.experiment.regions import SplitRegions, StoredBlocks
+from rcnn_svm.experiment.selection import (
+    Choice,
+    choose_head,
+    choose_postprocess,
+    choose_regressor,
+    detected,
+    scored_once,
+)
+from rcnn_svm.features.scaling import FeatureScaler
+from rcnn_svm.features.store import FeatureStore, to_float32
+from rcnn_svm.heads.bbox_regressor import BoxRegressor
+from rcnn_svm.heads.recipe import HeadRecipe
+from rcnn_svm.postprocess import Postprocess, PostprocessConfig
+from rcnn_svm.progress import note, track
+from rcnn_svm.structures import Dataset, Detections
+
+__all__ = [
+    "Chosen",
+    "Trained",
+    "Variant",
+    "choose",
+    "detect_all",
+    "held_out_parts",
+    "hold_out",
+    "settle",
+    "train_heads",
+    "views_of",
+]
+
+_FEW_OBJECTS = 50
+"""Objects of val below which folds of trainval are held out instead."""
+
+
+@dataclass(frozen=True, eq=False)
+class Variant:
+    """One head without or with box regression: what held-out images decided.
+
+    Attributes:
+        choice: of post-processing.
+        detect: as chosen.
+        with_boxes: whether boxes are regressed.
+        thresholds: None where no image was held out.
+        value: mean of mAP and COCO AP on the held-out images, in percent; None where there were none.
+    """
+
+    choice: Choice
+    detect: Postprocess
+    with_boxes: bool
+    thresholds: Thresholds | None = None
+    value: float | None = None
+
+    def measured(self, found: Sequence[Detections], dataset: Dataset, rule: Rule) -> Variant:
+        """Return the same with thresholds, and with the value of these detections of held-out images."""
+        truths = [sample.truth for sample in dataset]
+        evaluation = evaluate_voc(found, truths, dataset.classes, rule=rule)
+        coco = evaluate_coco(found, truths, dataset.classes).summary()["AP"]
+        value = 50 * (evaluation.map(rule) + coco)
+        return replace(self, thresholds=choose_thresholds(evaluation.matches), value=value)
+
+
+@dataclass(frozen=True, eq=False)
+class Chosen:
+    """What was decided for one head before the final training.
+
+    Attributes:
+        recipe: the head.
+        head: its own setting.
+        plain: without box regression.
+        boxes: the box regression, the same for all heads.
+        with_boxes: with it.
+    """
+
+    recipe: HeadRecipe
+    head: Choice
+    plain: Variant
+    boxes: Choice
+    with_boxes: Variant
+
+    @property
+    def regress(self) -> bool:
+        """Whether box regression did no harm on the held-out images."""
+        plain, boxed = self.plain.value, self.with_boxes.value
+        return plain is None or boxed is None or not boxed < plain
+
+
+class _Scalers:
+    """The scalings of rows, each fitted once on the rows of a training split."""
+
+    def __init__(self, rows: StoredBlocks) -> None:
+        self._rows, self._fitted = rows, dict[str, FeatureScaler]()
+
+    def get(self, scaling: str) -> FeatureScaler | None:
+        """Return a fitted scaler, or None for rows as they are."""
+        if scaling == "none":
+            return None
+        if scaling not in self._fitted:
+            self._fitted[scaling] = FeatureScaler(scaling).fit(self._rows)  # type: ignore[arg-type]
+        return self._fitted[scaling]
+
+
+def _without_boxes(detect: Postprocess) -> Postprocess:
+    return (
+        replace(detect, regression="off", vote_iou=None) if isinstance(detect, PostprocessConfig) else detect
+    )
+
+
+def _without_votes(detect: Postprocess) -> Postprocess:
+    return replace(detect, vote_iou=None) if isinstance(detect, PostprocessConfig) else detect
+
+
+def choose(
+    parts: Parts,
+    network: Network,
+    base: FeatureStore,
+    train: SplitRegions,
+    val: SplitRegions,
+    run: Run,
+) -> list[Chosen]:
+    """Train on `train` with every setting and measure on `val`.
+
+    Args:
+        parts: of the experiment.
+        network: as prepared.
+        base: its features.
+        train: regions to train on.
+        val: regions to measure on.
+        run: of the experiment.
+    """
+    learned = parts.learner.learn(parts, network, base, train, run)
+    learned.fill(train)
+    learned.fill(val)
+    train_rows, val_rows, rule = learned.blocks(train), learned.blocks(val), parts.rule
+    scalers, plain_detect = _Scalers(train_rows), _without_boxes(parts.postprocess)
+    chosen: list[Chosen] = []
+    boxes: Choice | None = None
+    box_model: Model | None = None
+    for recipe in parts.heads:
+        scaler = scalers.get(recipe.scaling)
+        head, model = choose_head(recipe, train_rows, val_rows, scaler, plain_detect, rule, n_jobs=run.n_jobs)
+        with scored_once(val_rows, model) as scored:
+            how = choose_postprocess(plain_detect, parts.tried, val_rows, scored, rule)
+            plain = Variant(*how, with_boxes=False)
+            plain = plain.measured(detected(val_rows, scored, plain.detect), val.dataset, rule)
+            if boxes is None or box_model is None:
+                # The first head decides for all: heads shall differ in their scores alone.
+                boxes, box_model = choose_regressor(
+                    parts.boxes,
+                    train_rows,
+                    val_rows,
+                    scalers.get(parts.boxes.scaling),
+                    learned.regressor,
+                    model,
+                    scored,
+                    _without_votes(parts.postprocess),
+                    rule,
+                )
+            moved = replace(scored, boxes_by=box_model)
+            how = choose_postprocess(parts.postprocess, parts.tried, val_rows, moved, rule)
+            with_boxes = Variant(*how, with_boxes=True)
+            with_boxes = with_boxes.measured(detected(val_rows, moved, with_boxes.detect), val.dataset, rule)
+        chosen.append(Chosen(recipe, head, plain, boxes, with_boxes))
+        settings = {**recipe.shown(head.settings), **with_boxes.choice.settings}
+        note(
+            f"{recipe.name}: {plain.choice.val_map:.1f} mAP on {val.dataset.split}, "
+            f"{with_boxes.choice.val_map:.1f} with box regression ({_words(settings)})"
+        )
+    return chosen
+
+
+def settle(parts: Parts, learned: Representation) -> list[Chosen]:
+    """Settle everything unseen: the middle of each grid, post-processing as it stands."""
+
+    def unseen(settings: dict[str, Any]) -> Choice:
+        return Choice(settings, None, ())
+
+    boxes = {"learned": True} if learned.regressor is not None else parts.boxes.settled()
+    return [
+        Chosen(
+            recipe,
+            unseen(recipe.settled()),
+            Variant(unseen({}), _without_boxes(parts.postprocess), with_boxes=False),
+            unseen(boxes),
+            Variant(unseen({}), parts.postprocess, with_boxes=True),
+        )
+        for recipe in parts.heads
+    ]
+
+
+def held_out_parts(
+    parts: Parts, trainval: SplitRegions, train: SplitRegions, val: SplitRegions
+) -> list[tuple[SplitRegions, SplitRegions]]:
+    """Return what is trained on, and what is then measured on, before the final training on trainval.
+
+    Args:
+        parts: how images are held out, and the seed.
+        trainval: all training images.
+        train: some of them.
+        val: the others.
+    """
+    folds = parts.folds
+    if folds is None:
+        counted = [~(truth.difficult | truth.crowd) for truth in val.truths]
+        folds = 1 if sum(int(own.sum()) for own in counted) >= _FEW_OBJECTS else 3
+    if folds == 0:
+        return []
+    if folds == 1:
+        return [(train, val)]
+    pairs = []
+    for held in draw_folds(trainval.dataset, folds, np.random.default_rng(parts.seed)):
+        out = {sample.image_id for sample in held}
+        rest = tuple(sample for sample in trainval.dataset if sample.image_id not in out)
+        if rest:
+            own = replace(trainval.dataset, samples=rest)
+            pairs.append((trainval.part(own), trainval.part(held).limited(parts.test_regions)))
+    return pairs
+
+
+def hold_out(
+    parts: Parts,
+    network: Network,
+    base: FeatureStore,
+    pairs: Sequence[tuple[SplitRegions, SplitRegions]],
+    run: Run,
+) -> list[Chosen]:
+    """Train without some images and look at them: how far boxes move, whether at all, and thresholds.
+
+    Args:
+        parts: of the experiment.
+        network: as prepared.
+        base: its features.
+        pairs: as `held_out_parts` returns them.
+        run: of the experiment.
+    """
+    found: dict[str, list[list[Detections]]] = {}
+    for training, held in pairs:
+        learned = parts.learner.learn(parts, network, base, training, run)
+        settled = settle(parts, learned)
+        if _reads_rows(settled):
+            learned.fill(training)
+        for view in views_of(parts, held):
+            learned.fill(view)
+        blocks = [learned.blocks(view) for view in views_of(parts, held)]
+        boxed = _moves(parts)
+        for head in train_heads(parts, learned, training, settled, run):
+            runs = detect_all(head, blocks, [head.chosen.plain, *boxed])
+            mine = found.setdefault(head.name, [[] for _ in runs])
+            for so_far, one in zip(mine, runs, strict=True):
+                so_far += one.detections
+    images = replace(pairs[0][1].dataset, samples=tuple(s for _, held in pairs for s in held.dataset))
+    chosen = []
+    for own in settled:
+        first, *others = found[own.recipe.name]
+        without = own.plain.measured(first, images, parts.rule)
+        moved = [v.measured(d, images, parts.rule) for v, d in zip(boxed, others, strict=True)]
+        best = max(moved, key=lambda one: -np.inf if one.value is None or np.isnan(one.value) else one.value)
+        chosen.append(replace(own, plain=without, with_boxes=best))
+        values = ", ".join(
+            f"{one.value:.1f} at {one.choice.settings.get('box_step', 1):.0%}" for one in moved
+        )
+        note(f"{own.recipe.name}: {without.value:.1f} as boxes are, moved {values} (mean of mAP and COCO AP)")
+    return chosen
+
+
+def _moves(parts: Parts) -> list[Variant]:
+    """Return what is tried of how far boxes move; post-processing that is not ours decides for itself."""
+    detect = parts.postprocess
+    if not isinstance(detect, PostprocessConfig):
+        return [Variant(Choice({}, None, ()), detect, with_boxes=True)]
+    return [
+        Variant(Choice({"box_step": step}, None, ()), replace(detect, box_step=step), with_boxes=True)
+        for step in parts.tried.box_steps
+    ]
+
+
+def views_of(parts: Parts, regions: SplitRegions) -> list[SplitRegions]:
+    """Return a split as it is looked at when objects are detected: itself and, as configured, mirrored."""
+    return [regions, regions.mirrored()] if parts.features.mirror else [regions]
+
+
+def _needs_ridge(chosen: Sequence[Chosen]) -> bool:
+    return "learned" not in chosen[0].boxes.settings
+
+
+def _reads_rows(chosen: Sequence[Chosen]) -> bool:
+    """Whether something is trained on the rows of all regions after the layers were."""
+    return _needs_ridge(chosen) or any(own.recipe.head.reads_rows for own in chosen)
+
+
+def _words(settings: Mapping[str, Any]) -> str:
+    shown = {k: f"{v:g}" if isinstance(v, float) else v for k, v in settings.items()}
+    return ", ".join(f"{key} {value}" for key, value in shown.items())
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """A head trained with its final setting.
+
+    Attributes:
+        chosen: what it was trained with.
+        model: the head and the box regression.
+        train_s: wall clock of training this head alone.
+        peak_rss_mb: largest memory meanwhile.
+        details: figures of the training.
+    """
+
+    chosen: Chosen
+    model: Model
+    train_s: float
+    peak_rss_mb: float
+    details: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The head's."""
+        return self.chosen.recipe.name
+
+
+def train_heads(
+    parts: Parts, learned: Representation, trainval: SplitRegions, chosen: Sequence[Chosen], run: Run
+) -> list[Trained]:
+    """Train every head with its setting, and box regression, on the regions of a split."""
+    if _reads_rows(chosen):
+        learned.fill(trainval)
+    rows = learned.blocks(trainval)
+    scalers = _Scalers(rows)
+    regressor, regressor_scaler = learned.regressor, None
+    if _needs_ridge(chosen):
+        regressor_scaler = scalers.get(parts.boxes.scaling)
+        ridge = BoxRegressor(min_iou=parts.boxes.min_iou, strength=chosen[0].boxes.settings["strength"])
+        regressor = ridge.fit(rows.scaled(regressor_scaler))
+    trained = []
+    for own in chosen:
+        scaler = scalers.get(own.recipe.scaling)
+        with Meter() as meter:
+            (fitted,) = own.recipe.fit(rows.scaled(scaler), [own.head.settings], n_jobs=run.n_jobs)
+        seconds, peak = meter.seconds, meter.peak_rss_mb
+        if not own.recipe.head.reads_rows:  # it was trained when the layers were
+            seconds, peak = learned.learn_s, learned.peak_rss_mb
+        model = Model(fitted.scorer, scaler, regressor, regressor_scaler)
+        trained.append(Trained(own, model, seconds, peak, fitted.details))
+    return trained
+
+
+@dataclass(eq=False)
+class Found:
+    """Detections of a split and the wall clock of scoring and post-processing them."""
+
+    detections: list[Detections]
+    seconds: float = 0.0
+
+
+def detect_all(trained: Trained, views: Sequence[StoredBlocks], variants: Sequence[Variant]) -> list[Found]:
+    """Detect in every image once for each variant of post-processing; regions are read once for all.
+
+    Args:
+        trained: the head.
+        views: the rows of a split and, where they are read too, of its mirror images.
+        variants: of post-processing.
+    """
+    images, model, runs = views[0], trained.model, [Found([]) for _ in variants]
+    dataset = images.regions.dataset
+    for i, sample in enumerate(track(dataset, f"{trained.name} on {dataset.split}", total=len(images))):
+        n_gt = images.regions.n_gt[i]
+        boxes, rows = images.regions.boxes[i][n_gt:], to_float32(images.features(i, slice(n_gt, None)))
+        mirrored = to_float32(views[1].features(i)) if len(views) > 1 else None
+        look = _look(views, i)
+        started = time.perf_counter()
+        scores, deltas = model.read(rows, mirrored)
+        scored = time.perf_counter() - started
+        for run, variant in zip(runs, variants, strict=True):
+            started = time.perf_counter()
+            own = deltas if variant.with_boxes else None
+            found = model.detect(sample.image_id, sample.size, boxes, scores, own, variant.detect, look)
+            run.seconds += scored + time.perf_counter() - started
+            run.detections.append(found)
+    return runs
+
+
+def _look(views: Sequence[StoredBlocks], i: int) -> Look:
+    """Return what reads more regions of image `i`; the image is opened when they are asked for."""
+
+    @functools.cache
+    def opened() -> Look:
+        return look_at([view.reader(i) for view in views], views[0].regions.dataset.samples[i].size[1])
+
+    return lambda boxes: opened()(boxes)

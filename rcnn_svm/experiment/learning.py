@@ -1,0 +1,420 @@
+"""What is trained before the heads: nothing, fc6 and fc7 of our own, last blocks too, or a whole network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar, Protocol
+
+import numpy as np
+
+from rcnn_svm.config import to_dict
+from rcnn_svm.errors import ConfigError
+from rcnn_svm.experiment.measure import Meter
+from rcnn_svm.experiment.parts import Parts, Run
+from rcnn_svm.experiment.regions import JoinedBlocks, SplitRegions, StoredBlocks
+from rcnn_svm.features.build import build_featurizer
+from rcnn_svm.features.fc_layers import FcLayers
+from rcnn_svm.features.featurizers import SharedFeatures
+from rcnn_svm.features.store import DerivedStore, FeatureStore, Featurizer
+from rcnn_svm.files import bytes_digest, digest
+from rcnn_svm.heads.bbox_regressor import BoxRegressor
+from rcnn_svm.heads.scorers import SoftmaxScorer
+from rcnn_svm.networks.backbone import Backbone, load_backbone
+from rcnn_svm.structures import RegionSet
+from rcnn_svm.training.config import FcConfig, FinetuneConfig, TrunkConfig
+from rcnn_svm.training.crops import finetune
+from rcnn_svm.training.fc import train_fc_layers
+from rcnn_svm.training.trunk import frozen_layer, tune_trunk
+
+__all__ = ["FcOnFrozen", "FineTuned", "Frozen", "Learner", "Network", "Representation", "TunedTrunk"]
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """The network that features are read from.
+
+    Attributes:
+        backbone: as loaded or fine-tuned; None where a featurizer of one's own needs none.
+        featurizer: regions of an image -> rows.
+        softmax: the fine-tuned network's own last layer, or None.
+        finetune_s: wall clock of fine-tuning.
+        peak_rss_mb: largest memory meanwhile.
+    """
+
+    backbone: Backbone | None
+    featurizer: Featurizer
+    softmax: SoftmaxScorer | None
+    finetune_s: float
+    peak_rss_mb: float
+
+
+@dataclass(frozen=True, eq=False)
+class Representation:
+    """The rows that heads are trained on.
+
+    Attributes:
+        network: whose features the rows are made of.
+        store: of the rows.
+        layers: learned on top of the network's features, or None.
+        softmax: what learned the representation, as a head of its own; None where nothing was learned.
+        regressor: the box regression that was learned with it, or None.
+        learn_s: wall clock of learning.
+        peak_rss_mb: largest memory meanwhile.
+    """
+
+    network: Network
+    store: FeatureStore
+    layers: FcLayers | None
+    softmax: SoftmaxScorer | None
+    regressor: BoxRegressor | None
+    learn_s: float
+    peak_rss_mb: float
+
+    def blocks(self, regions: SplitRegions) -> StoredBlocks:
+        """Return the rows of a split, unscaled."""
+        return StoredBlocks(self.store, regions, softmax=self.softmax)
+
+    def fill(self, regions: SplitRegions) -> None:
+        """Compute and keep the rows of a split, so that training reads them from disk."""
+        self.store.fill(regions.dataset.samples, regions.boxes, f"rows of {regions.dataset.split}")
+
+
+class Learner(Protocol):
+    """What is trained before the heads.
+
+    Attributes:
+        has_softmax: whether a softmax is trained, which can be a head of its own.
+        has_boxes: whether box regression is trained.
+        tunes_network: whether features wait for a network that is fine-tuned on regions first.
+        reads_first: whether it learns from the features of the network as it is prepared.
+    """
+
+    @property
+    def has_softmax(self) -> bool:
+        """See above."""
+        ...
+
+    @property
+    def has_boxes(self) -> bool:
+        """See above."""
+        ...
+
+    tunes_network: ClassVar[bool]
+    reads_first: ClassVar[bool]
+
+    def check(self, parts: Parts) -> None:
+        """Refuse parts that it cannot work with, before anything is computed.
+
+        Raises:
+            ConfigError: it cannot.
+        """
+        ...
+
+    def prepare(
+        self, parts: Parts, train: SplitRegions, proposals: Mapping[str, RegionSet], run: Run
+    ) -> Network:
+        """Load or train the network, on the images of `train` at most.
+
+        Like R-CNN on VOC2010 and later, fine-tuning sees `train` alone, so that `val` stays unseen for
+        the choice of everything after it [arXiv 1311.2524v5, section 2.4].
+
+        Raises:
+            ConfigError: a network that it cannot train.
+            WeightsError: the weights are missing, damaged or of another network.
+        """
+        ...
+
+    def views(
+        self, parts: Parts, network: Network, base: FeatureStore, regions: SplitRegions
+    ) -> list[StoredBlocks]:
+        """Return the rows of the network that are read while layers are learned from a training split."""
+        ...
+
+    def learn(
+        self, parts: Parts, network: Network, base: FeatureStore, regions: SplitRegions, run: Run
+    ) -> Representation:
+        """Learn what comes between the network and the heads, from the regions of a training split."""
+        ...
+
+
+def _loaded(parts: Parts, device: str) -> Network:
+    """Return the network as it is."""
+    if parts.featurizer is not None:
+        return Network(None, parts.featurizer, None, 0.0, 0.0)
+    backbone = parts.backbone or load_backbone(
+        parts.features.backbone, parts.features.weights, seed=parts.seed
+    )
+    return Network(backbone, build_featurizer(parts.features, backbone, device=device), None, 0.0, 0.0)
+
+
+def _own(what: str) -> ConfigError:
+    return ConfigError(
+        f"learn={what} trains a network, which a featurizer of your own has not. Set learn=fc."
+    )
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """Nothing is trained: features as they are."""
+
+    has_softmax: ClassVar[bool] = False
+    has_boxes: ClassVar[bool] = False
+    tunes_network: ClassVar[bool] = False
+    reads_first: ClassVar[bool] = True
+
+    def check(self, parts: Parts) -> None:
+        """See `Learner`."""
+
+    def prepare(
+        self, parts: Parts, train: SplitRegions, proposals: Mapping[str, RegionSet], run: Run
+    ) -> Network:
+        """See `Learner`."""
+        return _loaded(parts, run.device)
+
+    def views(
+        self, parts: Parts, network: Network, base: FeatureStore, regions: SplitRegions
+    ) -> list[StoredBlocks]:
+        """See `Learner`."""
+        return [StoredBlocks(base, regions)]
+
+    def learn(
+        self, parts: Parts, network: Network, base: FeatureStore, regions: SplitRegions, run: Run
+    ) -> Representation:
+        """See `Learner`."""
+        return Representation(
+            network, base, None, network.softmax, None, network.finetune_s, network.peak_rss_mb
+        )
+
+
+@dataclass(frozen=True)
+class FcOnFrozen:
+    """fc6 and fc7 of our own are trained on the features of a network that stays as it is.
+
+    Attributes:
+        fc: how.
+    """
+
+    fc: FcConfig
+    has_softmax: ClassVar[bool] = True
+    tunes_network: ClassVar[bool] = False
+    reads_first: ClassVar[bool] = True
+
+    @property
+    def has_boxes(self) -> bool:
+        """Whether box regression is trained."""
+        return self.fc.box_weight > 0
+
+    def check(self, parts: Parts) -> None:
+        """See `Learner`."""
+        if self.fc.other_sides and (parts.features.path != "shared" or parts.featurizer is not None):
+            path = "a featurizer of your own" if parts.featurizer is not None else "features.path=warped"
+            raise ConfigError(f"fc.other_sides needs the shared path, got {self.fc.other_sides} with {path}.")
+
+    def prepare(
+        self, parts: Parts, train: SplitRegions, proposals: Mapping[str, RegionSet], run: Run
+    ) -> Network:
+        """See `Learner`."""
+        return _loaded(parts, run.device)
+
+    def views(
+        self, parts: Parts, network: Network, base: FeatureStore, regions: SplitRegions
+    ) -> list[StoredBlocks]:
+        """Return the images, and as configured their mirror images and other sizes."""
+        few = _few(self.fc, parts, regions)
+        seen = few.mirrored(with_truth=True) if self.fc.mirror else few
+        views = [StoredBlocks(base, regions if parts.reads_all_rows else few)]
+        if self.fc.mirror:
+            views.append(StoredBlocks(base, seen))
+        for side in self.fc.other_sides:
+            assert isinstance(network.featurizer, SharedFeatures)
+            assert network.backbone is not None  # `check` saw to both
+            features = replace(parts.features, longer_sides=(side,))
+            featurizer = build_featurizer(features, network.backbone, device=network.featurizer.device)
+            store = FeatureStore(base.root, featurizer, precision=features.precision)
+            views.append(StoredBlocks(store, seen))
+        return views
+
+    def learn(
+        self, parts: Parts, network: Network, base: FeatureStore, regions: SplitRegions, run: Run
+    ) -> Representation:
+        """See `Learner`."""
+        with Meter() as meter:
+            views = self.views(parts, network, base, regions)
+            for view in views:
+                part = view.regions
+                view.store.fill(part.dataset.samples, part.boxes, f"features of {part.dataset.split}")
+            layers = train_fc_layers(JoinedBlocks(views), self.fc, seed=parts.seed, device=run.device)
+        return _with_layers(network, base, layers, self.fc, meter)
+
+
+@dataclass(frozen=True)
+class TunedTrunk:
+    """fc6 and fc7 of our own, then together with the last blocks of the network, on whole images.
+
+    Attributes:
+        fc: the first part.
+        trunk: the second.
+    """
+
+    fc: FcConfig
+    trunk: TrunkConfig
+    has_softmax: ClassVar[bool] = True
+    tunes_network: ClassVar[bool] = False
+    reads_first: ClassVar[bool] = False
+
+    @property
+    def has_boxes(self) -> bool:
+        """Whether box regression is trained."""
+        return self.fc.box_weight > 0
+
+    def check(self, parts: Parts) -> None:
+        """See `Learner`."""
+        if parts.featurizer is not None:
+            raise _own("trunk")
+        if self.fc.scaling != "none":
+            raise ConfigError(
+                f"fc.scaling must be none with learn=trunk, which trains through unscaled rows, "
+                f"got {self.fc.scaling!r}."
+            )
+        if self.fc.mirror or self.fc.other_sides:
+            raise ConfigError(
+                "fc.mirror and fc.other_sides must be off with learn=trunk, which sees mirror images later. "
+                "Set trunk.flip instead."
+            )
+
+    def prepare(
+        self, parts: Parts, train: SplitRegions, proposals: Mapping[str, RegionSet], run: Run
+    ) -> Network:
+        """See `Learner`."""
+        network = _loaded(parts, run.device)
+        frozen_layer(_shared(network.featurizer), self.trunk.first_layer)  # refused now, before the work
+        return network
+
+    def views(
+        self, parts: Parts, network: Network, base: FeatureStore, regions: SplitRegions
+    ) -> list[StoredBlocks]:
+        """Return what the first part reads."""
+        return [StoredBlocks(base, _few(self.fc, parts, regions))]
+
+    def learn(
+        self, parts: Parts, network: Network, base: FeatureStore, regions: SplitRegions, run: Run
+    ) -> Representation:
+        """See `Learner`."""
+        assert network.backbone is not None  # `check` saw to it
+        with Meter() as meter:
+            (view,) = self.views(parts, network, base, regions)
+            few = view.regions
+            base.fill(few.dataset.samples, few.boxes, f"features of {few.dataset.split}")
+            backbone, layers = tune_trunk(
+                view,
+                few.dataset.samples,
+                few.boxes,
+                _shared(network.featurizer),
+                network.backbone,
+                self.fc,
+                self.trunk,
+                folder=run.cache / "tuned",
+                seed=parts.seed,
+            )
+            featurizer = build_featurizer(parts.features, backbone, device=run.device)
+            tuned = Network(backbone, featurizer, None, network.finetune_s, network.peak_rss_mb)
+            store = FeatureStore(base.root, featurizer, precision=parts.features.precision)
+        return _with_layers(tuned, store, layers, self.fc, meter)
+
+
+@dataclass(frozen=True)
+class FineTuned:
+    """R-CNN's fine-tuning of the whole network on warped region proposals.
+
+    Attributes:
+        finetune: how.
+    """
+
+    finetune: FinetuneConfig
+    has_softmax: ClassVar[bool] = True
+    has_boxes: ClassVar[bool] = False
+    tunes_network: ClassVar[bool] = True
+    reads_first: ClassVar[bool] = True
+
+    def check(self, parts: Parts) -> None:
+        """See `Learner`."""
+        if parts.featurizer is not None:
+            raise _own("network")
+
+    def prepare(
+        self, parts: Parts, train: SplitRegions, proposals: Mapping[str, RegionSet], run: Run
+    ) -> Network:
+        """See `Learner`; also refuses taps that do not end before the softmax."""
+        start = parts.backbone or load_backbone(
+            parts.features.backbone, parts.features.weights, seed=parts.seed
+        )
+        boxes = [proposals[sample.image_id].boxes for sample in train.dataset]
+        identity = {
+            "start": start.digest,
+            "finetune": to_dict(self.finetune),
+            "regions": bytes_digest(*(np.ascontiguousarray(own).tobytes() for own in boxes)),
+            "images": [sample.digest() for sample in train.dataset],
+            "seed": parts.seed,
+        }
+        checkpoint = run.cache / "finetuned" / f"{digest(identity)}.checkpoint"
+        with Meter() as meter:
+            tuned = finetune(
+                start,
+                train.dataset,
+                boxes,
+                self.finetune,
+                seed=parts.seed,
+                checkpoint=checkpoint,
+                device=run.device,
+            ).backbone
+        featurizer = build_featurizer(parts.features, tuned, device=run.device)
+        weight, bias = tuned.softmax_layer()
+        if weight.shape[1] != featurizer.n_features:
+            raise ConfigError(
+                f"features.taps: a fine-tuned network is read at the layer before its softmax, which has "
+                f"{weight.shape[1]} numbers, got {parts.features.taps!r} with {featurizer.n_features}."
+            )
+        return Network(tuned, featurizer, SoftmaxScorer(weight, bias), meter.seconds, meter.peak_rss_mb)
+
+    def views(
+        self, parts: Parts, network: Network, base: FeatureStore, regions: SplitRegions
+    ) -> list[StoredBlocks]:
+        """See `Learner`."""
+        return [StoredBlocks(base, regions)]
+
+    def learn(
+        self, parts: Parts, network: Network, base: FeatureStore, regions: SplitRegions, run: Run
+    ) -> Representation:
+        """See `Learner`: all was learned when the network was prepared."""
+        return Frozen().learn(parts, network, base, regions, run)
+
+
+def _with_layers(
+    network: Network, store: FeatureStore, layers: FcLayers, config: FcConfig, meter: Meter
+) -> Representation:
+    softmax = SoftmaxScorer(layers.class_weight.T, layers.class_bias)
+    regressor = _own_regressor(layers) if config.box_weight > 0 else None
+    return Representation(
+        network, DerivedStore(store, layers), layers, softmax, regressor, meter.seconds, meter.peak_rss_mb
+    )
+
+
+def _few(config: FcConfig, parts: Parts, regions: SplitRegions) -> SplitRegions:
+    """Leave out background that will not be drawn, and would be pooled and stored for nothing."""
+    return regions.thinned(config.rule, config.background, seed=parts.seed)
+
+
+def _shared(featurizer: Featurizer) -> SharedFeatures:
+    if not isinstance(featurizer, SharedFeatures):
+        raise ConfigError("learn=trunk trains on shared maps. Set features.path=shared, or learn=network.")
+    return featurizer
+
+
+def _own_regressor(layers: FcLayers) -> BoxRegressor:
+    """Dress the box regression that was trained with the layers as a `BoxRegressor`."""
+    n_classes, n_features = layers.n_classes, layers.n_features
+    coef = layers.box_weight.T.reshape(n_classes, 4, n_features)
+    return BoxRegressor.from_arrays(
+        {"coef": np.ascontiguousarray(coef), "intercept": layers.box_bias.reshape(n_classes, 4)}
+    )

@@ -1,0 +1,396 @@
+"""Networks with named layers: each one owns its weights, its preprocessing and its natural crop.
+
+A backbone is a chain of two parts. Its *map layers* are convolutional and run over whole images or over
+crops; its *region layers* follow, and see one region at a time: the last pooling, the fully connected
+layers, the logits. Every layer's output can be read by name, always before the softmax.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+from collections import OrderedDict
+from collections.abc import Collection, Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from rcnn_svm.errors import ConfigError, ShapeError, WeightsError
+from rcnn_svm.files import atomic_path, bytes_digest
+from rcnn_svm.networks.architectures import ARCHITECTURES, Architecture, LayerInfo, Stages, centres, main_path
+from rcnn_svm.networks.fusing import fuse_for_inference
+from rcnn_svm.networks.taps import TapSpec
+from rcnn_svm.networks.weights import find_weights, load_weights, read_weights
+from rcnn_svm.opencv import cv2
+from rcnn_svm.structures import Image
+from rcnn_svm.threads import limit_torch
+
+__all__ = ["BACKBONES", "Backbone", "load_backbone", "random_backbone", "with_new_outputs"]
+
+_ABOUT = "rcnn_svm"
+"""Key of what a file of weights says about its network."""
+BACKBONES = tuple(ARCHITECTURES)
+"""Names that `load_backbone` accepts."""
+
+
+class Backbone(nn.Module):
+    """A network whose layers are read by name.
+
+    Args:
+        architecture: one of `ARCHITECTURES`, or yours.
+        net: its module; its parameters keep torchvision's names.
+        classes: names of its outputs, where they are those of a detector (background last).
+
+    Attributes:
+        maps, regions: the layers by name, in order; views of `net`, so that both always agree.
+        crop_size, padding: side of the crops and their context, in pixels.
+        default_taps, trunk_from: what is read, and from where on is tuned, where nothing else is said.
+        entry: the last map layer; `entry_grid` is its side on a crop.
+    """
+
+    def __init__(
+        self, architecture: Architecture, net: nn.Module, classes: tuple[str, ...] | None = None
+    ) -> None:
+        super().__init__()
+        self.architecture = architecture
+        self.name = architecture.name
+        self.net = net
+        self.classes = classes
+        self.maps, self.regions = architecture.split(net)
+        self._path = main_path(self.maps, self.regions)
+        self._channels = _channels(self.maps, self.regions)
+        self.entry = next(reversed(self.maps))
+        self.entry_grid = architecture.entry_grid
+        self.crop_size, self.padding = architecture.crop_size, architecture.padding
+        self.batch_size = architecture.batch_size
+        self.default_taps, self.trunk_from = architecture.taps, architecture.trunk_from
+        self.mean_std = architecture.mean, architecture.std
+        mean, std = map(np.array, self.mean_std)
+        table = (np.arange(256)[:, None] / 255 - mean) / std
+        self._table = table.astype(np.float32).reshape(256, 1, 3)
+        self.mean_pixel = np.rint(mean * 255).astype(np.uint8)
+
+    @cached_property
+    def layers(self) -> dict[str, LayerInfo]:
+        """Geometry of every layer on a crop of the network's own size, by name and in order."""
+        return self.layers_on((self.crop_size, self.crop_size))
+
+    def layers_on(self, size: tuple[int, int]) -> dict[str, LayerInfo]:
+        """Return the geometry of every layer on an image of `size` (height, width).
+
+        Origins depend on it where a network pads as TensorFlow does, see `SameConv2d`.
+        """
+        rows, columns = centres(self._path, size[0]), centres(self._path, size[1])
+        layers, at = {}, (1, (0.5, 0.5))
+        for name, channels in self._channels.items():
+            if name in rows:
+                at = rows[name][0], (columns[name][1], rows[name][1])
+            is_map = name in self.maps or name.startswith("pool")
+            layers[name] = LayerInfo(channels, is_map, *at)
+        return layers
+
+    @property
+    def n_outputs(self) -> int:
+        """Length of the logits."""
+        return self.layers["logits"].channels
+
+    def softmax_layer(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return the (n_outputs, D) weights and (n_outputs,) biases of the layer before the softmax."""
+        _, layer = _last_linear(self.net)
+        return layer.weight.detach().cpu().numpy(), layer.bias.detach().cpu().numpy()
+
+    @cached_property
+    def digest(self) -> str:
+        """Hash over all parameters and buffers: equal digests mean equal networks, whatever the file."""
+        parts = [self.name.encode()]
+        for key, value in sorted(self.net.state_dict().items()):
+            if not key.endswith("num_batches_tracked"):
+                array = value.detach().cpu().contiguous().numpy()
+                parts += [key.encode(), str(array.shape).encode(), array.tobytes()]
+        return bytes_digest(*parts)
+
+    def normalise(self, image: Image) -> NDArray[np.float32]:
+        """Return float32 (H, W, 3): the image as this network was trained to see it; its mean becomes 0.
+
+        Raises:
+            ShapeError: `image` is not uint8 (H, W, 3).
+        """
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
+            raise ShapeError(
+                f"{self.name}: an image must be uint8 (H, W, 3) RGB, got {image.dtype} {image.shape}."
+            )
+        return np.asarray(cv2.LUT(image, self._table), np.float32)
+
+    def forward(self, crops: Tensor, layers: Collection[str] = ("logits",)) -> dict[str, Tensor]:
+        """Run the network on (B, 3, S, S) normalised crops as far as the deepest of `layers`."""
+        if not any(name in self.regions for name in layers):
+            return self.run_maps(crops, layers)
+        maps = self.run_maps(crops, {*layers, self.entry})
+        return {**maps, **self.run_regions(maps[self.entry], layers)}
+
+    def run_maps(self, images: Tensor, layers: Collection[str]) -> dict[str, Tensor]:
+        """Run the map layers over (B, 3, H, W) as far as needed; return the named (B, C, h, w) maps."""
+        return _run(self.maps, images, layers)
+
+    def run_regions(self, entry: Tensor, layers: Collection[str]) -> dict[str, Tensor]:
+        """Run the region layers over (R, C, g, g) pooled regions of the map layer `entry`."""
+        return self.run_pooled(self.pool_regions(entry), layers)
+
+    def pool_regions(self, entry: Tensor) -> Tensor:
+        """Run the first region layer alone: the last pooling, whose output is much smaller than its input."""
+        first = next(iter(self.regions.values()))
+        pooled: Tensor = first(entry)
+        return pooled
+
+    def max_pooling(self) -> tuple[int, int] | None:
+        """Return kernel and stride where the first region layer is plain max pooling of a crop's map.
+
+        Its adaptive average pooling, which torchvision puts behind it, does nothing on a crop of the
+        network's own size.
+        """
+        first = list(next(iter(self.regions.values())).children())
+        if len(first) != 2 or not isinstance(first[0], nn.MaxPool2d):
+            return None
+        kernel, stride = first[0].kernel_size, first[0].stride
+        if (
+            not isinstance(kernel, int)
+            or not isinstance(stride, int)
+            or first[0].padding
+            or first[0].ceil_mode
+        ):
+            return None
+        side = (self.entry_grid - kernel) // stride + 1
+        name = next(iter(self.regions))
+        return (kernel, stride) if self.natural_grid(name) == (side, side) else None
+
+    def run_pooled(self, pooled: Tensor, layers: Collection[str]) -> dict[str, Tensor]:
+        """Run the other region layers over the output of the first."""
+        first, *others = self.regions
+        outputs = {first: pooled} if first in layers else {}
+        return outputs | _run(OrderedDict((n, self.regions[n]) for n in others), pooled, layers)
+
+    def natural_grid(self, layer: str) -> tuple[int, int]:
+        """Return the grid of cells of a map layer whose tap names none."""
+        if layer in self.regions:  # the last pooling: what the fully connected layers expect
+            pooling = [m for m in self.regions[layer].modules() if isinstance(m, nn.AdaptiveAvgPool2d)]
+            side: Any = pooling[-1].output_size
+            return (side, side) if isinstance(side, int) else (side[0], side[1])
+        return 3, 3
+
+    def resolve(self, tap: TapSpec) -> TapSpec:
+        """Check a tap against this network and fill in its natural grid.
+
+        Raises:
+            ConfigError: no such layer, or a grid for a layer without rows and columns.
+        """
+        info = self.layers.get(tap.layer)
+        if info is None:
+            raise ConfigError(
+                f"{self.name}: has no layer {tap.layer!r}. Its layers are {', '.join(self.layers)}."
+            )
+        if info.is_map:
+            return TapSpec(tap.layer, tap.grid or self.natural_grid(tap.layer), tap.widen)
+        if tap.grid is not None:
+            raise ConfigError(f"{self.name}: {tap.layer} is a vector, it takes no grid, got {tap}.")
+        return tap
+
+    def n_features(self, tap: TapSpec) -> int:
+        """Return the length of a tap's feature vector."""
+        rows, columns = self.resolve(tap).grid or (1, 1)
+        return self.layers[tap.layer].channels * rows * columns
+
+    def for_inference(self, device: str = "cpu") -> Self:
+        """Return a copy that is quicker and cannot be trained: batch normalisation folded, layers fused.
+
+        Args:
+            device: where it will run.
+        """
+        prepared = type(self)(self.architecture, fuse_for_inference(self.net, device), self.classes)
+        # Fused modules no longer tell their strides.
+        prepared._path, prepared._channels = self._path, self._channels
+        prepared.__dict__["digest"] = self.digest  # folding changes parameters, not the identity
+        return prepared
+
+    def save(self, path: Path) -> None:
+        """Write the weights as safetensors that `load_backbone` and torchvision can read."""
+        from safetensors.torch import save_file
+
+        state = {k: v.detach().cpu().contiguous() for k, v in self.net.state_dict().items()}
+        # One entry only: safetensors writes several in an order that differs from run to run.
+        about = json.dumps({"backbone": self.name, "classes": self.classes})
+        with atomic_path(path) as temporary:
+            save_file(state, temporary, metadata={_ABOUT: about})
+
+
+def _run(stages: Stages, x: Tensor, layers: Collection[str]) -> dict[str, Tensor]:
+    wanted = [name for name in stages if name in layers]
+    outputs: dict[str, Tensor] = {}
+    for name, stage in stages.items():
+        if len(outputs) == len(wanted):
+            break
+        x = stage(x)
+        if name in layers:
+            outputs[name] = x
+    return outputs
+
+
+def _channels(maps: Stages, regions: Stages) -> dict[str, int]:
+    """Return the number of channels of every layer."""
+    found, channels = {}, 3
+    for name, stage in [*maps.items(), *regions.items()]:
+        for module in stage.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                channels = module.weight.shape[0]
+        found[name] = channels
+    return found
+
+
+def _architecture(name: str | Architecture) -> Architecture:
+    if isinstance(name, Architecture):
+        return name
+    if name not in ARCHITECTURES:
+        raise ConfigError(f"Backbone: name must be one of {', '.join(BACKBONES)}, got {name!r}.")
+    return ARCHITECTURES[name]
+
+
+@contextlib.contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+def load_backbone(
+    name: str | Architecture,
+    weights: str | Path = "default",
+    *,
+    n_outputs: int | None = None,
+    seed: int = 0,
+) -> Backbone:
+    """Make a backbone and fill in its weights; it comes in evaluation mode, on the CPU.
+
+    Args:
+        name: one of `BACKBONES`, or an architecture of yours.
+        weights: `default` (ImageNet, found or downloaded), `offline` (from the offline package), `random`,
+            a member of torchvision's weights enum, or a file: safetensors or a torch state dict. A network
+            fine-tuned by this package comes with its own outputs and classes.
+        n_outputs: replace the last layer by a new random one with this many outputs, see
+            `with_new_outputs`. None keeps the one that there is.
+        seed: of everything random.
+
+    Raises:
+        ConfigError: an unknown backbone, or no such weights exist for it.
+        WeightsError: the weights are missing, damaged or of another network.
+    """
+    architecture = _architecture(name)
+    limit_torch()  # before it works for the first time
+    if weights == "random":
+        return random_backbone(architecture, n_outputs, seed=seed).eval()
+    path = (
+        Path(weights) if _is_file_name(weights) else find_weights(_downloadable(architecture), str(weights))
+    )
+    state = _named_as(architecture, read_weights(path))
+    with torch.device("meta"):
+        net = architecture.build(_n_outputs(architecture, state, path))
+    load_weights(net, state, str(path))
+    backbone = Backbone(architecture, net, _saved_classes(path, architecture.name)).eval()
+    if n_outputs is None:
+        return backbone
+    return with_new_outputs(backbone, tuple(map(str, range(n_outputs))), seed=seed)
+
+
+def random_backbone(name: str | Architecture, n_outputs: int | None = None, *, seed: int = 0) -> Backbone:
+    """Make a backbone with random weights, in training mode.
+
+    Args:
+        name: one of `BACKBONES`.
+        n_outputs: length of the logits; None takes ImageNet's 1000.
+        seed: of the weights.
+    """
+    architecture = _architecture(name)
+    with _seeded(seed):
+        return Backbone(architecture, architecture.build(1000 if n_outputs is None else n_outputs))
+
+
+def _is_file_name(weights: str | Path) -> bool:
+    return isinstance(weights, Path) or "/" in weights or "." in weights or Path(weights).is_file()
+
+
+def _downloadable(architecture: Architecture) -> str:
+    name = architecture.name
+    if name.startswith("small_cnn") or ARCHITECTURES.get(name) is not architecture:
+        raise ConfigError(
+            f"{name}: has no published weights. Train it from weights='random', or name a file of weights."
+        )
+    return name
+
+
+def _named_as(architecture: Architecture, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Drop a prefix of all names that the network has not, such as `module.` of DataParallel."""
+    with torch.device("meta"):
+        wanted = architecture.build(2).state_dict().keys()
+    while state and wanted.isdisjoint(state) and all("." in name for name in state):
+        if len({name.partition(".")[0] for name in state}) > 1:
+            break
+        state = {name.partition(".")[2]: value for name, value in state.items()}
+    return state
+
+
+def _n_outputs(architecture: Architecture, state: Mapping[str, Tensor], path: Path) -> int:
+    """Read how many outputs the saved network has: the rows of its last matrix of weights."""
+    with torch.device("meta"):
+        net = architecture.build(2)
+    if not any(isinstance(module, nn.Linear) for module in net.modules()):
+        return 0  # it has none
+    name, _ = _last_linear(net)
+    if f"{name}.weight" not in state:
+        others = [key for key in net.state_dict() if not key.startswith(f"{name}.")]
+        if all(key in state or key.endswith("num_batches_tracked") for key in others):
+            raise WeightsError(
+                f"{path}: lacks the last layer, {name!r}, and has all others. Save the whole network."
+            )
+        raise WeightsError(f"{path}: lacks {f'{name}.weight'!r}. These are the weights of another network.")
+    return len(state[f"{name}.weight"])
+
+
+def _saved_classes(path: Path, name: str) -> tuple[str, ...] | None:
+    if path.suffix != ".safetensors":
+        return None
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as stream:
+        about = json.loads((stream.metadata() or {}).get(_ABOUT, "{}"))
+    if about.get("backbone", name) != name:
+        raise WeightsError(f"{path}: holds the weights of {about['backbone']}, not of {name}.")
+    return tuple(about["classes"]) if about.get("classes") else None
+
+
+def with_new_outputs(backbone: Backbone, classes: tuple[str, ...], *, seed: int = 0) -> Backbone:
+    """Return a copy whose last layer is a new random one: Gaussian of deviation 0.01, no bias, as in R-CNN.
+
+    Args:
+        backbone: the network to copy.
+        classes: names of the new outputs.
+        seed: of the new weights.
+    """
+    if not classes:
+        raise ConfigError(f"{backbone.name}: needs at least 1 output, got none.")
+    net = copy.deepcopy(backbone.net)
+    name, old = _last_linear(net)
+    with _seeded(seed):
+        new = nn.Linear(old.in_features, len(classes))
+        nn.init.normal_(new.weight, std=0.01)
+    nn.init.zeros_(new.bias)
+    parent, _, child = name.rpartition(".")
+    setattr(net.get_submodule(parent), child, new)
+    return Backbone(backbone.architecture, net, classes).eval()
+
+
+def _last_linear(net: nn.Module) -> tuple[str, nn.Linear]:
+    return [(name, m) for name, m in net.named_modules() if isinstance(m, nn.Linear)][-1]
