@@ -287,7 +287,9 @@ class ExperimentConfig:
                 replace(heads, names=[head]).build(seed=self.seed)[0] if isinstance(head, str) else head  # type: ignore[arg-type]
                 for head in own["heads"]
             )
-        described = to_dict(self, finite=True) | {"own": {name: _named(part) for name, part in own.items()}}
+        described = to_dict(self, finite=True)
+        if own:
+            described["own"] = {name: _named(part) for name, part in own.items()}
         return Parts(**made | own, described=described)
 
 

@@ -34,7 +34,8 @@ class FeatureConfig:
         padding: warped path: context in pixels of the crop; None is the network's own.
         crop_mode: warped path: `warp` stretches a region, `square` takes the square around it.
         precision: of the features on disk.
-        mirror: at test, read the mirror image too; scores and box deltas of the two are averaged.
+        mirror: test-time augmentation: read the mirror image too; scores and box deltas of the two are
+            averaged.
     """
 
     backbone: str = "efficientnet_lite2"

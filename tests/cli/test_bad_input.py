@@ -336,3 +336,11 @@ def test_features_that_a_trunk_cannot_be_tuned_on(
     assert run(*arguments) == 2
     assert words in sentence(capsys)
     assert not (tmp_path / "cache" / "features").exists()
+
+
+def test_a_device_that_is_not_there_is_refused(
+    run: Run, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for name in ("cuda:77", "warp-drive"):
+        assert run("detect", tmp_path, tmp_path, "--out", tmp_path / "out", "--device", name) == 2
+        assert "--device must be a device of this machine (cpu" in capsys.readouterr().err

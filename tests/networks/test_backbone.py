@@ -363,7 +363,7 @@ def test_a_network_of_ones_own_is_read_tuned_and_saved(tmp_path):
     ("maps", "settings", "words"),
     [
         (("conv1", "conv9"), {}, r"must exist and run one after the other over a 64 x 64 image"),
-        (("conv2", "conv1"), {}, r"must exist and run one after the other .*expected input"),
+        (("conv2", "conv1"), {}, r"must exist and run one after the other over a 64 x 64 image, got "),
         (("conv1", "conv2", "dilated"), {}, r"must be a chain of convolutions and poolings, whose last map"),
         ((), {}, r"needs at least one map layer, got none"),
     ],

@@ -1,0 +1,170 @@
+"""Parts of one's own through a whole experiment, a saved detector and back."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from rcnn_svm import (
+    EstimatorHead,
+    ExperimentConfig,
+    GridConfig,
+    HeadRecipe,
+    Run,
+    load_detector,
+    load_splits,
+    run_experiment,
+    train_detector,
+)
+from rcnn_svm.config import with_overrides
+from rcnn_svm.contracts import check_featurizer
+from rcnn_svm.errors import ConfigError, DataError
+from rcnn_svm.report.experiment import write_experiment
+
+SETTINGS = [
+    "features.backbone=small_cnn",
+    "features.weights=random",
+    "features.path=warped",
+    "proposals.max_regions=40",
+    "proposals.min_size=10",
+    "learn=nothing",
+    "folds=0",
+    "n_bootstrap=10",
+]
+
+
+@pytest.fixture(scope="module")
+def config() -> ExperimentConfig:
+    return with_overrides(ExperimentConfig(), None, SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def splits(tmp_path_factory: pytest.TempPathFactory):
+    from rcnn_svm.cli import main
+
+    folder = tmp_path_factory.mktemp("digits") / "yolo"
+    sizes = ["--train", "10", "--val", "4", "--test", "4"]
+    assert main(["data", "digits", "--out", str(folder), "--format", "yolo", *sizes]) == 0
+    return load_splits(folder)
+
+
+class Colours:
+    """A featurizer of one's own: means and deviations of a region's colours."""
+
+    name = "colours"
+    key, n_features = {"colours": 1}, 6
+
+    def of_image(self, image):
+        return lambda boxes: self(image, boxes)
+
+    def __call__(self, image, boxes):
+        rows = [np.zeros((0, 6), np.float32)]
+        for x1, y1, x2, y2 in boxes.astype(int):
+            pixels = image[y1 : max(y2, y1 + 1), x1 : max(x2, x1 + 1)].reshape(-1, 3) / 255
+            rows.append(np.concatenate([pixels.mean(axis=0), pixels.std(axis=0)])[None].astype(np.float32))
+        return np.concatenate(rows)
+
+
+class Centroids:
+    def fit(self, X, y):
+        self.means = np.stack([X[y == k].mean(axis=0) for k in np.unique(y)])
+
+    def decision_function(self, X):
+        return -np.linalg.norm(X[:, None] - self.means, axis=2)
+
+
+def same(first, second, sample) -> None:
+    image = sample.read()
+    a, b = first.detect(image), second.detect(image)
+    np.testing.assert_array_equal(a.boxes, b.boxes)
+    np.testing.assert_allclose(a.scores, b.scores, rtol=1e-4, atol=1e-4)
+
+
+def test_a_grid_is_a_proposer_like_any_other(config, splits, tmp_path: Path) -> None:
+    result = train_detector(splits, config.build(heads=["linear-svm"], proposer=GridConfig(60)))
+    result.detector.save(tmp_path)
+    again = load_detector(tmp_path)
+    assert again.proposer == GridConfig(60)
+    same(again, result.detector, splits.test.samples[0])
+
+
+def test_no_more_proposals_are_looked_at_than_were(config, splits, tmp_path: Path) -> None:
+    parts = replace(config, test_regions=7).build(heads=["linear-svm"], proposer=GridConfig(60))
+    result = train_detector(splits, parts)
+    result.detector.save(tmp_path)
+    assert load_detector(tmp_path).n_proposals == 7
+
+
+def test_a_featurizer_of_ones_own(config, splits, tmp_path: Path) -> None:
+    check_featurizer(Colours())
+    result = train_detector(splits, config.build(heads=["linear-svm"], featurizer=Colours()))
+    result.detector.save(tmp_path)
+    assert not (tmp_path / "backbone.safetensors").exists()
+    with pytest.raises(DataError, match=r"with the network or featurizer 'colours', which is not one of"):
+        load_detector(tmp_path)
+    same(load_detector(tmp_path, parts={"colours": Colours()}), result.detector, splits.test.samples[0])
+
+
+@pytest.mark.parametrize("learn", ["trunk", "network"])
+def test_what_trains_a_network_wants_one(config, learn: str) -> None:
+    with pytest.raises(ConfigError, match=f"^learn={learn} trains a network, which a featurizer of your own"):
+        replace(config, learn=learn).build(featurizer=Colours())
+
+
+def test_an_estimator_without_arrays_is_brought_back_as_it_is(config, splits, tmp_path: Path) -> None:
+    head = HeadRecipe("centroids", EstimatorHead(name="centroids", estimator=Centroids()))
+    result = train_detector(splits, config.build(heads=[head]))
+    result.detector.save(tmp_path)
+    mine = result.detector.model.scorer.estimator  # type: ignore[attr-defined]
+    same(load_detector(tmp_path, parts={"centroids": mine}), result.detector, splits.test.samples[0])
+
+
+def test_the_report_says_what_was_not_ours(config, splits, tmp_path: Path) -> None:
+    def counted(detections, truths, classes):
+        return {"boxes": float(sum(map(len, detections)))}
+
+    head = HeadRecipe("centroids", EstimatorHead(name="centroids", estimator=Centroids()))
+    parts = config.build(heads=["linear-svm", head], proposer=GridConfig(30), evaluators=[counted])
+    experiment = run_experiment(parts, splits, Run(tmp_path / "cache"))
+    write_experiment(tmp_path / "report", experiment, command="python mine.py")
+    values = json.loads((tmp_path / "report" / "config.json").read_text())
+    assert values["own"] == {
+        "heads": ["linear-svm", "centroids"],
+        "proposer": "GridConfig",
+        "evaluators": ["counted"],
+    }
+    metrics = json.loads((tmp_path / "report" / "metrics.json").read_text())
+    assert set(metrics["heads"]) == {"linear-svm", "linear-svm+bbox", "centroids", "centroids+bbox"}
+    assert metrics["heads"]["centroids"]["measures"]["boxes"] > 0
+    table = (tmp_path / "report" / "README.md").read_text().splitlines()
+    assert any("boxes" in [cell.strip() for cell in line.split("|")] for line in table)
+
+
+def test_representations_are_short(config, splits) -> None:
+    result = train_detector(splits, config.build(heads=["linear-svm"]))
+    for thing in (result, result.detector, result.evaluation, result.coco, splits.test, result.detections[0]):
+        assert len(repr(thing)) < 200, thing
+
+
+def test_detections_under_the_names_of_torchvision(config, splits) -> None:
+    found = train_detector(splits, config.build(heads=["linear-svm"])).detections[0]
+    assert {name: len(column) for name, column in found.to_dict().items()} == dict.fromkeys(
+        ("boxes", "labels", "scores"), len(found)
+    )
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("learn", ["nothing", "fc", "network"])
+def test_another_device_finds_the_same(config, splits, tmp_path: Path, learn: str) -> None:
+    parts = replace(config, learn=learn).build(heads=["linear-svm"])
+    result = train_detector(splits, parts, run=Run(tmp_path / "cache", device="cuda"))
+    result.detector.save(tmp_path / "detector")
+    there, here = (load_detector(tmp_path / "detector", device=device) for device in ("cuda", "cpu"))
+    image = splits.test.samples[0].read()
+    first, second = there.detect(image), here.detect(image)
+    assert abs(first.scores[0] - second.scores[0]) < 0.05
