@@ -1,8 +1,9 @@
 """A trained detector: image in, detections out, and the folder that holds it.
 
-The folder has `detector.json` (what it is), `head.safetensors` (scores and box regression) and
-`backbone.safetensors` (the network), no pickle, and is all that `detect` needs: scikit-learn is
-not loaded.
+The folder has `detector.json` (what it is), `head.DIGEST.safetensors` (scores and box regression) and
+`backbone.DIGEST.safetensors` (the network), no pickle, and is all that `detect` needs: scikit-learn is
+not loaded. `detector.json` names the other two with their hashes, and is written last: a save that is
+interrupted leaves the detector that was there before.
 """
 
 from __future__ import annotations
@@ -17,16 +18,23 @@ from numpy.typing import NDArray
 
 from rcnn_svm.boxes import MIRRORED_DELTAS, Boxes, flip_horizontally
 from rcnn_svm.config import from_dict, to_dict
-from rcnn_svm.errors import DataError
+from rcnn_svm.errors import ConfigError, DataError
 from rcnn_svm.evaluation.thresholds import Thresholds
 from rcnn_svm.features.build import FeatureConfig, build_featurizer
 from rcnn_svm.features.fc_layers import FcLayers
 from rcnn_svm.features.scaling import FeatureScaler
 from rcnn_svm.features.store import Featurizer, RowReader
-from rcnn_svm.files import atomic_path, read_json, remove_marker, write_json
+from rcnn_svm.files import atomic_path, bytes_digest, file_digest, read_json, remove_stale_parts, write_json
 from rcnn_svm.heads.base import Scorer
 from rcnn_svm.heads.bbox_regressor import BoxRegressor
-from rcnn_svm.heads.scorers import part_named, scorer_from_arrays
+from rcnn_svm.heads.scorers import (
+    EstimatorScorer,
+    KernelScorer,
+    LinearScorer,
+    SoftmaxScorer,
+    part_named,
+    scorer_from_arrays,
+)
 from rcnn_svm.networks.architectures import Architecture
 from rcnn_svm.networks.backbone import BACKBONES, Backbone, load_backbone
 from rcnn_svm.postprocess import Postprocess, PostprocessConfig, moved_regions
@@ -239,9 +247,14 @@ class Detector:
         return read if layers is None else lambda boxes: layers(read(boxes))
 
     def save(self, folder: Path) -> None:
-        """Write the detector to `folder`; `detector.json` goes first and comes last: it marks a whole one.
+        """Write the detector to `folder`, in place of one that lies there.
+
+        The files of arrays get names of their own, `detector.json`, which names them, is replaced in one
+        step, and what the older detector had goes last. Whenever this is interrupted, the old or the new
+        detector is there.
 
         Raises:
+            ConfigError: a scorer that passes for one of ours, as which it would be read back.
             DataError: the folder cannot be written to, or an array is not finite; then nothing is written.
             DiskSpaceError: the disk is full.
         """
@@ -249,6 +262,14 @@ class Detector:
 
         folder = Path(folder)
         model = self.model
+        ours = (LinearScorer, SoftmaxScorer, KernelScorer, EstimatorScorer)
+        if isinstance(model.scorer, ours) and type(model.scorer) not in ours:
+            base = next(kind for kind in ours if isinstance(model.scorer, kind))
+            if model.scorer.kind in (LinearScorer.kind, SoftmaxScorer.kind):
+                raise ConfigError(
+                    f"Detector {self.head}: {type(model.scorer).__name__} would be read back as "
+                    f"{base.__name__}. Give it a `kind` of its own."
+                )
         parts: dict[str, Mapping[str, NDArray[Any]]] = {"scorer": model.scorer.to_arrays()}
         if model.regressor is not None:
             parts["regressor"] = model.regressor.to_arrays()
@@ -260,15 +281,21 @@ class Detector:
             for name, array in named.items()
         }
         require_finite(f"Detector {self.head}", arrays)
-        remove_marker(folder / "detector.json")
-        if self.backbone is not None:
-            self.backbone.save(folder / "backbone.safetensors")
-        with atomic_path(folder / "head.safetensors") as temporary:
+        remove_stale_parts(folder)
+        # Named after their content: what an older detector needs is not touched before it is replaced.
+        content = [part for name in sorted(arrays) for part in (name.encode(), arrays[name].tobytes())]
+        paths = {"head": folder / f"head.{bytes_digest(*content)[:12]}.safetensors"}
+        with atomic_path(paths["head"]) as temporary:
             save_file(arrays, temporary)
+        if self.backbone is not None:
+            paths["backbone"] = folder / f"backbone.{self.backbone.digest[:12]}.safetensors"
+            self.backbone.save(paths["backbone"])
+        files = {kind: {"name": path.name, "sha256": file_digest(path)} for kind, path in paths.items()}
         write_json(
             folder / "detector.json",
             {
                 "format": _FORMAT,
+                "files": files,
                 "head": self.head,
                 "scorer": model.scorer.kind,
                 "classes": list(self.classes),
@@ -283,6 +310,10 @@ class Detector:
                 "info": dict(self.info),
             },
         )
+        for kind in ("head", "backbone"):
+            for path in folder.glob(f"{kind}.*.safetensors"):
+                if path not in paths.values():
+                    path.unlink(missing_ok=True)
 
 
 def load_detector(
@@ -316,16 +347,17 @@ def load_detector(
             f"{manifest}: must be a detector of format {_FORMAT}, got "
             f"{values.get('format') if isinstance(values, dict) else type(values).__name__}. Train it again."
         )
+    files = _files(folder, values)
     try:
-        arrays = load_file(folder / "head.safetensors")
+        arrays = load_file(files["head"])
     except (OSError, SafetensorError) as error:
-        raise DataError(
-            f"{folder / 'head.safetensors'}: cannot be read ({error}). Train the detector again."
-        ) from error
+        raise DataError(f"{files['head']}: cannot be read ({error}). Train the detector again.") from error
     parts, where = parts or {}, str(manifest)
     try:
         features = from_dict(FeatureConfig, values["features"], where=where)
-        backbone, featurizer = _featurizer(folder, values["network"], features, parts, device)
+        backbone, featurizer = _featurizer(
+            files.get("backbone"), values["network"], features, parts, device, where=where
+        )
         return Detector(
             head=values["head"],
             classes=tuple(values["classes"]),
@@ -350,6 +382,30 @@ def load_detector(
         )
     except KeyError as error:
         raise DataError(f"{folder}: {error} is missing from the detector. Train it again.") from error
+
+
+def _files(folder: Path, values: Mapping[str, Any]) -> dict[str, Path]:
+    """Return the files of a saved detector, each found to be what `detector.json` says.
+
+    Raises:
+        DataError: one is missing, damaged, or of another detector.
+    """
+    named = values.get("files")
+    if not isinstance(named, dict) or not all(isinstance(one, dict) for one in named.values()):
+        raise DataError(f"{folder / 'detector.json'}: must name its files, got {named!r}. Train it again.")
+    found = {}
+    for kind, one in named.items():
+        path = folder / Path(str(one.get("name"))).name  # nothing outside the folder
+        sha256 = file_digest(path)
+        if sha256 != one.get("sha256"):
+            raise DataError(
+                f"{path}: must have the SHA-256 {str(one.get('sha256'))[:12]}... that detector.json says, got "
+                f"{sha256[:12]}... It is damaged or of another detector: train it again, or copy it anew."
+            )
+        found[str(kind)] = path
+    if "head" not in found:
+        raise DataError(f"{folder / 'detector.json'}: must name the file of its head. Train it again.")
+    return found
 
 
 _OURS = "rcnn_svm"
@@ -379,13 +435,21 @@ def _restored(
 
 
 def _featurizer(
-    folder: Path, network: str, features: FeatureConfig, parts: Mapping[str, Any], device: str
+    weights: Path | None,
+    network: str,
+    features: FeatureConfig,
+    parts: Mapping[str, Any],
+    device: str,
+    *,
+    where: str,
 ) -> tuple[Backbone | None, Featurizer]:
     """Return the network of a saved detector, and what reads features from it."""
     part: Any = network if network in BACKBONES else part_named(network, "network or featurizer", parts)
     if not isinstance(part, str | Architecture):
         return None, part
-    backbone = load_backbone(part, folder / "backbone.safetensors")
+    if weights is None:
+        raise DataError(f"{where}: must name the file of the network {network}. Train the detector again.")
+    backbone = load_backbone(part, weights)
     return backbone, build_featurizer(features, backbone, device=device)
 
 

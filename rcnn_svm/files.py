@@ -13,6 +13,8 @@ import json
 import os
 import shutil
 import tempfile
+import threading
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -21,21 +23,34 @@ from rcnn_svm.errors import DataError, DiskSpaceError
 from rcnn_svm.progress import say
 
 __all__ = [
+    "appending",
     "atomic_path",
     "bytes_digest",
     "digest",
     "file_digest",
+    "file_name",
     "free_space",
+    "inside",
+    "is_sealed",
     "read_json",
     "read_text",
     "remove_marker",
+    "remove_stale_parts",
     "require_free_space",
     "scratch_file",
+    "seal",
     "write_json",
     "write_text",
 ]
 
 _OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT)
+_PART = ".part"
+_SEAL = b"seal"
+_N_DIGITS = 20
+_SEAL_BYTES = len(_SEAL) + 4 + _N_DIGITS
+_CHECK_BYTES = 1 << 20
+_checked: set[tuple[int, int, int]] = set()
+"""Device, inode and size of the files whose seal was found whole; one that is replaced has another inode."""
 
 
 @contextlib.contextmanager
@@ -44,7 +59,7 @@ def atomic_path(path: Path, *, durable: bool = True) -> Iterator[Path]:
 
     Several processes may write the same path at once: each has a temporary name of its own
     and the last rename wins. On any exception the temporary file is removed. A killed process
-    can leave a hidden `.part` file behind, never a half-written `path`.
+    can leave a hidden `.part` file behind, which `remove_stale_parts` clears, never a half-written `path`.
 
     Args:
         path: where the file shall be.
@@ -53,25 +68,154 @@ def atomic_path(path: Path, *, durable: bool = True) -> Iterator[Path]:
 
     Raises:
         DiskSpaceError: the disk filled up while writing.
-        DataError: the folder cannot be written to.
+        DataError: the folder cannot be written to, or `path` is a folder.
     """
     try:
         temporary = _temporary_beside(path)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # a NUL in the name, or half a surrogate pair
         raise _write_error(path, error) from error
     try:
         yield temporary
-        if durable:
-            with open(temporary, "rb") as written:
-                os.fsync(written.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+        try:
+            if durable:
+                _sync(temporary)
+            os.chmod(temporary, 0o666 & ~_umask())
+            os.replace(temporary, path)
+            if durable:
+                _sync(path.parent)  # or a power cut undoes the rename
+        except OSError as error:
+            raise _write_error(path, error) from error
     except OSError as error:
         if error.errno in _OUT_OF_SPACE:
             raise _write_error(path, error) from error
         raise
+    except Exception as error:
+        # safetensors says with an error of its own, which is no OSError, that the disk is full.
+        if "No space left on device" in str(error) or "Disk quota exceeded" in str(error):
+            raise _write_error(path, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))) from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _umask() -> int:
+    """Return the mask of permissions, which can be read only by setting it."""
+    with _UMASK:
+        mask = os.umask(0o077)
+        os.umask(mask)
+    return mask
+
+
+_UMASK = threading.Lock()
+
+
+def remove_stale_parts(folder: Path) -> int:
+    """Remove what killed processes of this machine left half-written in or below a folder.
+
+    Returns:
+        How many files were removed.
+    """
+    n_removed = 0
+    for part in folder.rglob(f".*{_PART}") if folder.is_dir() else ():
+        host, _, rest = part.name.removesuffix(_PART).rpartition("@")[2].partition("-")
+        owner = rest.partition("-")[0]
+        if host != _host() or not owner.isdecimal() or _alive(int(owner)):
+            continue
+        with contextlib.suppress(OSError):  # another process clears it, or it is not ours to remove
+            part.unlink()
+            n_removed += 1
+    return n_removed
+
+
+def _host() -> str:
+    return bytes_digest(os.uname().nodename.encode())[:8]
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True  # somebody else's
+    return True
+
+
+def seal(path: Path, name: str) -> None:
+    """Append a checksum of a file's bytes, and what the file is, so that `is_sealed` can tell.
+
+    numpy reads an array from such a file as if nothing followed it.
+
+    Args:
+        path: a file that is not in use.
+        name: 20 hexadecimal digits, as of `digest`.
+    """
+    with open(path, "r+b") as stream:
+        checksum = _checksum(stream, path.stat().st_size)
+        stream.seek(0, os.SEEK_END)
+        stream.write(_SEAL + checksum.to_bytes(4, "little") + name[:_N_DIGITS].encode())
+
+
+def is_sealed(path: Path, name: str) -> bool:
+    """Return whether a file is as `seal` left it: no bit flipped, no tail lost, no other file in its place.
+
+    A file is read through once in each process; later calls only look whether it is the same one.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    with open(path, "rb") as stream:
+        status = os.fstat(stream.fileno())
+        identity = (status.st_dev, status.st_ino, status.st_size)
+        stream.seek(max(0, status.st_size - _SEAL_BYTES))
+        mark = stream.read(_SEAL_BYTES)
+        if len(mark) < _SEAL_BYTES or mark[:4] != _SEAL or mark[8:] != name[:_N_DIGITS].encode():
+            return False
+        if identity in _checked:
+            return True
+        stream.seek(0)
+        whole = _checksum(stream, status.st_size - _SEAL_BYTES) == int.from_bytes(mark[4:8], "little")
+    if whole:
+        _checked.add(identity)
+    return whole
+
+
+def _checksum(stream: IO[bytes], n_bytes: int) -> int:
+    checksum = 0
+    while n_bytes > 0:
+        block = stream.read(min(_CHECK_BYTES, n_bytes))
+        if not block:
+            return -1
+        checksum, n_bytes = zlib.crc32(block, checksum), n_bytes - len(block)
+    return checksum
+
+
+def file_name(text: str) -> str:
+    """Return a text as a name of a file that stays in its folder, a different one for each text.
+
+    Slashes, percent signs, control characters and a leading dot become `%` and two digits, as in addresses;
+    other texts stay.
+
+    Example:
+        >>> file_name("car/truck"), file_name("..")
+        ('car%2Ftruck', '%2E.')
+    """
+    safe = "".join(f"%{ord(c):02X}" if c in "/\\%:" or ord(c) < 32 or ord(c) == 127 else c for c in text)
+    return f"%2E{safe[1:]}" if safe.startswith(".") else safe
+
+
+def inside(folder: Path, text: str, suffix: str) -> Path:
+    """Return the file that a text names in or below a folder; each part between slashes is a `file_name`."""
+    *folders, name = map(file_name, text.split("/"))
+    return folder.joinpath(*folders, name + suffix)
 
 
 def _temporary_beside(path: Path) -> Path:
@@ -80,7 +224,9 @@ def _temporary_beside(path: Path) -> Path:
         attempts -= 1
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+            # Who writes it is in the name, so that what a killed process left can be told.
+            prefix = f".{path.name[:100]}@{_host()}-{os.getpid()}-"
+            handle, name = tempfile.mkstemp(prefix=prefix, suffix=_PART, dir=path.parent)
         except (FileNotFoundError, FileExistsError):  # another process tidied the empty folder away meanwhile
             if not attempts:
                 raise
@@ -106,6 +252,21 @@ def scratch_file(folder: Path) -> Iterator[IO[bytes]]:
         raise
 
 
+@contextlib.contextmanager
+def appending(path: Path) -> Iterator[IO[str]]:
+    """Open a text file to be written to at its end.
+
+    Raises:
+        DiskSpaceError: the disk filled up.
+        DataError: it cannot be written to.
+    """
+    try:
+        with open(path, "a", encoding="utf-8") as stream:
+            yield stream
+    except OSError as error:
+        raise _write_error(path, error) from error
+
+
 def remove_marker(path: Path) -> None:
     """Remove the file that marks its folder as whole, before anything else in the folder changes.
 
@@ -118,13 +279,15 @@ def remove_marker(path: Path) -> None:
         raise _write_error(path, error) from error
 
 
-def _write_error(path: Path, error: OSError) -> DataError:
+def _write_error(path: Path, error: OSError | ValueError) -> DataError:
+    if not isinstance(error, OSError):
+        return DataError(f"{str(path)!r}: cannot be the name of a file. Choose another.")
     if error.errno in _OUT_OF_SPACE:
         return DiskSpaceError(
             f"{path}: the disk is full. Free some space and run the same command again: "
             f"finished work is kept."
         )
-    return DataError(f"{path}: cannot be written ({error.strerror}). Choose another folder.")
+    return DataError(f"{path}: cannot be written ({error.strerror}). Choose another place.")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -6,6 +6,7 @@ with rubbish, it prints a line a minute, and nothing if it is done within one.
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
@@ -14,7 +15,7 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-__all__ = ["Stages", "note", "say", "spell", "track"]
+__all__ = ["Stages", "emit", "note", "printable", "say", "spell", "track"]
 
 T = TypeVar("T")
 
@@ -22,10 +23,39 @@ _LINE_EVERY = 60.0
 """Seconds between two lines of a loop off a terminal."""
 
 
+_LONGEST = 4000
+"""Characters of a message: more is never read."""
+
+
+def printable(text: str) -> str:
+    r"""Return a text for a terminal: control characters, and marks that turn its direction, are spelled out.
+
+    What is longer than 4000 characters is cut in the middle.
+
+    Example:
+        >>> printable("a\x1b[31mb")
+        'a\\x1b[31mb'
+    """
+    if len(text) > _LONGEST:
+        half = _LONGEST // 2
+        text = f"{text[:half]} ... ({len(text) - _LONGEST} characters) ... {text[-half:]}"
+    return "".join(
+        c if c in "\n\t" or c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
+    )
+
+
 def say(message: str) -> None:
     """Print one line for the user on stderr, above any running progress bar; where it is closed, nothing."""
     if sys.stderr is not None:
-        tqdm.write(message, file=sys.stderr)
+        tqdm.write(printable(message), file=sys.stderr)
+
+
+def emit(line: str) -> None:
+    """Print a line of a result on stdout; once its reader has left, as `head` does, work goes on without."""
+    try:
+        print(printable(line), flush=True)
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - to the end of the process
 
 
 def note(message: str) -> None:

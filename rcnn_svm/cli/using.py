@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ import numpy as np
 
 from rcnn_svm.cli import options as shared
 from rcnn_svm.errors import ConfigError, DataError
-from rcnn_svm.progress import say, track
+from rcnn_svm.progress import emit, say, track
 
 if TYPE_CHECKING:
     from rcnn_svm.detector import Detector
@@ -40,7 +41,7 @@ def add_verbs(verbs: Any) -> None:
     shown.add_argument("--all", action="store_true", help="show everything, however unlikely")
     detect.add_argument("--no-pictures", action="store_true", help="write JSON only")
     shared.add_compute_options(detect)
-    detect.set_defaults(run=_detect)
+    detect.set_defaults(run=_detect, resumes=True)
 
     evaluate = verbs.add_parser(
         "evaluate", help="AP of a detector, or of detections in a file, on labelled images"
@@ -65,7 +66,8 @@ def add_verbs(verbs: Any) -> None:
 def _detect(options: argparse.Namespace) -> None:
     from rcnn_svm.cli.images import open_images
     from rcnn_svm.detector import load_detector
-    from rcnn_svm.evaluation.exchange import write_detections
+    from rcnn_svm.evaluation.exchange import DetectionLines, write_detections
+    from rcnn_svm.files import file_digest, inside, remove_marker, remove_stale_parts
     from rcnn_svm.report.draw import draw_detections, save_picture
 
     detector = load_detector(options.detector, device=shared.device_of(options))
@@ -76,20 +78,41 @@ def _detect(options: argparse.Namespace) -> None:
         say(f"{error} It is left out.")
 
     samples = {sample.image_id: sample for sample in open_images(options.images, unreadable=leave_out)}
-    found = []
-    results = detector.detect_all(samples.values(), unreadable=leave_out)
+    pictures = {} if options.no_pictures else {name: inside(options.out, name, ".png") for name in samples}
+    whole = options.out / "detections.json"
+    _refuse_to_overwrite([*pictures.values(), whole], [str(s.path) for s in samples.values()])
+    remove_stale_parts(options.out)
+    remove_marker(whole)  # where it lies, the rest is whole
     believed = _threshold(options, detector)
-    for everything in track(results, "detect", total=len(samples)):
+    made_by = {
+        "detector": file_digest(options.detector / "detector.json"),
+        "threshold": options.threshold,
+        "all": options.all,
+        "pictures": not options.no_pictures,
+    }
+    lines = DetectionLines(options.out / "detections.jsonl", detector.classes, made_by)
+    done = {
+        name: found
+        for name, (image, found) in lines.done.items()
+        if name in samples and image == samples[name].digest()
+    }
+    if done:
+        say(f"{len(done)} of {len(samples)} images were looked at before and are not looked at again.")
+    left = [sample for name, sample in samples.items() if name not in done]
+    for everything in track(detector.detect_all(left, unreadable=leave_out), "detect", total=len(left)):
         detections = believed(everything)
         sample = samples[detections.image_id]
-        found.append(detections)
-        if not options.no_pictures:
+        if pictures:
             picture = draw_detections(sample.read(), detections, detector.classes)
-            save_picture(options.out / f"{sample.image_id}.png", picture)
+            save_picture(pictures[sample.image_id], picture)
+        lines.add(detections, sample.digest())
+        done[sample.image_id] = detections
         names, counts = np.unique(detections.labels, return_counts=True)
         words = ", ".join(f"{n} {detector.classes[k]}" for k, n in zip(names, counts, strict=True))
-        print(f"{sample.path}: {words or 'nothing'}")
-    write_detections(options.out / "detections.json", found, detector.classes)
+        emit(f"{sample.path}: {words or 'nothing'}")
+    found = [done[name] for name in samples if name in done]
+    write_detections(whole, found, detector.classes)
+    lines.remove()
     n_found = sum(map(len, found))
     say(f"{n_found} detections in {len(found)} images, in {options.out}")
     if left_out:
@@ -97,6 +120,20 @@ def _detect(options: argparse.Namespace) -> None:
             f"{len(left_out)} of {len(found) + len(left_out)} images could not be read and were left out. "
             f"The first: {left_out[0]}"
         )
+
+
+def _refuse_to_overwrite(outputs: Iterable[Path], inputs: Iterable[str]) -> None:
+    """Refuse outputs that would take the place of inputs.
+
+    Raises:
+        ConfigError: one would; the message names it.
+    """
+    given = {os.path.realpath(path) for path in inputs}
+    for path in outputs:
+        if os.path.realpath(path) in given:
+            raise ConfigError(
+                f"--out must not lead to an image that is read, got {path}. Choose another folder."
+            )
 
 
 def _threshold(options: argparse.Namespace, detector: Detector) -> Callable[[Detections], Detections]:

@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 
 from rcnn_svm.boxes import as_boxes
 from rcnn_svm.errors import ConfigError, DataError, ShapeError
-from rcnn_svm.files import read_json, write_text
+from rcnn_svm.files import appending, file_name, read_json, read_text, remove_marker, write_text
 from rcnn_svm.structures import Detections
 
 __all__ = [
+    "DetectionLines",
     "read_coco_results",
     "read_comp4",
     "read_detections",
@@ -37,7 +38,8 @@ def write_comp4(
     """Write one `comp4_det_<split>_<class>.txt` per class, as the VOC devkit reads them.
 
     A line is `image_id score xmin ymin xmax ymax` in 1-based inclusive pixels, so `xmin` and `ymin`
-    gain 1. A class without detections gives an empty file.
+    gain 1. A class without detections gives an empty file; what cannot stand in the name of one is written
+    as `files.file_name` does.
 
     Returns:
         The files in the order of the classes.
@@ -57,7 +59,7 @@ def write_comp4(
             lines[label].append(f"{found.image_id} {score} {pixels}\n")
     paths = []
     for name, text in zip(classes, lines, strict=True):
-        path = folder / f"comp4_det_{split}_{name}.txt"
+        path = folder / f"comp4_det_{split}_{file_name(name)}.txt"
         write_text(path, "".join(text))
         paths.append(path)
     return paths
@@ -79,7 +81,7 @@ def read_comp4(
     """
     rows = _Rows(image_ids)
     for label, name in enumerate(classes):
-        path = folder / f"comp4_det_{split}_{name}.txt"
+        path = folder / f"comp4_det_{split}_{file_name(name)}.txt"
         try:
             text = path.read_text(encoding="utf-8")
         except FileNotFoundError as error:
@@ -194,18 +196,82 @@ def write_detections(path: Path, detections: Sequence[Detections], classes: Sequ
     Raises:
         ShapeError: an infinite score, or a label that is no class.
     """
-    lines = []
-    for found in detections:
-        _check(found, len(classes), "write_detections")
-        record = {
-            "image_id": found.image_id,
-            "boxes": np.reshape(_short(found.boxes.ravel()), (-1, 4)).tolist(),
-            "scores": _short(found.scores),
-            "labels": found.labels.tolist(),
-        }
-        lines.append(json.dumps(record, allow_nan=False))
+    lines = [json.dumps(_record(found, len(classes)), allow_nan=False) for found in detections]
     head = json.dumps({"schema": _SCHEMA, "classes": list(classes)})[:-1]
     write_text(path, head + ', "images": [\n ' + ",\n ".join(lines) + "\n]}\n")
+
+
+def _record(found: Detections, n_classes: int) -> dict[str, Any]:
+    _check(found, n_classes, "write_detections")
+    return {
+        "image_id": found.image_id,
+        "boxes": np.reshape(_short(found.boxes.ravel()), (-1, 4)).tolist(),
+        "scores": _short(found.scores),
+        "labels": found.labels.tolist(),
+    }
+
+
+class DetectionLines:
+    """Detections as they come, a line of JSON an image, so that nothing is lost where the work is cut short.
+
+    The first line says what made them. Where a file with the same first line lies there, its images are done
+    already; a last line that was cut short is dropped.
+
+    Attributes:
+        done: image id -> digest of the image and what was found in it.
+
+    Args:
+        path: of the file.
+        classes: K names.
+        made_by: all that the detections depend on but the image, as JSON-able values.
+
+    Raises:
+        DataError: the file cannot be read or written.
+    """
+
+    def __init__(self, path: Path, classes: Sequence[str], made_by: Mapping[str, Any]) -> None:
+        self._path, self._n_classes = path, len(classes)
+        head = json.dumps({"schema": _SCHEMA, "classes": list(classes), "made_by": dict(made_by)}) + "\n"
+        self.done: dict[str, tuple[str, Detections]] = {}
+        whole = head
+        if path.exists():
+            whole = self._read(read_text(path), head)
+        write_text(path, whole)
+
+    def _read(self, text: str, head: str) -> str:
+        """Take over what a file holds of the same work; return what stays of it."""
+        if not text.startswith(head):
+            return head
+        kept = [head]
+        for line in text[len(head) :].splitlines(keepends=True):
+            try:
+                entry = json.loads(line)
+                found = Detections(entry["image_id"], entry["boxes"], entry["scores"], entry["labels"])
+                self.done[found.image_id] = str(entry["image"]), found
+            except (ValueError, KeyError, TypeError):
+                break  # cut short; what follows, if anything, is no line of ours
+            kept.append(line)
+        return "".join(kept)
+
+    def add(self, found: Detections, image: str) -> None:
+        """Keep what was found in an image.
+
+        Args:
+            found: its detections.
+            image: digest of the image.
+
+        Raises:
+            DataError: the file cannot be written to.
+            DiskSpaceError: the disk is full.
+        """
+        line = json.dumps(_record(found, self._n_classes) | {"image": image}, allow_nan=False) + "\n"
+        with appending(self._path) as stream:
+            stream.write(line)
+        self.done[found.image_id] = image, found
+
+    def remove(self) -> None:
+        """Remove the file: what it held stands elsewhere."""
+        remove_marker(self._path)
 
 
 def read_detections(path: Path) -> tuple[tuple[str, ...], list[Detections]]:

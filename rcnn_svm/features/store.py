@@ -20,7 +20,15 @@ from numpy.typing import NDArray
 from rcnn_svm.boxes import Boxes
 from rcnn_svm.cache import note_use
 from rcnn_svm.errors import CacheError, ShapeError
-from rcnn_svm.files import atomic_path, bytes_digest, digest, require_free_space, write_json
+from rcnn_svm.files import (
+    atomic_path,
+    bytes_digest,
+    digest,
+    is_sealed,
+    require_free_space,
+    seal,
+    write_json,
+)
 from rcnn_svm.progress import say, track
 from rcnn_svm.structures import Image, Sample
 from rcnn_svm.threads import images_at_once, in_order
@@ -123,7 +131,7 @@ class FeatureStore:
         self._open(folder, featurizer.key, featurizer.n_features, precision)
 
     def _open(self, root: Path, key: Mapping[str, Any], n_features: int, precision: str) -> None:
-        self._identity = {"featurizer": dict(key), "precision": precision}
+        self._identity = {"featurizer": dict(key), "precision": precision, "sealed": True}
         self.root = Path(root)
         self.folder = self.root / digest(self._identity)
         self.n_features = n_features
@@ -227,6 +235,9 @@ class FeatureStore:
         if not note_use(path):
             return None
         try:
+            if not is_sealed(path, self._seal_of(path)):
+                say(f"{path}: damaged; its features are computed again.")
+                return None
             # An empty array cannot be mapped; there is nothing to save on it either.
             features: NDArray[Any] = np.load(path, mmap_mode="c" if n_rows else None, allow_pickle=False)
         except FileNotFoundError:  # another process made room since the line before
@@ -254,9 +265,15 @@ class FeatureStore:
                 f"FeatureStore: image {sample.image_id!r} has features that are NaN, infinite or beyond "
                 f"{self.dtype}. Check the weights, or store float32 (features.precision=float32)."
             )
-        with atomic_path(path, durable=False) as temporary, open(temporary, "wb") as stream:
-            np.save(stream, stored, allow_pickle=False)
+        with atomic_path(path, durable=False) as temporary:
+            with open(temporary, "wb") as stream:
+                np.save(stream, stored, allow_pickle=False)
+            seal(temporary, self._seal_of(path))
         return stored
+
+    def _seal_of(self, path: Path) -> str:
+        """Return what a file is: which regions of which image, by which featurizer."""
+        return bytes_digest(self.folder.name.encode(), path.stem.encode())
 
 
 class DerivedStore(FeatureStore):

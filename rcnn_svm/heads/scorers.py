@@ -297,7 +297,11 @@ def scorer_from_arrays(
             return KernelScorer.from_arrays(arrays, KERNELS.get(name) or part_named(name, "kernel", parts))
         if kind in (LinearScorer.kind, SoftmaxScorer.kind):
             return (LinearScorer if kind == LinearScorer.kind else SoftmaxScorer).from_arrays(arrays)
-        return EstimatorScorer.from_arrays(kind, arrays, part_named(name, "head", parts))
+        part = part_named(name, "head", parts)
+        if "n_classes" not in arrays and hasattr(part, "from_arrays"):  # a scorer itself
+            scorer: Scorer = part.from_arrays(arrays)
+            return scorer
+        return EstimatorScorer.from_arrays(kind, arrays, part)
     except KeyError as error:
         raise CacheError(f"scorer: array {error} is missing. The file is of another version.") from error
 

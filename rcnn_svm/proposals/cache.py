@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -113,14 +114,20 @@ def proposals_of(sample: Sample, proposer: Proposer, folder: Path | None) -> Reg
     path = folder / name[:2] / f"{name}.npz"
     if note_use(path):
         try:
-            return _load(path, sample)
+            return _load(path, sample, name)
         except FileNotFoundError:
             pass  # another process made room since the line before
         except CacheError as error:
             say(f"{error} It is computed again.")
     regions = regions_of(proposer, sample.read(), sample.image_id)
     with atomic_path(path, durable=False) as temporary, open(temporary, "wb") as stream:
-        np.savez(stream, size=np.array(regions.size), boxes=regions.boxes, priority=regions.priority)
+        np.savez(
+            stream,
+            size=np.array(regions.size),
+            boxes=regions.boxes,
+            priority=regions.priority,
+            key=np.frombuffer(name.encode(), np.uint8),
+        )
     return regions
 
 
@@ -145,15 +152,27 @@ def regions_of(proposer: Proposer, image: Image, image_id: str) -> RegionSet:
         raise ShapeError(f"{where}: {str(error).partition(': ')[2]}") from error
 
 
-def _load(path: Path, sample: Sample) -> RegionSet:
+def _load(path: Path, sample: Sample, name: str) -> RegionSet:
     try:
         with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as stored:
             height, width = (int(side) for side in stored["size"])
+            key = stored["key"].tobytes().decode("ascii", errors="replace")
             regions = RegionSet(sample.image_id, (height, width), stored["boxes"], stored["priority"])
     except FileNotFoundError:
         raise
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, ShapeError) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        EOFError,
+        NotImplementedError,
+        zipfile.BadZipFile,
+        zlib.error,
+        ShapeError,
+    ) as error:
         raise CacheError(f"{path}: is no readable file of proposals ({error}).") from error
+    if key != name:
+        raise CacheError(f"{path}: holds the proposals of another image or of other settings.")
     if regions.size != sample.size:
         raise CacheError(f"{path}: must be of a {sample.size} image, got {regions.size}.")
     return regions

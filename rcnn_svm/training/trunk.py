@@ -22,15 +22,16 @@ from torch import Tensor, nn
 
 from rcnn_svm.boxes import MIRRORED_DELTAS, Boxes, flip_horizontally
 from rcnn_svm.cache import note_use
-from rcnn_svm.errors import CacheError, ConfigError
+from rcnn_svm.errors import ConfigError
 from rcnn_svm.features.fc_layers import FcLayers
 from rcnn_svm.features.featurizers import SharedFeatures, resize, seen_part
 from rcnn_svm.features.roi_pool import roi_align, roi_align_matrix
-from rcnn_svm.files import atomic_path, bytes_digest, digest
+from rcnn_svm.files import atomic_path, bytes_digest, digest, is_sealed, seal
 from rcnn_svm.heads.base import RegionBlocks
 from rcnn_svm.networks.backbone import Backbone
 from rcnn_svm.networks.fusing import absorb_batch_norm
 from rcnn_svm.networks.taps import TapSpec
+from rcnn_svm.progress import say
 from rcnn_svm.structures import Sample, mirror_image
 from rcnn_svm.training.config import FcConfig, TrunkConfig
 from rcnn_svm.training.draws import RegionIndex, split_batch
@@ -126,29 +127,28 @@ class FrozenMaps:
         return flip_horizontally(boxes, size[1]) if view.mirrored else boxes.astype(np.float32)
 
     def get(self, image: int, mirrored: bool) -> NDArray[np.float16]:
-        """Return the (h, w, C) map of an image or its mirror image.
-
-        Raises:
-            CacheError: a stored file is damaged.
-        """
+        """Return the (h, w, C) map of an image or its mirror image; one that is damaged is made again."""
         sample = self._samples[image]
         path = self._folder / f"{sample.digest()}{'-mirrored' if mirrored else ''}.npy"
+        name = bytes_digest(self._folder.name.encode(), path.stem.encode())
         if note_use(path):
             try:
-                stored: NDArray[np.float16] = np.load(path, mmap_mode="r", allow_pickle=False)
-                return stored
+                if is_sealed(path, name):
+                    stored: NDArray[np.float16] = np.load(path, mmap_mode="r", allow_pickle=False)
+                    return stored
+                say(f"{path}: damaged; the map is computed again.")
             except FileNotFoundError:
                 pass  # another process made room since the line before
-            except (ValueError, OSError, EOFError) as error:
-                raise CacheError(f"{path}: is damaged ({error}). Delete it and run again.") from error
         resized, _ = resize(sample.read(), self._side / max(sample.size))
         source = mirror_image(resized) if mirrored else resized
         x = torch.from_numpy(self._network.normalise(source)[None]).permute(0, 3, 1, 2)
         with torch.inference_mode():
             value = self._network.run_maps(x.to(self.device), (self.layer,))[self.layer][0].cpu()
         computed = value.permute(1, 2, 0).numpy().astype(np.float16)
-        with atomic_path(path, durable=False) as temporary, open(temporary, "wb") as stream:
-            np.save(stream, computed, allow_pickle=False)
+        with atomic_path(path, durable=False) as temporary:
+            with open(temporary, "wb") as stream:
+                np.save(stream, computed, allow_pickle=False)
+            seal(temporary, name)
         return computed
 
 
@@ -323,7 +323,7 @@ def tune_trunk(
     Raises:
         ConfigError: see `FrozenMaps`.
         DataError: there is no positive or no background region, or the loss became infinite.
-        CacheError: a checkpoint or a stored map is damaged.
+        CacheError: a checkpoint is damaged.
 
     References:
         Girshick, Fast R-CNN, arXiv 1504.08083, section 2.3.

@@ -25,6 +25,12 @@ TINY = [
 Run = Callable[..., int]
 
 
+def array_file(detector: Path, kind: str = "head") -> Path:
+    """Return the file of a saved detector's head or backbone."""
+    (path,) = detector.glob(f"{kind}.*.safetensors")
+    return path
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
     """Run the command in this process with a cache of its own."""

@@ -19,7 +19,7 @@ from PIL import Image
 
 from rcnn_svm import cli
 from rcnn_svm.cli import main
-from tests.cli.conftest import TINY, Run
+from tests.cli.conftest import TINY, Run, array_file
 
 
 def sentence(capsys: pytest.CaptureFixture[str]) -> str:
@@ -189,7 +189,8 @@ def test_a_damaged_detector(run: Run, voc: Path, tmp_path: Path, capsys: pytest.
     def detect(folder: Path) -> int:
         return run("detect", folder, image, "--out", tmp_path / "found")
 
-    for name in ("head.safetensors", "backbone.safetensors", "detector.json"):
+    names = [array_file(detector, kind).name for kind in ("head", "backbone")]
+    for name in (*names, "detector.json"):
         broken = tmp_path / f"broken-{name}"
         shutil.copytree(detector, broken)
         (broken / name).write_bytes((broken / name).read_bytes()[:30])
@@ -310,8 +311,9 @@ def test_interrupted_work_goes_on_and_ends_the_same(voc: Path, tmp_path: Path) -
     assert child.returncode == 130, errors
     assert errors.strip().splitlines()[-1].startswith("rcnn-svm: interrupted. Finished work is kept")
     subprocess.run(command("cut"), check=True, capture_output=True)
-    for name in ("head.safetensors", "backbone.safetensors"):
-        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    for kind in ("head", "backbone"):
+        cut, whole = (array_file(tmp_path / name, kind) for name in ("cut", "whole"))
+        assert (cut.name, cut.read_bytes()) == (whole.name, whole.read_bytes())
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -15,7 +16,7 @@ import pytest
 from PIL import Image
 
 from rcnn_svm.report.tables import LOCALISATION
-from tests.cli.conftest import TINY, Run
+from tests.cli.conftest import TINY, Run, array_file
 
 
 @pytest.fixture(scope="session")
@@ -30,13 +31,13 @@ def detector_folder(digits_folder: Path, tmp_path_factory: pytest.TempPathFactor
 
 
 def test_train_leaves_a_whole_detector_and_its_figures(detector_folder: Path) -> None:
-    assert {p.name for p in detector_folder.iterdir()} == {
-        "backbone.safetensors",
-        "config.json",
-        "detector.json",
+    assert {p.name.partition(".")[0] for p in detector_folder.iterdir()} == {
+        "backbone",
+        "config",
+        "detector",
         "evaluation",
-        "head.safetensors",
-        "splits.json",
+        "head",
+        "splits",
     }
     metrics = json.loads((detector_folder / "evaluation" / "metrics.json").read_text())
     assert metrics["schema"] == 1
@@ -122,41 +123,65 @@ def test_a_detector_that_could_not_be_read_back_is_not_saved(detector_folder: Pa
 
     detector = load_detector(detector_folder)
     arrays = detector.model.scorer.to_arrays()
-    for kind in (Own, NearestMean):
-        own = replace(detector, model=replace(detector.model, scorer=kind.from_arrays(arrays)))
-        with pytest.raises(
-            ConfigError, match=rf"must score with linear, softmax, rbf, got {kind.__name__}\."
-        ):
-            own.save(tmp_path / "own")
+    own = replace(detector, model=replace(detector.model, scorer=Own.from_arrays(arrays)))
+    with pytest.raises(
+        ConfigError, match=r"Own would be read back as LinearScorer\. Give it a `kind` of its"
+    ):
+        own.save(tmp_path / "own")
     assert not (tmp_path / "own").exists()
+    named = replace(detector, model=replace(detector.model, scorer=NearestMean.from_arrays(arrays)))
+    named.save(tmp_path / "named")
+    again = load_detector(tmp_path / "named", parts={"nearest-mean": NearestMean})
+    assert type(again.model.scorer) is NearestMean
 
 
-@pytest.mark.parametrize("n_renamed", range(4))
-def test_a_save_that_is_cut_short_leaves_no_mixture(
-    detector_folder: Path, tmp_path: Path, n_renamed: int, monkeypatch: pytest.MonkeyPatch
+def test_a_save_that_is_cut_short_leaves_the_old_detector_or_the_new_one(
+    detector_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Killed before each rename and each removal, over a detector of other classes and arrays."""
+    from dataclasses import replace as changed
+
     from rcnn_svm import load_detector
-    from rcnn_svm.errors import DataError
 
-    folder = tmp_path / "detector"
-    shutil.copytree(detector_folder, folder)
-    detector, renamed, replace = load_detector(folder), [], os.replace
+    old = load_detector(detector_folder)
+    arrays = {name: 2 * array for name, array in old.model.scorer.to_arrays().items()}
+    scorer = type(old.model.scorer).from_arrays(arrays)
+    new = changed(
+        old, classes=tuple(f"new {k}" for k in old.classes), model=changed(old.model, scorer=scorer)
+    )
+    real_replace, real_unlink, outcomes = os.replace, Path.unlink, []
+    for n_steps in range(12):
+        folder, left = tmp_path / str(n_steps), [n_steps]
+        shutil.copytree(detector_folder, folder)
 
-    def killed(source: Path, target: Path) -> None:
-        if len(renamed) == n_renamed:
-            raise KeyboardInterrupt
-        renamed.append(target)
-        replace(source, target)
+        def step(left: list[int] = left) -> None:
+            if left[0] == 0:
+                raise KeyboardInterrupt
+            left[0] -= 1
 
-    monkeypatch.setattr(os, "replace", killed)
-    if n_renamed == 3:  # all of them
-        detector.save(folder)
-        assert load_detector(folder).head == detector.head
-        return
-    with pytest.raises(KeyboardInterrupt):
-        detector.save(folder)
-    with pytest.raises(DataError, match="holds no trained detector"):
-        load_detector(folder)
+        def cut_replace(source: object, target: object, step: object = step) -> None:
+            step()  # type: ignore[operator]
+            real_replace(source, target)  # type: ignore[arg-type]
+
+        def cut_unlink(path: Path, missing_ok: bool = False, step: object = step) -> None:
+            if not path.name.startswith("."):
+                step()  # type: ignore[operator]
+            real_unlink(path, missing_ok=missing_ok)
+
+        monkeypatch.setattr(os, "replace", cut_replace)
+        monkeypatch.setattr(Path, "unlink", cut_unlink)
+        with contextlib.suppress(KeyboardInterrupt):
+            new.save(folder)
+        monkeypatch.undo()
+        found = load_detector(folder)
+        assert found.classes in (old.classes, new.classes)
+        wanted = old if found.classes == old.classes else new
+        np.testing.assert_array_equal(found.model.scorer.coef, wanted.model.scorer.coef)
+        outcomes.append(found.classes == new.classes)
+    assert outcomes == sorted(outcomes)
+    assert not outcomes[0]
+    assert outcomes[-1]
+    assert len(list(folder.glob("head.*"))) == 1
 
 
 def test_an_interrupted_comparison_leaves_no_figures_of_an_earlier_one(
@@ -209,7 +234,7 @@ def test_compare_reports_every_head(
         "per_class.csv",
         "README.md",
         "report.html",
-        "config.json",
+        "config",
     ):
         assert (tmp_path / "c" / name).stat().st_size > 0
 
@@ -219,7 +244,7 @@ def test_the_same_command_gives_the_same_results(run: Run, digits_folder: Path, 
     for name in ("a", "b"):
         arguments = ["--out", tmp_path / name, "--cache", tmp_path / f"cache-{name}", *TINY]
         assert run("train", digits_folder, *arguments) == 0
-        values.append((tmp_path / name / "head.safetensors").read_bytes())
+        values.append(array_file(tmp_path / name).read_bytes())
     assert values[0] == values[1]
 
 
@@ -425,4 +450,4 @@ def test_learning_from_other_views_with_no_head_that_reads_all_regions(
         n_files = len(list((cache / "features").rglob("*.npy")))
         assert n_files == n_views * len(splits.trainval) + 2 * len(splits.test)
     assert all(set(heads) == {"softmax-finetuned", "softmax-finetuned+bbox"} for heads in found)
-    assert len({(tmp_path / f"out{n}" / "head.safetensors").read_bytes() for n in (1, 2, 3)}) == 3
+    assert len({array_file(tmp_path / f"out{n}").read_bytes() for n in (1, 2, 3)}) == 3
