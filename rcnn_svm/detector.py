@@ -399,7 +399,7 @@ def _files(folder: Path, values: Mapping[str, Any]) -> dict[str, Path]:
         sha256 = file_digest(path)
         if sha256 != one.get("sha256"):
             raise DataError(
-                f"{path}: must have the SHA-256 {str(one.get('sha256'))[:12]}... that detector.json says, got "
+                f"{path}: must have the SHA-256 {str(one.get('sha256'))[:12]}... of detector.json, got "
                 f"{sha256[:12]}... It is damaged or of another detector: train it again, or copy it anew."
             )
         found[str(kind)] = path
