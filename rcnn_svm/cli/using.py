@@ -165,7 +165,25 @@ def _evaluate(options: argparse.Namespace) -> None:
         write_detections(options.out / "detections.json", found, dataset.classes)
         write_comp4(options.out / "comp4", found, dataset.classes, split=dataset.split)
         write_json(options.out / "evaluation.json", {"voc": voc.to_json(), "coco": coco.to_json()})
+        _write_coco_results(options, found, dataset)
         say(f"Figures and exchange formats in {options.out}")
+
+
+def _write_coco_results(options: argparse.Namespace, found: Sequence[Detections], dataset: Dataset) -> None:
+    """Write COCO's results format too where the labels are COCO's and say its numbers."""
+    from rcnn_svm.datasets import coco_category_ids, coco_image_ids, detect_format, list_splits
+    from rcnn_svm.evaluation.exchange import write_coco_results
+
+    kind = _format(options) or detect_format(options.data)
+    if kind != "coco" or dataset.split not in list_splits(options.data, format=kind):
+        return
+    numbers = coco_category_ids(options.data)
+    write_coco_results(
+        options.out / "coco_results.json",
+        found,
+        [numbers[name] for name in dataset.classes],
+        coco_image_ids(options.data, dataset.split),
+    )
 
 
 def _print_table(voc: EvalResult, coco: CocoResult) -> None:

@@ -14,7 +14,7 @@ from rcnn_svm.errors import ConfigError
 from rcnn_svm.heads.assign import SVM_RULE, LabelRule, RegionTruth
 from rcnn_svm.heads.base import ALL, Fitted, HeadBase, RegionBlocks, Rows, read_features, require_positive
 from rcnn_svm.heads.kernel_solver import solve_pairs
-from rcnn_svm.heads.kernels import RBF, Kernel, Polynomial, gram, rbf_kernel, squared_distances
+from rcnn_svm.heads.kernels import RBF, Kernel, fitted, gram, rbf_kernel, squared_distances
 from rcnn_svm.heads.linear_svm import LinearSVMHead
 from rcnn_svm.heads.mining import BlocksSource
 from rcnn_svm.heads.scorers import KernelScorer
@@ -111,11 +111,6 @@ class _KernelHead(HeadBase):
         require_positive(where, {"positive_weight": self.positive_weight})
 
 
-def _fitted(kernel: Kernel, rows: NDArray[np.float32]) -> Kernel:
-    """Settle what a kernel leaves to the data."""
-    return kernel.fitted(rows) if isinstance(kernel, RBF | Polynomial) else kernel
-
-
 def gather_rows(source: BlocksSource, keys: Keys) -> tuple[NDArray[np.float32], NDArray[np.int8]]:
     """Return (n, D) features and (n, K) labels of chosen regions, reading each image once."""
     features = np.empty((len(keys), source.n_features), np.float32)
@@ -209,7 +204,7 @@ class KernelSVMHead(_KernelHead):
         self._start(blocks)
         features, labels = self._hard_rows(BlocksSource(blocks, self.rule), blocks, self.max_rows)
         self.n_rows_ = len(features)
-        matrices = _Matrices(features, [_fitted(setting["kernel"], features) for setting in grid])
+        matrices = _Matrices(features, [fitted(setting["kernel"], features) for setting in grid])
         alpha, before = np.zeros(labels.T.shape), grid[0]  # (K, n)
         for i, setting in enumerate(grid):
             C = setting["C"]
@@ -389,7 +384,7 @@ class NystroemSVMHead(_KernelHead):
         rng = np.random.default_rng(self.random_state)
         drawn = rng.permutation(len(candidates))[: self.n_landmarks]
         landmarks = candidates[np.sort(drawn)]
-        self.kernel_ = _fitted(self.kernel, candidates)
+        self.kernel_ = fitted(self.kernel, candidates)
         kernel = gram(self.kernel_, landmarks).astype(np.float64)
         values, vectors = np.linalg.eigh(kernel)
         keep = values > values[-1] * 1e-6  # below it float32 kernels hold noise only

@@ -25,11 +25,13 @@ __all__ = [
     "HistogramIntersection",
     "Kernel",
     "Polynomial",
+    "fitted",
     "gram",
     "kernel_name",
-    "parameters",
     "prepared",
     "rbf_kernel",
+    "settings",
+    "shown",
     "squared_distances",
 ]
 
@@ -150,6 +152,25 @@ KERNELS: Mapping[str, type[RBF] | type[Polynomial] | type[HistogramIntersection]
 """Our kernels, by the names that files know them by."""
 
 
+def settings(kernel: Kernel) -> dict[str, Any]:
+    """Return the settings of one of our kernels by name; none of a kernel that is not ours."""
+    ours = KERNELS.get(kernel_name(kernel))
+    if ours is None or not isinstance(kernel, ours):
+        return {}
+    return {field.name: getattr(kernel, field.name) for field in dataclasses.fields(ours)}
+
+
+def shown(kernel: Kernel) -> dict[str, Any]:
+    """Return a kernel for tables: its settings, or its name where it has none."""
+    return settings(kernel) or {"kernel": kernel_name(kernel)}
+
+
+def fitted(kernel: Kernel, rows: NDArray[np.float32]) -> Kernel:
+    """Return a kernel with what it leaves to the data settled on (n, D) rows."""
+    settle: Callable[[NDArray[np.float32]], Kernel] | None = getattr(kernel, "fitted", None)
+    return kernel if settle is None else settle(rows)
+
+
 def kernel_name(kernel: Kernel) -> str:
     """Return what a file calls a kernel: its `name`, else that of the function or class."""
     return str(getattr(kernel, "name", None) or getattr(kernel, "__name__", type(kernel).__name__))
@@ -248,9 +269,3 @@ def _number(gamma: float | Literal["scale"]) -> float:
             "kernel: gamma 'scale' depends on the rows that a machine is trained on. Fit it first."
         )
     return gamma
-
-
-def parameters(kernel: Kernel) -> dict[str, Any]:
-    """Return the settings of a kernel for people: the fields of one of ours, else its name."""
-    own = dataclasses.asdict(kernel) if isinstance(kernel, RBF | Polynomial) else {}
-    return own or {"kernel": kernel_name(kernel)}

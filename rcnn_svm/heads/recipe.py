@@ -13,7 +13,7 @@ from typing import Any
 
 from rcnn_svm.errors import ConfigError
 from rcnn_svm.heads.base import Fitted, HeadBase, RegionBlocks
-from rcnn_svm.heads.kernels import parameters
+from rcnn_svm.heads.kernels import shown
 
 __all__ = ["HeadRecipe"]
 
@@ -81,5 +81,5 @@ class HeadRecipe:
         """Return settings as plain data, a kernel by its own settings or its name."""
         flat: dict[str, Any] = {}
         for name, value in settings.items():
-            flat |= parameters(value) if name == "kernel" else {name: value}
+            flat |= shown(value) if name == "kernel" else {name: value}
         return flat

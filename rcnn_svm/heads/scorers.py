@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from rcnn_svm.errors import CacheError, DataError, ShapeError
 from rcnn_svm.heads.base import Scorer, check_features
-from rcnn_svm.heads.kernels import KERNELS, RBF, Kernel, Polynomial, kernel_name, prepared
+from rcnn_svm.heads.kernels import KERNELS, Kernel, kernel_name, prepared, settings
 from rcnn_svm.structures import require_finite
 from rcnn_svm.threads import allowed, in_order
 
@@ -197,9 +197,7 @@ class KernelScorer:
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """Return the arrays by name, those settings of one of our kernels among them."""
         arrays = {"support": self.support, "dual_coef": self.dual_coef, "intercept": self.intercept}
-        if isinstance(self.kernel, RBF | Polynomial):
-            arrays |= {f"kernel.{name}": np.array([value]) for name, value in asdict(self.kernel).items()}
-        return arrays
+        return arrays | {f"kernel.{k}": np.array([value]) for k, value in settings(self.kernel).items()}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[Any]], kernel: Callable[..., Any]) -> Self:
