@@ -48,3 +48,12 @@ def digits_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sizes = ["--train", "14", "--val", "5", "--test", "5"]
     assert main(["data", "digits", "--out", str(folder), "--format", "yolo", *sizes]) == 0
     return folder
+
+
+@pytest.fixture(scope="session")
+def detector_folder(digits_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("train")
+    arguments = ["train", digits_folder, "--out", folder / "detector", "--cache", folder / "cache", *TINY]
+    arguments += ["--set", "features.precision=float32"]
+    assert main([str(a) for a in arguments]) == 0
+    return folder / "detector"

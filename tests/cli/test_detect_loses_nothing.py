@@ -10,18 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from rcnn_svm.cli import main
 from rcnn_svm.evaluation.exchange import DetectionLines, read_detections
 from rcnn_svm.structures import Detections
-from tests.cli.conftest import TINY, Run
-
-
-@pytest.fixture(scope="module")
-def detector(tmp_path_factory: pytest.TempPathFactory, digits_folder: Path) -> Path:
-    folder = tmp_path_factory.mktemp("detector")
-    arguments = ["train", digits_folder, "--out", folder / "d", "--cache", folder / "cache", *TINY]
-    assert main([str(argument) for argument in arguments]) == 0
-    return folder / "d"
+from tests.cli.conftest import Run
 
 
 @pytest.fixture
@@ -32,20 +23,20 @@ def photos(digits_folder: Path, tmp_path: Path) -> Path:
 
 
 def test_an_output_that_is_an_input_is_refused_before_anything_is_written(
-    run: Run, detector: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+    run: Run, detector_folder: Path, photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = {path: path.read_bytes() for path in photos.iterdir()}
-    assert run("detect", detector, photos, "--out", photos) == 2
+    assert run("detect", detector_folder, photos, "--out", photos) == 2
     assert "--out must not lead to an image that is read, got" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in photos.iterdir()} == before
-    assert run("detect", detector, photos, "--out", photos, "--no-pictures") == 0
+    assert run("detect", detector_folder, photos, "--out", photos, "--no-pictures") == 0
 
 
 def test_what_was_cut_short_goes_on_and_ends_the_same(
-    run: Run, detector: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+    run: Run, detector_folder: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
     out, whole = tmp_path / "out", tmp_path / "whole"
-    assert run("detect", detector, photos, "--out", whole) == 0
+    assert run("detect", detector_folder, photos, "--out", whole) == 0
     add, calls = DetectionLines.add, []
 
     def interrupted(self: DetectionLines, found: Detections, image: str) -> None:
@@ -55,13 +46,13 @@ def test_what_was_cut_short_goes_on_and_ends_the_same(
         add(self, found, image)
 
     monkeypatch.setattr(DetectionLines, "add", interrupted)
-    assert run("detect", detector, photos, "--out", out) == 130
+    assert run("detect", detector_folder, photos, "--out", out) == 130
     monkeypatch.undo()
     lines = out / "detections.jsonl"
     assert len(lines.read_text().splitlines()) == 3
     lines.write_text(lines.read_text() + '{"image_id": "cut')  # as a kill may leave it
     capsys.readouterr()
-    assert run("detect", detector, photos, "--out", out) == 0
+    assert run("detect", detector_folder, photos, "--out", out) == 0
     said = capsys.readouterr()
     assert "2 of 5 images were looked at before and are not looked at again." in said.err
     assert len(said.out.splitlines()) == 3
@@ -71,32 +62,36 @@ def test_what_was_cut_short_goes_on_and_ends_the_same(
         assert (out / name).read_bytes() == (whole / name).read_bytes()
 
 
-def test_other_work_starts_anew(run: Run, detector: Path, photos: Path, tmp_path: Path, capsys) -> None:
+def test_other_work_starts_anew(
+    run: Run, detector_folder: Path, photos: Path, tmp_path: Path, capsys
+) -> None:
     out = tmp_path / "out"
     DetectionLines(out / "detections.jsonl", ["other"], {"detector": "another"}).add(
         Detections.empty(sorted(photos.iterdir())[0].stem), "digest"
     )
-    assert run("detect", detector, photos, "--out", out, "--no-pictures") == 0
+    assert run("detect", detector_folder, photos, "--out", out, "--no-pictures") == 0
     said = capsys.readouterr()
     assert "looked at before" not in said.err
     assert len(read_detections(out / "detections.json")[1]) == 5
 
 
 def test_an_image_that_changed_is_looked_at_again(
-    run: Run, detector: Path, photos: Path, tmp_path: Path, capsys
+    run: Run, detector_folder: Path, photos: Path, tmp_path: Path, capsys
 ) -> None:
     out = tmp_path / "out"
     first, second, *_ = sorted(photos.iterdir())
-    assert run("detect", detector, first, "--out", out, "--no-pictures") == 0
+    assert run("detect", detector_folder, first, "--out", out, "--no-pictures") == 0
     whole = json.loads((out / "detections.json").read_text())
     assert len(whole["images"]) == 1
     shutil.copy(second, first)
-    assert run("detect", detector, first, "--out", out, "--no-pictures") == 0
+    assert run("detect", detector_folder, first, "--out", out, "--no-pictures") == 0
     assert json.loads((out / "detections.json").read_text()) != whole
 
 
 @pytest.mark.slow
-def test_a_reader_that_leaves_does_not_end_the_work(detector: Path, photos: Path, tmp_path: Path) -> None:
+def test_a_reader_that_leaves_does_not_end_the_work(
+    detector_folder: Path, photos: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
     command = [
         sys.executable,
@@ -104,7 +99,7 @@ def test_a_reader_that_leaves_does_not_end_the_work(detector: Path, photos: Path
         "-m",
         "rcnn_svm",
         "detect",
-        detector,
+        detector_folder,
         photos,
         "--out",
         out,

@@ -19,17 +19,6 @@ from rcnn_svm.report.tables import LOCALISATION
 from tests.cli.conftest import TINY, Run, array_file
 
 
-@pytest.fixture(scope="session")
-def detector_folder(digits_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from rcnn_svm.cli import main
-
-    folder = tmp_path_factory.mktemp("train")
-    arguments = ["train", digits_folder, "--out", folder / "detector", "--cache", folder / "cache", *TINY]
-    arguments += ["--set", "features.precision=float32"]
-    assert main([str(a) for a in arguments]) == 0
-    return folder / "detector"
-
-
 def test_train_leaves_a_whole_detector_and_its_figures(detector_folder: Path) -> None:
     assert {p.name.partition(".")[0] for p in detector_folder.iterdir()} == {
         "backbone",
