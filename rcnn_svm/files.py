@@ -23,6 +23,7 @@ from rcnn_svm.errors import DataError, DiskSpaceError
 from rcnn_svm.progress import say
 
 __all__ = [
+    "SEAL_BYTES",
     "appending",
     "atomic_path",
     "bytes_digest",
@@ -47,10 +48,11 @@ _OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _PART = ".part"
 _SEAL = b"seal"
 _N_DIGITS = 20
-_SEAL_BYTES = len(_SEAL) + 4 + _N_DIGITS
+SEAL_BYTES = len(_SEAL) + 4 + _N_DIGITS
+"""What `seal` appends to a file."""
 _CHECK_BYTES = 1 << 20
-_checked: set[tuple[int, int, int]] = set()
-"""Device, inode and size of the files whose seal was found whole; one that is replaced has another inode."""
+_checked: set[tuple[int, int, int, int]] = set()
+"""Device, inode, size and time of change of the files whose seal was found whole."""
 
 
 @contextlib.contextmanager
@@ -167,22 +169,23 @@ def seal(path: Path, name: str) -> None:
 def is_sealed(path: Path, name: str) -> bool:
     """Return whether a file is as `seal` left it: no bit flipped, no tail lost, no other file in its place.
 
-    A file is read through once in each process; later calls only look whether it is the same one.
+    A file is read through once in each process, and again where its time of change is another (`note_use`
+    changes it once a minute); other calls only look whether it is the same one.
 
     Raises:
         OSError: the file cannot be read.
     """
     with open(path, "rb") as stream:
         status = os.fstat(stream.fileno())
-        identity = (status.st_dev, status.st_ino, status.st_size)
-        stream.seek(max(0, status.st_size - _SEAL_BYTES))
-        mark = stream.read(_SEAL_BYTES)
-        if len(mark) < _SEAL_BYTES or mark[:4] != _SEAL or mark[8:] != name[:_N_DIGITS].encode():
+        identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+        stream.seek(max(0, status.st_size - SEAL_BYTES))
+        mark = stream.read(SEAL_BYTES)
+        if len(mark) < SEAL_BYTES or mark[:4] != _SEAL or mark[8:] != name[:_N_DIGITS].encode():
             return False
         if identity in _checked:
             return True
         stream.seek(0)
-        whole = _checksum(stream, status.st_size - _SEAL_BYTES) == int.from_bytes(mark[4:8], "little")
+        whole = _checksum(stream, status.st_size - SEAL_BYTES) == int.from_bytes(mark[4:8], "little")
     if whole:
         _checked.add(identity)
     return whole

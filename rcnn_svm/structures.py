@@ -321,7 +321,7 @@ class Detections:
             raise DependencyError(
                 "Detections.to_supervision: needs the package supervision. Run `pip install supervision`."
             ) from error
-        names = {"class_name": np.array(list(classes))[self.labels]} if classes else {}
+        names: dict[str, Any] = {"class_name": np.array(list(classes))[self.labels]} if classes else {}
         return Theirs(xyxy=self.boxes, confidence=self.scores, class_id=self.labels, data=names)
 
     def with_classes(self, old: Sequence[str], new: Sequence[str]) -> Detections:

@@ -134,3 +134,37 @@ def test_classes_are_matched_by_name():
     assert found.scores.tolist() == [np.float32(0.9), 0.5]
     assert found.labels.tolist() == [2, 0]
     assert len(Detections.empty("a").with_classes((), ("cat",))) == 0
+
+
+def test_detections_as_supervision_has_them():
+    supervision = pytest.importorskip("supervision")
+    found = Detections("a", [[1, 2, 3, 4], [5, 6, 9, 9]], [0.5, 2.0], [1, 0])
+    theirs = found.to_supervision(("cat", "dog"))
+    assert isinstance(theirs, supervision.Detections)
+    np.testing.assert_array_equal(theirs.xyxy, found.boxes)
+    np.testing.assert_array_equal(theirs.confidence, found.scores)
+    np.testing.assert_array_equal(theirs.class_id, found.labels)
+    assert theirs.data["class_name"].tolist() == ["cat", "dog"]
+    assert len(Detections.empty("b").to_supervision(("cat",))) == 0
+    assert repr(found) == "Detections('a': 2 boxes, scores 2 to 0.5)"
+
+
+def test_an_error_of_ours_is_scikit_learns_where_it_is_loaded():
+    import sklearn.exceptions
+
+    from rcnn_svm.errors import ConfigError, NotFittedError
+    from rcnn_svm.heads.linear_svm import LinearSVMHead
+
+    with pytest.raises(sklearn.exceptions.NotFittedError) as caught:
+        LinearSVMHead().decision_function(np.zeros((1, 2)))
+    assert isinstance(caught.value, NotFittedError)
+    assert isinstance(caught.value, ConfigError)
+    assert caught.value.exit_code == 2
+    assert type(caught.value).__name__ == "NotFittedError"
+
+
+def test_the_surface_is_listed():
+    import rcnn_svm
+
+    assert set(rcnn_svm.__all__) <= set(dir(rcnn_svm))
+    assert rcnn_svm.__all__ == sorted(rcnn_svm.__all__)

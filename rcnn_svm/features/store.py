@@ -21,6 +21,7 @@ from rcnn_svm.boxes import Boxes
 from rcnn_svm.cache import note_use
 from rcnn_svm.errors import CacheError, ShapeError
 from rcnn_svm.files import (
+    SEAL_BYTES,
     atomic_path,
     bytes_digest,
     digest,
@@ -164,7 +165,6 @@ class FeatureStore:
         file another process removes at once, to make room, are returned as they were computed.
 
         Raises:
-            CacheError: the stored file has another shape or dtype than its name promises.
             DataError: the image cannot be read.
             DiskSpaceError: the disk is full.
         """
@@ -228,29 +228,24 @@ class FeatureStore:
         return [(i, path) for i, path in enumerate(paths) if self._read(path, len(boxes[i])) is None]
 
     def _n_bytes(self, n_rows: int) -> int:
-        return n_rows * self.n_features * self.dtype.itemsize + 128
+        return n_rows * self.n_features * self.dtype.itemsize + 128 + SEAL_BYTES
 
     def _read(self, path: Path, n_rows: int) -> NDArray[Any] | None:
-        expected = (n_rows, self.n_features)
         if not note_use(path):
             return None
         try:
-            if not is_sealed(path, self._seal_of(path)):
-                say(f"{path}: damaged; its features are computed again.")
-                return None
-            # An empty array cannot be mapped; there is nothing to save on it either.
-            features: NDArray[Any] = np.load(path, mmap_mode="c" if n_rows else None, allow_pickle=False)
+            if is_sealed(path, self._seal_of(path)):
+                # An empty array cannot be mapped; there is nothing to save on it either.
+                stored: NDArray[Any] = np.load(path, mmap_mode="c" if n_rows else None, allow_pickle=False)
+                if (stored.shape, stored.dtype) == ((n_rows, self.n_features), self.dtype):
+                    return stored
         except FileNotFoundError:  # another process made room since the line before
             return None
         except (ValueError, OSError, EOFError) as error:
             say(f"{path}: damaged ({error}); its features are computed again.")
             return None
-        if features.shape != expected or features.dtype != self.dtype:
-            raise CacheError(
-                f"{path}: must hold {self.dtype} {expected}, got {features.dtype} {features.shape}. "
-                f"Delete the folder {path.parent} and run again."
-            )
-        return features
+        say(f"{path}: damaged; its features are computed again.")
+        return None
 
     def _write(self, path: Path, sample: Sample, image: Image, boxes: Boxes) -> NDArray[Any]:
         features = self._compute(sample, image, boxes)

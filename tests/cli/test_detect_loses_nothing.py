@@ -110,7 +110,8 @@ def test_a_reader_that_leaves_does_not_end_the_work(
     child.stdout.readline()
     child.stdout.close()
     assert child.stderr is not None
-    errors = child.stderr.read()
+    with child.stderr:
+        errors = child.stderr.read()
     assert child.wait() == 0, errors
     assert "Traceback" not in errors
     assert len(read_detections(out / "detections.json")[1]) == 5

@@ -135,9 +135,8 @@ def test_a_save_that_is_cut_short_leaves_the_old_detector_or_the_new_one(
     old = load_detector(detector_folder)
     arrays = {name: 2 * array for name, array in old.model.scorer.to_arrays().items()}
     scorer = type(old.model.scorer).from_arrays(arrays)
-    new = changed(
-        old, classes=tuple(f"new {k}" for k in old.classes), model=changed(old.model, scorer=scorer)
-    )
+    classes = tuple(f"new {k}" for k in old.classes)
+    new = changed(old, classes=classes, thresholds=None, model=changed(old.model, scorer=scorer))
     real_replace, real_unlink, outcomes = os.replace, Path.unlink, []
     for n_steps in range(12):
         folder, left = tmp_path / str(n_steps), [n_steps]
@@ -223,7 +222,7 @@ def test_compare_reports_every_head(
         "per_class.csv",
         "README.md",
         "report.html",
-        "config",
+        "config.json",
     ):
         assert (tmp_path / "c" / name).stat().st_size > 0
 

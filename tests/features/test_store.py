@@ -117,12 +117,36 @@ def test_a_damaged_file_is_said_and_computed_again(
     assert "damaged" in capsys.readouterr().err
 
 
-def test_a_file_of_another_shape_is_refused(tmp_path: Path) -> None:
+def _flip(content: bytes, at: int) -> bytes:
+    return content[:at] + bytes([content[at] ^ 4]) + content[at + 1 :]
+
+
+@pytest.mark.parametrize("damage", ["shape", "bit", "tail", "swap", "zeros", "empty", "seal"])
+def test_every_damage_is_found_and_mended(
+    tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     store = FeatureStore(tmp_path, MeanColour())
-    store.get(sample(0), regions(0))
-    np.save(store.path(sample(0), regions(0)), np.zeros((2, 2), np.float16))
-    with pytest.raises(CacheError, match=r"must hold float16 \(5, 3\), got float16 \(2, 2\)\. Delete"):
-        store.get(sample(0), regions(0))
+    before = [np.array(store.get(sample(i), regions(i))) for i in (0, 1)]
+    path, other = (store.path(sample(i), regions(i)) for i in (0, 1))
+    whole = path.read_bytes()
+    damaged = {
+        "bit": _flip(whole, 130),
+        "tail": whole[:140] + bytes(len(whole) - 140),
+        "swap": other.read_bytes(),
+        "zeros": bytes(len(whole)),
+        "empty": b"",
+        "seal": whole[:-28],
+    }
+    path.unlink()  # a file that is written anew is another one to the system
+    if damage == "shape":
+        np.save(path, np.zeros((2, 2), np.float16))
+    else:
+        path.write_bytes(damaged[damage])
+    np.testing.assert_array_equal(store.get(sample(0), regions(0)), before[0])
+    assert f"{path}: damaged" in capsys.readouterr().err
+    assert path.read_bytes() == whole
+    np.testing.assert_array_equal(store.get(sample(1), regions(1)), before[1])
+    assert capsys.readouterr().err == ""
 
 
 def test_nan_features_name_their_image(tmp_path: Path) -> None:

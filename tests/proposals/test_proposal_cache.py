@@ -114,11 +114,25 @@ def test_a_damaged_file_is_computed_again_with_a_word(tmp_path, capsys, damage):
     assert proposer.calls == 2
 
 
+def test_a_file_of_another_image_is_computed_again(tmp_path, capsys):
+    first, second = (proposals_of(sample(i), Counting(), tmp_path) for i in (1, 3))
+    assert first.size == second.size
+    one, other = sorted(tmp_path.rglob("*.npz"))
+    content = one.read_bytes(), other.read_bytes()
+    one.write_bytes(content[1])
+    other.write_bytes(content[0])
+    for i in (1, 3):
+        proposals_of(sample(i), Counting(), tmp_path)
+    assert capsys.readouterr().err.count("holds the proposals of another image or of other settings") == 2
+    assert (one.read_bytes(), other.read_bytes()) == content
+
+
 def test_a_file_of_another_size_is_computed_again(tmp_path, capsys):
     proposals_of(sample(1), Counting(), tmp_path)
     (path,) = tmp_path.rglob("*.npz")
     with open(path, "wb") as stream:
-        np.savez(stream, size=np.array([4, 4]), boxes=np.zeros((0, 4)), priority=np.zeros(0))
+        key = np.frombuffer(path.stem.encode(), np.uint8)
+        np.savez(stream, size=np.array([4, 4]), boxes=np.zeros((0, 4)), priority=np.zeros(0), key=key)
     assert len(proposals_of(sample(1), Counting(), tmp_path)) > 0
     assert (
         f"{path}: must be of a (40, 60) image, got (4, 4). It is computed again." in capsys.readouterr().err
