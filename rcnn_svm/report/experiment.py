@@ -51,6 +51,7 @@ def experiment_metrics(
                 result.evaluation,
                 result.coco,
                 bootstrap.mean[head],
+                about=result.about,
                 train_s=result.train_s,
                 score_s_per_image=result.score_s_per_image,
                 peak_rss_mb=result.peak_rss_mb,

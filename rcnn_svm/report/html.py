@@ -29,7 +29,6 @@ from rcnn_svm.files import write_text
 from rcnn_svm.report.draw import Colour, Mark, draw_marks
 from rcnn_svm.report.findings import findings
 from rcnn_svm.report.plots import (
-    REGRESSED,
     class_ap_figure,
     error_type_figure,
     head_colours,
@@ -136,7 +135,7 @@ class _Page:
         self.dataset, self.bootstrap, self.config = dataset, bootstrap, config
         self.names = ranked_heads(metrics)
         self.best = self.names[0]
-        self.colours = head_colours(list(metrics["heads"]))
+        self.colours = head_colours(metrics["heads"])
         self.truths = [sample.truth for sample in dataset]
         self.errors: dict[str, FalsePositives] = {
             name: false_positive_types(evals[name].matches, detections[name], self.truths)
@@ -146,7 +145,7 @@ class _Page:
         # One column per family of heads in pictures: its better version.
         families: dict[str, str] = {}
         for name in self.names:
-            families.setdefault(name.removesuffix(REGRESSED), name)
+            families.setdefault(metrics["heads"][name]["about"]["base"], name)
         self.columns = list(families.values())[:4]
 
     def render(self) -> str:
@@ -315,14 +314,14 @@ class _Page:
         return (
             _section("classes", "Class by class")
             + _figure(
-                class_ap_figure({name: self.evals[name] for name in self.metrics["heads"]}),
+                class_ap_figure(self.evals, self.metrics["heads"]),
                 f"Dots of AP per class and head. {self.best}: {best}.",
                 "Round: with box regression; diamonds: without. The grey band spans the heads.",
             )
             + _table_html(head, body, "Average precision in percent; the best of each class in bold.")
             + self._thresholds()
             + _figure(
-                precision_recall_figure({name: self.evals[name] for name in self.metrics["heads"]}),
+                precision_recall_figure(self.evals, self.metrics["heads"]),
                 "Precision-recall curves per class, one line per head.",
                 "Precision against recall, in brackets the number of objects. Each curve shows the best "
                 "precision that can still be had at that recall; dashed: without box regression.",
@@ -648,7 +647,7 @@ def _number(text: str) -> str:
 
 def _breakable(text: str) -> str:
     """Let the long name of a head break in the head of a narrow column."""
-    return escape(text).replace("-", "-<wbr>").replace(REGRESSED, f"<wbr>{REGRESSED}")
+    return escape(text).replace("-", "-<wbr>").replace("+", "<wbr>+")
 
 
 def _percent(value: float | None) -> str:

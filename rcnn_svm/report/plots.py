@@ -6,7 +6,7 @@ A head and its version with box regression share a colour: pale and dashed witho
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = [
-    "REGRESSED",
     "class_ap_figure",
     "error_type_figure",
     "head_colours",
@@ -31,11 +30,8 @@ __all__ = [
     "svg",
 ]
 
-REGRESSED = "+bbox"
-"""What the name of a head with box regression ends in."""
-
 # Okabe and Ito's colours, told apart by the colour-blind too.
-_FAMILY_COLOURS = {
+_HEAD_COLOURS = {
     "linear-svm": "#0072b2",
     "rbf-svm": "#d55e00",
     "softmax-refit": "#009e73",
@@ -47,25 +43,31 @@ _WIDTH = 11.1  # inches: the text column of the page at 96 pixels per inch
 _INK, _FAINT = "#1f2933", "#dde3e9"
 
 
-def head_colours(names: Sequence[str]) -> dict[str, str]:
-    """Return a colour per head as `#rrggbb`; other names get the next of six free ones."""
-    families = dict(_FAMILY_COLOURS)
-    free = iter(_MORE_COLOURS * len(names))
-    colours = {}
-    for name in names:
-        family = name.removesuffix(REGRESSED)
-        if family not in families:
-            families[family] = next(free)
-        both = family in names and family + REGRESSED in names
-        colours[name] = _paler(families[family]) if both and name == family else families[family]
-    return colours
+def head_colours(heads: Mapping[str, Any]) -> dict[str, str]:
+    """Return a colour per head of `metrics["heads"]` as `#rrggbb`; others get the next of six free ones."""
+    colours = dict(_HEAD_COLOURS)
+    free = iter(_MORE_COLOURS * len(heads))
+    for head in heads.values():
+        if head["about"]["base"] not in colours:
+            colours[head["about"]["base"]] = next(free)
+    plain = _outdone(heads)
+    return {
+        name: _paler(colours[head["about"]["base"]]) if name in plain else colours[head["about"]["base"]]
+        for name, head in heads.items()
+    }
+
+
+def _outdone(heads: Mapping[str, Any]) -> set[str]:
+    """Return the heads without box regression that stand beside themselves with it."""
+    with_boxes = {head["about"]["base"] for head in heads.values() if head["about"]["boxes"]}
+    return {n for n, h in heads.items() if not h["about"]["boxes"] and h["about"]["base"] in with_boxes}
 
 
 def map_figure(metrics: Mapping[str, Any]) -> Figure:
     """Draw mAP by head, best on top, with 95 % intervals."""
     heads = metrics["heads"]
     names = sorted(heads, key=lambda name: heads[name]["mAP"] or 0.0)
-    colours = head_colours(list(heads))
+    colours = head_colours(heads)
     with _style():
         figure, ((axes,),) = _grid(1, 1, (_WIDTH, 0.44 * len(names) + 1.0))
         for y, name in enumerate(names):
@@ -84,10 +86,10 @@ def map_figure(metrics: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def class_ap_figure(evals: Mapping[str, EvalResult]) -> Figure:
+def class_ap_figure(evals: Mapping[str, EvalResult], heads: Mapping[str, Any]) -> Figure:
     """Draw AP by class as one dot per head, easiest class on top."""
-    names = list(evals)
-    colours = head_colours(names)
+    names = list(heads)
+    colours = head_colours(heads)
     classes = next(iter(evals.values())).classes
     ap = np.array([100 * evals[name].ap() for name in names])  # (heads, K)
     present = np.flatnonzero(~np.isnan(ap).any(axis=0))
@@ -101,8 +103,8 @@ def class_ap_figure(evals: Mapping[str, EvalResult]) -> Figure:
                 ap[i, order],
                 range(len(order)),
                 linestyle="none",
-                marker="o" if name.endswith(REGRESSED) else "D",
-                markersize=8 if name.endswith(REGRESSED) else 6,
+                marker="o" if heads[name]["about"]["boxes"] else "D",
+                markersize=8 if heads[name]["about"]["boxes"] else 6,
                 color=colours[name],
                 markeredgecolor="white",
                 label=name,
@@ -117,11 +119,11 @@ def class_ap_figure(evals: Mapping[str, EvalResult]) -> Figure:
     return figure
 
 
-def precision_recall_figure(evals: Mapping[str, EvalResult]) -> Figure:
+def precision_recall_figure(evals: Mapping[str, EvalResult], heads: Mapping[str, Any]) -> Figure:
     """Draw a precision-recall curve per class and head: at each recall, the best precision from there on."""
-    names = list(evals)
-    colours = head_colours(names)
-    first = next(iter(evals.values()))
+    names = list(heads)
+    colours = head_colours(heads)
+    plain, first = _outdone(heads), next(iter(evals.values()))
     shown = np.flatnonzero(first.n_positives > 0)
     n_columns = min(4, max(1, len(shown)))
     n_rows = max(1, -(-len(shown) // n_columns))
@@ -137,9 +139,7 @@ def precision_recall_figure(evals: Mapping[str, EvalResult]) -> Figure:
                     precision,
                     color=colours[name],
                     linewidth=1.7,
-                    linestyle="-"
-                    if name.endswith(REGRESSED) or name + REGRESSED not in names
-                    else (0, (3, 1.2)),
+                    linestyle=(0, (3, 1.2)) if name in plain else "-",
                     label=name,
                 )
             axes.set_xlim(0, 1)

@@ -40,6 +40,7 @@ def head_metrics(
     coco: CocoResult,
     interval: Interval,
     *,
+    about: Mapping[str, Any],
     train_s: float,
     score_s_per_image: float,
     peak_rss_mb: float,
@@ -52,6 +53,7 @@ def head_metrics(
         result: its evaluation; mAP and AP are by its own rule.
         coco: its evaluation by COCO's rules.
         interval: of the mAP, from the paired bootstrap.
+        about: what it is, see `HeadResult.about`.
         train_s: seconds, all that belongs to this head alone.
         score_s_per_image: seconds.
         peak_rss_mb: 10^6 bytes.
@@ -66,6 +68,7 @@ def head_metrics(
         "mAP_interval": [100 * interval.low, 100 * interval.high] if known else None,
         "ap": voc["ap"],
         "coco": {name: summary[name] for name in _COCO},
+        "about": dict(about),
         "train_s": train_s,
         "score_s_per_image": score_s_per_image,
         "peak_rss_mb": peak_rss_mb,

@@ -203,6 +203,12 @@ def test_compare_reports_every_head(
     assert any(line.startswith("Cache:") for line in lines)
     metrics = json.loads((tmp_path / "c" / "metrics.json").read_text())
     assert set(metrics["heads"]) == {h + s for h in heads.split(",") for s in ("", "+bbox")}
+    assert metrics["heads"]["rbf-svm+bbox"]["about"] == {
+        "family": "svm",
+        "kernel": "rbf",
+        "boxes": True,
+        "base": "rbf-svm",
+    }
     for name in (
         "comparison.md",
         "comparison.csv",

@@ -23,6 +23,14 @@ HEADS = {
 }
 
 
+def about(name):
+    """Say what a head of this name is, as an experiment does."""
+    base, boxes = name.removesuffix("+bbox"), name.endswith("+bbox")
+    family = "svm" if "svm" in base else "softmax" if "softmax" in base else "other"
+    kernel = {"linear-svm": "linear", "rbf-svm": "rbf"}.get(base)
+    return {"family": family, "kernel": kernel, "boxes": boxes, "base": base}
+
+
 def build(heads=HEADS, classes=("cat & dog", "car", "ghost"), n_images=14, objects=True):
     """Make truths with none of the last class, and detections of which `skill` are near an object."""
     rng = np.random.default_rng(4)
@@ -68,6 +76,7 @@ def build(heads=HEADS, classes=("cat & dog", "car", "ghost"), n_images=14, objec
                 evals[name],
                 cocos[name],
                 bootstrap.mean[name],
+                about=about(name),
                 train_s=2.5,
                 score_s_per_image=0.004,
                 peak_rss_mb=321.0,
@@ -93,6 +102,11 @@ def build(heads=HEADS, classes=("cat & dog", "car", "ghost"), n_images=14, objec
         bootstrap=bootstrap,
         truths=truths,
     )
+
+
+@pytest.fixture(scope="session")
+def about_head():
+    return about
 
 
 @pytest.fixture(scope="session")

@@ -121,6 +121,7 @@ def test_head_metrics_are_percent_and_null_where_undefined(comparison, build_com
         nothing.evals["a"],
         nothing.cocos["a"],
         nothing.bootstrap.mean["a"],
+        about={},
         train_s=0,
         score_s_per_image=0,
         peak_rss_mb=0,
