@@ -253,7 +253,7 @@ class HeadBase(Trainable):
 
     @property
     def about(self) -> dict[str, Any]:
-        """What kind of head it is, as plain data: `family`, of svm, softmax and other, and `kernel` or None."""
+        """What kind of head it is, as plain data: `family` (svm, softmax or other), and `kernel` or None."""
         return {"family": "other", "kernel": None}
 
     @property

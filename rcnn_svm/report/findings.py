@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rcnn_svm.evaluation.bootstrap import BootstrapResult, Difference
-from rcnn_svm.report.tables import ranked_heads
+from rcnn_svm.report.tables import ranked_heads, signed
 
 __all__ = ["Finding", "findings"]
 
@@ -75,7 +75,7 @@ def findings(metrics: Mapping[str, Any], bootstrap: BootstrapResult) -> list[Fin
     if families:
         gaps = [bootstrap.difference(with_boxes[about[name]["base"]], name) for name in families]
         parts = [
-            f"{_signed(gap.mean.value)} for {name}" + ("" if gap.supported else " (not decided)")
+            f"{_change(gap.mean.value)} for {name}" + ("" if gap.supported else " (not decided)")
             for name, gap in zip(families, gaps, strict=True)
         ]
         text = f"Change in mAP by box regression: {_joined(parts)}."
@@ -85,7 +85,7 @@ def findings(metrics: Mapping[str, Any], bootstrap: BootstrapResult) -> list[Fin
 
 def _weight(gap: Difference, n_images: int) -> str:
     """Say how much a difference weighs: the second half of a sentence."""
-    span = f"95 % interval {_signed(gap.mean.low)} to {_signed(gap.mean.high)}"
+    span = f"95 % interval {_change(gap.mean.low)} to {_change(gap.mean.high)}"
     if gap.supported:
         return f", more than the choice of the {n_images} test images explains ({span})."
     return f", but {n_images} test images do not settle it ({span}, which includes zero)."
@@ -95,9 +95,8 @@ def _points(gap: Difference) -> str:
     return f"{100 * gap.mean.value:.1f}"
 
 
-def _signed(fraction: float) -> str:
-    text = f"{100 * fraction:+.1f}"
-    return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
+def _change(fraction: float) -> str:
+    return signed(100 * fraction).replace("-", "−")
 
 
 def _joined(parts: list[str]) -> str:

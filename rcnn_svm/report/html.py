@@ -24,7 +24,7 @@ from rcnn_svm.boxes import clip, iou, widen
 from rcnn_svm.errors import ConfigError
 from rcnn_svm.evaluation.bootstrap import BootstrapResult
 from rcnn_svm.evaluation.errors import ERROR_TYPES, FalsePositives, false_positive_types
-from rcnn_svm.evaluation.voc import HIT, IGNORED, EvalResult
+from rcnn_svm.evaluation.voc import HIT, IGNORED, RULE_NAMES, EvalResult
 from rcnn_svm.files import write_text
 from rcnn_svm.report.draw import Colour, Mark, draw_marks
 from rcnn_svm.report.findings import findings
@@ -54,12 +54,6 @@ _MISSED: Colour = (240, 228, 66)
 _LEFT_OUT: Colour = (170, 178, 186)
 _PICTURE, _CROP = 480, 240  # pixels, longer side: sharp at twice the density of the page's columns
 _MIN_PRECISION = 0.5
-_RULES = {
-    "voc07": "Pascal VOC 2007, 11 points",
-    "voc07-exact": "Pascal VOC 2007, 11 exact points",
-    "voc10": "Pascal VOC 2010, all points",
-    "coco": "COCO",
-}
 
 
 def write_html_report(
@@ -186,7 +180,7 @@ class _Page:
     def _facts(self) -> str:
         m = self.metrics
         n_objects = int(self.evals[self.best].n_positives.sum())
-        rule = _RULES.get(m["rule"], m["rule"])
+        rule = RULE_NAMES[m["rule"]]
         facts = (
             f"{m['dataset']}: {len(self.dataset.classes)} classes, trained on {m['n_train_images']} images "
             f"({m['train_split']}), measured on {m['n_test_images']} images with {n_objects} objects "
@@ -241,7 +235,7 @@ class _Page:
                 "Two heads can differ reliably although their intervals overlap: see the paired differences.",
             )
             + _table_html(
-                head,
+                [each.title for each in head],
                 body,
                 "Training time is what belongs to the head alone; times and memory are of this machine.",
                 0,
