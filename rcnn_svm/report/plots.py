@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from rcnn_svm.evaluation.errors import ERROR_TYPES, FalsePositives
 from rcnn_svm.evaluation.voc import FALSE, HIT, EvalResult
+from rcnn_svm.report import palette
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,23 +31,13 @@ __all__ = [
     "svg",
 ]
 
-# Okabe and Ito's colours, told apart by the colour-blind too.
-_HEAD_COLOURS = {
-    "linear-svm": "#0072b2",
-    "rbf-svm": "#d55e00",
-    "softmax-refit": "#009e73",
-    "softmax-finetuned": "#9e4a8c",
-}
-_MORE_COLOURS = ("#b8860b", "#3b9fd4", "#5a5a5a", "#a23b3b", "#5b6abf", "#4f7f2f")
-_ERROR_COLOURS = ("#4c9f70", "#f0b24b", "#e0793b", "#c4567a", "#9aa3ad")  # correct, then the four types
 _WIDTH = 11.1  # inches: the text column of the page at 96 pixels per inch
-_INK, _FAINT = "#1f2933", "#dde3e9"
 
 
 def head_colours(heads: Mapping[str, Any]) -> dict[str, str]:
     """Return a colour per head of `metrics["heads"]` as `#rrggbb`; others get the next of six free ones."""
-    colours = dict(_HEAD_COLOURS)
-    free = iter(_MORE_COLOURS * len(heads))
+    colours = dict(palette.HEADS)
+    free = iter(palette.MORE_HEADS * len(heads))
     for head in heads.values():
         if head["about"]["base"] not in colours:
             colours[head["about"]["base"]] = next(free)
@@ -75,8 +66,8 @@ def map_figure(metrics: Mapping[str, Any]) -> Figure:
             axes.barh(y, value, color=colours[name], height=0.66)
             low, high = heads[name].get("mAP_interval") or (value, value)
             low, high = (value, value) if low is None or high is None else (low, high)
-            axes.plot([low, high], [y, y], color=_INK, linewidth=1.6, solid_capstyle="butt")
-            axes.plot([low, high], [y, y], "|", color=_INK, markersize=8, markeredgewidth=1.6)
+            axes.plot([low, high], [y, y], color=palette.INK, linewidth=1.6, solid_capstyle="butt")
+            axes.plot([low, high], [y, y], "|", color=palette.INK, markersize=8, markeredgewidth=1.6)
             axes.text(max(value, high) + 1, y, f"{value:.1f}", va="center", fontweight="bold")
         axes.set_yticks(range(len(names)), names)
         axes.set_xlim(0, 100)
@@ -97,7 +88,7 @@ def class_ap_figure(evals: Mapping[str, EvalResult], heads: Mapping[str, Any]) -
     with _style():
         figure, ((axes,),) = _grid(1, 1, (_WIDTH, 0.34 * len(order) + 1.5))
         for y, k in enumerate(order):
-            axes.plot([ap[:, k].min(), ap[:, k].max()], [y, y], color=_FAINT, linewidth=6, zorder=1)
+            axes.plot([ap[:, k].min(), ap[:, k].max()], [y, y], color=palette.FAINT, linewidth=6, zorder=1)
         for i, name in enumerate(names):
             axes.plot(
                 ap[i, order],
@@ -169,7 +160,12 @@ def error_type_figure(errors: Mapping[str, FalsePositives]) -> Figure:
         left = np.zeros(len(names))
         for i, kind in enumerate(kinds):
             axes.barh(
-                range(len(names)), share[:, i], left=left, color=_ERROR_COLOURS[i], height=0.7, label=kind
+                range(len(names)),
+                share[:, i],
+                left=left,
+                color=palette.OUTCOMES[kind],
+                height=0.7,
+                label=kind,
             )
             for y in range(len(names)):
                 if share[y, i] >= 5:
@@ -199,7 +195,10 @@ def score_figure(evals: Mapping[str, EvalResult]) -> Figure:
             both = np.concatenate([hits, false]).astype(np.float64)
             if len(both):
                 edges = np.linspace(*_spread(both), 41).tolist()
-                for scores, colour, label in ((false, "#c5ccd3", "false"), (hits, "#2f7d5b", "hits")):
+                for scores, colour, label in (
+                    (false, palette.OUTCOMES["background"], "false"),
+                    (hits, palette.OUTCOMES["correct"], "hits"),
+                ):
                     axes.hist(
                         np.clip(scores, edges[0], edges[-1]), edges, color=colour, alpha=0.85, label=label
                     )
@@ -276,17 +275,17 @@ def _style() -> Iterator[None]:
     settings: Any = {
         "font.family": "DejaVu Sans",
         "font.size": 12,
-        "text.color": _INK,
-        "axes.labelcolor": _INK,
-        "axes.edgecolor": "#9aa5b1",
+        "text.color": palette.INK,
+        "axes.labelcolor": palette.INK,
+        "axes.edgecolor": palette.GREY,
         "axes.spines.top": False,
         "axes.spines.right": False,
         "axes.grid": True,
         "axes.axisbelow": True,
-        "grid.color": _FAINT,
+        "grid.color": palette.FAINT,
         "grid.linewidth": 0.8,
-        "xtick.color": "#52606d",
-        "ytick.color": _INK,
+        "xtick.color": palette.SOFT,
+        "ytick.color": palette.INK,
         "legend.fontsize": 11.5,
     }
     with matplotlib.rc_context(settings):
