@@ -28,6 +28,7 @@ __all__ = [
     "map_figure",
     "precision_recall_figure",
     "score_figure",
+    "style",
     "svg",
 ]
 
@@ -59,7 +60,7 @@ def map_figure(metrics: Mapping[str, Any]) -> Figure:
     heads = metrics["heads"]
     names = sorted(heads, key=lambda name: heads[name]["mAP"] or 0.0)
     colours = head_colours(heads)
-    with _style():
+    with style():
         figure, ((axes,),) = _grid(1, 1, (_WIDTH, 0.44 * len(names) + 1.0))
         for y, name in enumerate(names):
             value = heads[name]["mAP"] or 0.0
@@ -85,7 +86,7 @@ def class_ap_figure(evals: Mapping[str, EvalResult], heads: Mapping[str, Any]) -
     ap = np.array([100 * evals[name].ap() for name in names])  # (heads, K)
     present = np.flatnonzero(~np.isnan(ap).any(axis=0))
     order = present[np.argsort(ap[:, present].mean(axis=0), kind="stable")]
-    with _style():
+    with style():
         figure, ((axes,),) = _grid(1, 1, (_WIDTH, 0.34 * len(order) + 1.5))
         for y, k in enumerate(order):
             axes.plot([ap[:, k].min(), ap[:, k].max()], [y, y], color=palette.FAINT, linewidth=6, zorder=1)
@@ -119,7 +120,7 @@ def precision_recall_figure(evals: Mapping[str, EvalResult], heads: Mapping[str,
     n_columns = min(4, max(1, len(shown)))
     n_rows = max(1, -(-len(shown) // n_columns))
     width = _WIDTH if n_columns > 1 else 5.6
-    with _style():
+    with style():
         figure, grid = _grid(n_rows, n_columns, (width, width / n_columns * n_rows + 0.9))
         cells = [axes for row in grid for axes in row]
         for axes, k in zip(cells, shown, strict=False):
@@ -155,7 +156,7 @@ def error_type_figure(errors: Mapping[str, FalsePositives]) -> Figure:
     kinds = ("correct", *ERROR_TYPES)
     counts = np.array([[errors[n].n_correct.sum(), *errors[n].counts.sum(axis=0)] for n in names], np.float64)
     share = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    with _style():
+    with style():
         figure, ((axes,),) = _grid(1, 1, (_WIDTH, 0.42 * len(names) + 1.4))
         left = np.zeros(len(names))
         for i, kind in enumerate(kinds):
@@ -186,7 +187,7 @@ def score_figure(evals: Mapping[str, EvalResult]) -> Figure:
     names = list(evals)
     n_columns = min(4, len(names))
     n_rows = -(-len(names) // n_columns)
-    with _style():
+    with style():
         figure, grid = _grid(n_rows, n_columns, (_WIDTH, 2.0 * n_rows + 0.8))
         cells = [axes for row in grid for axes in row]
         for axes, name in zip(cells, names, strict=False):
@@ -220,7 +221,7 @@ def svg(figure: Figure) -> bytes:
 
     stream = io.BytesIO()
     settings: Any = {"svg.hashsalt": "rcnn_svm", "svg.fonttype": "none"}
-    with _style(), matplotlib.rc_context(settings):
+    with style(), matplotlib.rc_context(settings):
         figure.savefig(stream, format="svg", metadata={"Date": None})
     return stream.getvalue()
 
@@ -269,7 +270,8 @@ def _legend(figure: Figure, axes: Axes) -> None:
 
 
 @contextmanager
-def _style() -> Iterator[None]:
+def style() -> Iterator[None]:
+    """Draw as all figures of reports are drawn, inside the block."""
     import matplotlib
 
     settings: Any = {
