@@ -229,6 +229,18 @@ def test_the_same_command_gives_the_same_results(run: Run, digits_folder: Path, 
     assert values[0] == values[1]
 
 
+def test_data_check_writes_words_a_picture_and_json(
+    run: Run, digits_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture, values = tmp_path / "report.png", tmp_path / "report.json"
+    assert run("data", "check", digits_folder, "--plot", picture, "--json", values) == 0
+    words = capsys.readouterr().out
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    defects = json.loads(values.read_text())["defects"]
+    assert {one["kind"] for one in defects} == {"missing-class"}
+    assert all(one["message"] in words for one in defects)
+
+
 def test_extract_is_one_line(run: Run, digits_folder: Path, tmp_path: Path) -> None:
     image = sorted((digits_folder / "images" / "test").iterdir())[0]
     network = ["--backbone", "small_cnn", "--weights", "random"]
