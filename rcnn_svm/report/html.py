@@ -87,18 +87,7 @@ def write_html_report(
         DataError: a picture cannot be read, or the folder not be written to.
     """
     heads = metrics["heads"]
-    for what, known in (("evals", evals), ("detections", detections), ("bootstrap", bootstrap.mean)):
-        if set(known) != set(heads):
-            raise ConfigError(
-                f"write_html_report: {what} must be of the heads {', '.join(sorted(heads))}, "
-                f"got {', '.join(sorted(known))}."
-            )
-    for name in heads:
-        if len(detections[name]) != len(dataset) or len(evals[name].matches.n_objects) != len(dataset):
-            raise ConfigError(
-                f"write_html_report: head {name!r} must have results for the {len(dataset)} images of "
-                f"{dataset.name}, got {len(detections[name])}."
-            )
+    _require_results_of_all(heads, evals, detections, dataset, bootstrap)
     names = ranked_heads(metrics)
     best = evals[names[0]]
     truths = [sample.truth for sample in dataset]
@@ -147,6 +136,27 @@ def write_html_report(
     )
     write_text(path, text)
     return path
+
+
+def _require_results_of_all(
+    heads: Mapping[str, Any],
+    evals: Mapping[str, EvalResult],
+    detections: Mapping[str, Sequence[Detections]],
+    dataset: Dataset,
+    bootstrap: BootstrapResult,
+) -> None:
+    for what, known in (("evals", evals), ("detections", detections), ("bootstrap", bootstrap.mean)):
+        if set(known) != set(heads):
+            raise ConfigError(
+                f"write_html_report: {what} must be of the heads {', '.join(sorted(heads))}, "
+                f"got {', '.join(sorted(known))}."
+            )
+    for name in heads:
+        if len(detections[name]) != len(dataset) or len(evals[name].matches.n_objects) != len(dataset):
+            raise ConfigError(
+                f"write_html_report: head {name!r} must have results for the {len(dataset)} images of "
+                f"{dataset.name}, got {len(detections[name])}."
+            )
 
 
 def _environment(names: Sequence[str]) -> Environment:
