@@ -154,6 +154,9 @@ def check_head(head: HeadBase) -> None:
         head,
         "clone must keep all parameters, lost some.",
     )
+    _require(
+        head.about.keys() == {"family", "kernel"}, head, "must say family and kernel in about, says others."
+    )
     try:
         copy.decision_function(blocks.features(0))
     except NotFittedError:

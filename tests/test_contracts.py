@@ -24,7 +24,7 @@ from rcnn_svm.heads.kernel_svm import KernelSVMHead, NystroemSVMHead
 from rcnn_svm.heads.kernels import RBF, HistogramIntersection, Polynomial, gram
 from rcnn_svm.heads.linear_svm import LinearSVMHead
 from rcnn_svm.heads.scorers import LinearScorer, scorer_from_arrays
-from rcnn_svm.heads.softmax import SoftmaxHead
+from rcnn_svm.heads.softmax import NetworkSoftmaxHead, SoftmaxHead
 from rcnn_svm.networks.backbone import load_backbone
 from rcnn_svm.postprocess import PAPER, PostprocessConfig
 from rcnn_svm.proposals import GridConfig, SelectiveSearchConfig
@@ -70,6 +70,18 @@ HEADS = [
 @pytest.mark.parametrize("head", HEADS, ids=lambda h: type(h).__name__)
 def test_our_heads(head):
     check_head(head)
+
+
+def test_heads_say_what_they_are():
+    kinds = [tuple(head.about.values()) for head in (*HEADS[:4], NetworkSoftmaxHead())]
+    assert kinds == [
+        ("svm", "linear"),
+        ("softmax", None),
+        ("svm", "rbf"),
+        ("other", None),
+        ("softmax", None),
+    ]
+    assert KernelSVMHead(kernel=laplacian).about == {"family": "svm", "kernel": "laplacian"}
 
 
 @pytest.mark.parametrize("head", HEADS[2:], ids=lambda h: type(h).__name__)

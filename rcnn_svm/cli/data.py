@@ -63,7 +63,9 @@ def _check(options: argparse.Namespace) -> None:
     if options.json is not None:
         write_json(options.json, report.to_json())
     if options.plot is not None:
-        report.plot(options.plot)
+        from rcnn_svm.report.dataset import write_dataset_picture
+
+        write_dataset_picture(options.plot, report)
         say(f"Picture: {options.plot}")
     if report.errors:
         n = len(report.errors)

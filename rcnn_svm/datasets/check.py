@@ -1,28 +1,23 @@
-"""A report on a data set: what is in it, and everything that is wrong with it, in words and as a picture."""
+"""A report on a data set: what is in it, and everything that is wrong with it."""
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from rcnn_svm.boxes import Boxes, area
+from rcnn_svm.boxes import area
 from rcnn_svm.datasets.images import read_image
 from rcnn_svm.datasets.layout import ROLES, role_of
 from rcnn_svm.datasets.loading import Classes, Format, open_source
 from rcnn_svm.datasets.records import WARNINGS, Collector, Defect, Report
 from rcnn_svm.errors import DataError
-from rcnn_svm.files import atomic_path, file_digest
+from rcnn_svm.files import file_digest
 from rcnn_svm.progress import track
-from rcnn_svm.structures import Dataset, Image, Sample
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+from rcnn_svm.structures import Dataset, Sample
 
 __all__ = ["CheckReport", "check_dataset"]
 
@@ -81,6 +76,11 @@ class CheckReport:
         """The class names."""
         return self.datasets[0].classes
 
+    @property
+    def distinct(self) -> list[Dataset]:
+        """The splits without those that only join others, as trainval does."""
+        return _distinct(self.datasets)
+
     def to_json(self) -> dict[str, Any]:
         """Return everything as JSON-able values; percentiles are those of 0, 5, 25, 50, 75, 95, 100."""
         return {
@@ -109,7 +109,7 @@ class CheckReport:
             counts = [one["classes"][name] for one in content["splits"].values()]
             rows.append([name, *(f"{count['objects']} ({count['images']})" for count in counts)])
         lines += [*_table(rows), "", "Sizes, as percentiles over all splits, in pixels"]
-        whole = _sizes(_all_samples(self.datasets))
+        whole = _sizes([sample for part in self.distinct for sample in part])
         rows = [
             ["", *(f"{p} %" if p not in (0, 100) else {0: "least", 100: "most"}[p] for p in _PERCENTILES)]
         ]
@@ -126,111 +126,6 @@ class CheckReport:
                 lines += [f"  - {message}" for message in found[:_SHOWN]]
                 lines += [f"  - and {len(found) - _SHOWN} more"] * (len(found) > _SHOWN)
         return "\n".join([*lines, ""])
-
-    def plot(self, path: str | Path, *, n_examples: int = 8, seed: int = 0) -> None:
-        """Write a picture: counts, box sizes, shapes, and example images with their boxes.
-
-        Args:
-            path: of the PNG.
-            n_examples: images in the mosaic.
-            seed: of their choice.
-
-        Raises:
-            DataError: an example image cannot be read, or `path` cannot be written.
-        """
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-        from matplotlib.layout_engine import ConstrainedLayoutEngine
-
-        n_rows = -(-n_examples // 4)
-        figure = Figure(
-            figsize=(13, 5.2 + 2.6 * n_rows),
-            layout=ConstrainedLayoutEngine(h_pad=0.08, w_pad=0.08),
-            facecolor="white",
-        )
-        FigureCanvasAgg(figure)
-        grid = figure.add_gridspec(2, 1, height_ratios=(4.6, 2.6 * n_rows))
-        charts, mosaic = figure.add_subfigure(grid[0]), figure.add_subfigure(grid[1])
-        figure.suptitle(f"{self.datasets[0].name}: {_sentence(self.datasets)}", fontsize=14, weight="bold")
-        axes = charts.subplots(1, 3, width_ratios=(1.25, 1, 1))
-        colours = _palette(len(self.classes))
-        self._plot_counts(axes[0])
-        self._plot_sizes(axes[1], colours)
-        self._plot_shapes(axes[2])
-        tiles = np.ravel(mosaic.subplots(n_rows, 4, squeeze=False))
-        for tile in tiles:
-            tile.set_axis_off()
-        for tile, (sample, image) in zip(tiles, self._examples(n_examples, seed), strict=False):
-            _draw(tile, sample, image, self.classes, colours)
-        with atomic_path(Path(path)) as temporary:
-            figure.savefig(temporary, dpi=110, format="png")
-
-    def _plot_counts(self, ax: Axes) -> None:
-        """Stack the objects of each class over the splits; the 24 largest classes."""
-        parts = _disjoint(self.datasets)
-        counts = np.stack([part.counts() for part in parts])
-        order = np.argsort(-counts.sum(axis=0), kind="stable")[:24]
-        rows, left = np.arange(len(order)), np.zeros(len(order))
-        for part, count in zip(parts, counts, strict=True):
-            ax.barh(
-                rows, count[order], left=left, label=part.split, color=_split_colour(part.split), height=0.75
-            )
-            left += count[order]
-        ax.set_yticks(rows, [textwrap.shorten(self.classes[i], 18, placeholder="...") for i in order])
-        ax.tick_params(axis="y", labelsize=9 if len(order) <= 12 else 7)
-        ax.invert_yaxis()
-        title = (
-            f"The 24 largest of {len(self.classes)} classes"
-            if len(self.classes) > 24
-            else "Objects per class"
-        )
-        _label(ax, title, "objects", "")
-        ax.legend(
-            frameon=False,
-            fontsize=9,
-            ncols=len(parts),
-            loc="lower right",
-            bbox_to_anchor=(1.0, 0.995),
-            borderaxespad=0,
-            columnspacing=1.0,
-            handlelength=1.0,
-        )
-
-    def _plot_sizes(self, ax: Axes, colours: NDArray[np.floating]) -> None:
-        """Scatter width against height of all boxes."""
-        boxes, labels = _all_boxes(self.datasets)
-        sides = boxes[:, 2:] - boxes[:, :2]
-        few = np.random.default_rng(0).permutation(len(sides))[:4000]  # more only darkens the picture
-        ax.scatter(sides[few, 0], sides[few, 1], s=9, alpha=0.45, c=colours[labels[few]], linewidths=0)
-        if len(sides):
-            limit = float(sides.max()) * 1.15, max(float(sides.min()) * 0.85, 0.8)
-            ax.plot(limit, limit, color="0.6", lw=0.8, ls="--", zorder=0)
-            ax.set_xscale("log", base=2)
-            ax.set_yscale("log", base=2)
-            for axis in (ax.xaxis, ax.yaxis):
-                axis.set_major_formatter("{x:g}")
-        _label(ax, f"Sizes of {len(sides)} boxes", "width in pixels", "height in pixels")
-
-    def _plot_shapes(self, ax: Axes) -> None:
-        """Histogram of aspect ratios on a logarithmic axis."""
-        boxes, _ = _all_boxes(self.datasets)
-        sides = (boxes[:, 2:] - boxes[:, :2]).astype(np.float64)
-        ratios = sides[:, 0] / sides[:, 1] if len(sides) else np.ones(0)
-        edges = 2.0 ** np.linspace(-4, 4, 41)
-        ax.hist(np.clip(ratios, edges[0], edges[-1]), bins=edges, color="#4c78a8")  # type: ignore[arg-type]
-        ax.set_xscale("log", base=2)
-        ticks = 2.0 ** np.arange(-4, 5, 2)
-        ax.set_xticks(ticks, ["1:16", "1:4", "1:1", "4:1", "16:1"])
-        ax.axvline(1, color="0.6", lw=0.8, ls="--")
-        _label(ax, "Aspect ratios", "width : height", "boxes")
-
-    def _examples(self, n: int, seed: int) -> Iterable[tuple[Sample, Image]]:
-        """Draw images with objects that can be read."""
-        samples = [sample for sample in _all_samples(self.datasets) if len(sample.truth)]
-        broken = {one.file for one in self.defects if one.kind in ("image", "size")}
-        good = [sample for sample in samples if sample.path not in broken]
-        for i in np.random.default_rng(seed).permutation(len(good))[:n]:
-            yield good[i], good[i].read()
 
 
 _COUNTS = ("images", "images_without_objects", "objects", "difficult", "crowd")
@@ -282,7 +177,7 @@ def check_dataset(
         parts.append(part)
     files = {sample.path: sample.size for part in parts for sample in part if sample.path is not None}
     digests = _look_at_images(files, decode, collector)
-    _compare_images(_disjoint(parts), digests, collector)
+    _compare_images(_distinct(parts), digests, collector)
     order = list(_KINDS)
     defects = sorted(collector.defects, key=lambda one: order.index(one.kind))
     return CheckReport(opened.path, opened.format, tuple(parts), tuple(defects))
@@ -316,7 +211,7 @@ def _compare_images(parts: Sequence[Dataset], digests: Mapping[Path, str], repor
             report(Defect(kind, first, f"{first.parent}: the same image is {listed}."))
 
 
-def _disjoint(parts: Sequence[Dataset]) -> list[Dataset]:
+def _distinct(parts: Sequence[Dataset]) -> list[Dataset]:
     """Return the splits without those that only join others, as trainval does."""
     ids = [{sample.path for sample in part} for part in parts]
     joins = [
@@ -325,17 +220,6 @@ def _disjoint(parts: Sequence[Dataset]) -> list[Dataset]:
         for i in range(len(parts))
     ]
     return [part for part, join in zip(parts, joins, strict=True) if not join]
-
-
-def _all_samples(parts: Sequence[Dataset]) -> list[Sample]:
-    return [sample for part in _disjoint(parts) for sample in part]
-
-
-def _all_boxes(parts: Sequence[Dataset]) -> tuple[Boxes, NDArray[np.int64]]:
-    truths = [sample.truth for sample in _all_samples(parts)]
-    boxes = [truth.boxes for truth in truths] or [np.zeros((0, 4), np.float32)]
-    labels = [truth.labels for truth in truths] or [np.zeros(0, np.int64)]
-    return np.concatenate(boxes), np.concatenate(labels)
 
 
 def _describe(part: Dataset) -> dict[str, Any]:
@@ -382,52 +266,7 @@ def _table(rows: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
-def _sentence(parts: Sequence[Dataset]) -> str:
-    """Return the size of the data set in words."""
-    images = " + ".join(f"{len(part)} {part.split}" for part in _disjoint(parts))
-    n = len(parts[0].classes)
-    return f"{images} images, {len(_all_boxes(parts)[0])} objects of {n} class{'es' * (n > 1)}"
-
-
 def _usual_order(split: str) -> tuple[int, str]:
     """Sort train, val, trainval, test, then the others by name; a year may follow."""
     role = role_of(split)
     return ROLES.index(role) if role else len(ROLES), split
-
-
-_SPLIT_COLOURS = {"train": "#4c78a8", "val": "#f2a541", "test": "#54a06e", "trainval": "#4c78a8"}
-
-
-def _split_colour(split: str) -> str:
-    return next((c for name, c in _SPLIT_COLOURS.items() if split.startswith(name)), "#9a8fb8")
-
-
-def _palette(n: int) -> NDArray[np.floating]:
-    """Return (n, 4) colours as different as n allows."""
-    from matplotlib import colormaps
-
-    if n <= 10:
-        return np.array(colormaps["tab10"](np.arange(n)))
-    return np.array(colormaps["hsv"](np.arange(n) / n)) * (0.85, 0.85, 0.85, 1)
-
-
-def _label(ax: Axes, title: str, x: str, y: str) -> None:
-    ax.set_title(title, fontsize=11, loc="left", weight="bold")
-    ax.set(xlabel=x, ylabel=y)
-    ax.spines[["top", "right"]].set_visible(False)
-
-
-def _draw(
-    ax: Axes, sample: Sample, image: Image, classes: tuple[str, ...], colours: NDArray[np.floating]
-) -> None:
-    """Show an image with its boxes; class names where they do not crowd the picture."""
-    from matplotlib.patches import Rectangle
-
-    ax.imshow(image, interpolation="antialiased")
-    ax.set_title(textwrap.shorten(sample.image_id, 32, placeholder="..."), fontsize=8, color="0.35")
-    for box, label in zip(sample.truth.boxes, sample.truth.labels, strict=True):
-        x, y, width, height = box[0] - 0.5, box[1] - 0.5, box[2] - box[0], box[3] - box[1]
-        ax.add_patch(Rectangle((x, y), width, height, fill=False, lw=1.4, edgecolor=colours[label]))
-        if len(sample.truth) <= 8:
-            style = {"facecolor": colours[label], "edgecolor": "none", "pad": 0.8, "alpha": 0.9}
-            ax.text(x, y, classes[label], fontsize=6.5, color="white", va="bottom", bbox=style, clip_on=True)

@@ -6,7 +6,7 @@ and the analysis of errors all read the resulting `Matches`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -22,6 +22,7 @@ __all__ = [
     "HIT",
     "IGNORED",
     "RECALL_GRID",
+    "RULE_NAMES",
     "Curve",
     "EvalResult",
     "Matches",
@@ -34,6 +35,13 @@ __all__ = [
 
 Rule: TypeAlias = Literal["voc07", "voc07-exact", "voc10"]
 """How a precision-recall curve becomes one number; see `average_precision`."""
+
+RULE_NAMES: Mapping[Rule, str] = {
+    "voc07": "Pascal VOC 2007 (11 points)",
+    "voc07-exact": "Pascal VOC 2007 (11 exact points)",
+    "voc10": "Pascal VOC 2010 (all points)",
+}
+"""What people call the rules."""
 
 HIT, FALSE, IGNORED = 1, 0, -1
 """What a detection turned out to be: the values of `Matches.outcome`."""

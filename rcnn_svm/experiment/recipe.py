@@ -60,6 +60,8 @@ class HeadResult:
     Attributes:
         detector: trained on trainval, ready to be saved; `detector.head` is its name, with
             `+bbox` where box regression is on.
+        about: for reports: `family` and `kernel` of the head, see `HeadBase.about`; `boxes`, whether box
+            regression is on; `base`, the name without and with it.
         detections: one record per test image.
         evaluation: VOC AP of them.
         coco: COCO's measures of them, which also say how closely boxes fit.
@@ -74,6 +76,7 @@ class HeadResult:
     """
 
     detector: Detector
+    about: dict[str, Any]
     detections: list[Detections]
     evaluation: EvalResult
     coco: CocoResult
@@ -339,12 +342,13 @@ def _results(
     test, chosen = views[0], trained.chosen
     truths, classes = test.regions.truths, test.classes
     variants = (chosen.plain, chosen.with_boxes)
+    own = chosen.recipe
+    kind = own.head.clone().set_params(**chosen.head.settings).about
     results = []
     for variant, run in zip(variants, detect_all(trained, views, variants), strict=True):
         model = trained.model
         if not variant.with_boxes:
             model = replace(model, regressor=None, regressor_scaler=None)
-        own = trained.chosen.recipe
         details: dict[str, Any] = {
             "val_map": variant.choice.val_map,
             "held_out": variant.value,
@@ -374,6 +378,7 @@ def _results(
                     thresholds=variant.thresholds,
                     info={"data": test.regions.dataset.name, "seed": parts.seed, "details": details},
                 ),
+                {**kind, "boxes": variant.with_boxes, "base": trained.name},
                 run.detections,
                 evaluation,
                 evaluate_coco(run.detections, truths, classes),

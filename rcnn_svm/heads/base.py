@@ -252,6 +252,11 @@ class HeadBase(Trainable):
         raise NotImplementedError
 
     @property
+    def about(self) -> dict[str, Any]:
+        """What kind of head it is, as plain data: `family` (svm, softmax or other), and `kernel` or None."""
+        return {"family": "other", "kernel": None}
+
+    @property
     def details_(self) -> dict[str, Any]:
         """Figures of the last fit that are worth reporting."""
         return {}

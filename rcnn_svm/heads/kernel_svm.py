@@ -14,7 +14,15 @@ from rcnn_svm.errors import ConfigError
 from rcnn_svm.heads.assign import SVM_RULE, LabelRule, RegionTruth
 from rcnn_svm.heads.base import ALL, Fitted, HeadBase, RegionBlocks, Rows, read_features, require_positive
 from rcnn_svm.heads.kernel_solver import solve_pairs
-from rcnn_svm.heads.kernels import RBF, Kernel, fitted, gram, rbf_kernel, squared_distances
+from rcnn_svm.heads.kernels import (
+    RBF,
+    Kernel,
+    fitted,
+    gram,
+    kernel_name,
+    rbf_kernel,
+    squared_distances,
+)
 from rcnn_svm.heads.linear_svm import LinearSVMHead
 from rcnn_svm.heads.mining import BlocksSource
 from rcnn_svm.heads.scorers import KernelScorer
@@ -90,6 +98,11 @@ class _KernelHead(HeadBase):
     positive_weight: float
     rule: LabelRule
     miner: LinearSVMHead | None
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """An SVM with its kernel."""
+        return {"family": "svm", "kernel": kernel_name(self.kernel)}
 
     def _hard_rows(
         self, source: BlocksSource, blocks: RegionBlocks, max_rows: int

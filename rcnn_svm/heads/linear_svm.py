@@ -101,6 +101,11 @@ class LinearSVMHead(HeadBase):
         return self
 
     @property
+    def about(self) -> dict[str, Any]:
+        """An SVM without a kernel, which is to say a linear one."""
+        return {"family": "svm", "kernel": "linear"}
+
+    @property
     def details_(self) -> dict[str, Any]:
         """Passes over the features."""
         return {"mining_passes": self.mining_.passes}

@@ -123,6 +123,11 @@ class SoftmaxHead(HeadBase):
             path.append(self._scorer)
         return path
 
+    @property
+    def about(self) -> dict[str, Any]:
+        """A softmax."""
+        return {"family": "softmax", "kernel": None}
+
     def fit_grid(self, blocks: RegionBlocks, settings: Sequence[Mapping[str, Any]]) -> Iterator[Fitted]:
         """Train with each of several settings, in order; costs share one sample."""
         if any(set(setting) != {"C"} for setting in settings):
@@ -312,6 +317,11 @@ class NetworkSoftmaxHead(HeadBase):
     """
 
     reads_rows = False
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """A softmax."""
+        return {"family": "softmax", "kernel": None}
 
     def fit(self, blocks: RegionBlocks) -> Self:
         """Take the softmax that `blocks` bring.

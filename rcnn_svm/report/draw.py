@@ -17,7 +17,16 @@ from rcnn_svm.errors import ConfigError
 from rcnn_svm.files import atomic_path
 from rcnn_svm.structures import Detections, GroundTruth, Image
 
-__all__ = ["Colour", "Mark", "class_colours", "draw_detections", "draw_marks", "save_picture"]
+__all__ = [
+    "Colour",
+    "Mark",
+    "class_colours",
+    "corners",
+    "draw_detections",
+    "draw_marks",
+    "rgb",
+    "save_picture",
+]
 
 Colour = tuple[int, int, int]
 """Red, green, blue in 0 .. 255."""
@@ -27,6 +36,18 @@ _Place = tuple[int, int, int, int]  # left, top, right, bottom of a tag
 _TRUTH: Colour = (255, 255, 255)
 _GOLDEN_ANGLE = 0.618033988749895
 _LEGIBLE = 480  # pixels: smaller pictures are enlarged, so that names fit
+
+
+def rgb(colour: str) -> Colour:
+    """Return red, green, blue of `#rrggbb`."""
+    red, green, blue = bytes.fromhex(colour[1:])
+    return red, green, blue
+
+
+def corners(box: NDArray[np.floating]) -> tuple[float, float, float, float]:
+    """Return the (4,) corners of a box as a `Mark` takes them."""
+    x1, y1, x2, y2 = box.tolist()
+    return x1, y1, x2, y2
 
 
 @dataclass(frozen=True)
@@ -82,13 +103,13 @@ def draw_detections(
     marks = []
     if truth is not None:
         marks += [
-            Mark(_corners(box), _TRUTH, "" if len(found) else classes[label], dashed=True)
+            Mark(corners(box), _TRUTH, "" if len(found) else classes[label], dashed=True)
             for box, label in zip(truth.boxes, truth.labels, strict=True)
         ]
     limit = np.broadcast_to(np.asarray(min_score, np.float64), (len(classes),))
     shown = found[found.scores >= limit[found.labels]] if len(found) else found
     for box, score, label in list(zip(shown.boxes, shown.scores, shown.labels, strict=True))[::-1]:
-        marks.append(Mark(_corners(box), colours[label], f"{classes[label]} {score:.2f}"))
+        marks.append(Mark(corners(box), colours[label], f"{classes[label]} {score:.2f}"))
     return draw_marks(image, marks, longer_side=longer_side)
 
 
@@ -196,11 +217,6 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
 
     path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans-Bold.ttf"
     return ImageFont.truetype(str(path), size)
-
-
-def _corners(box: NDArray[np.floating]) -> tuple[float, float, float, float]:
-    x1, y1, x2, y2 = (float(value) for value in box)
-    return x1, y1, x2, y2
 
 
 def save_picture(path: Path, picture: Image) -> None:

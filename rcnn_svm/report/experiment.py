@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rcnn_svm.evaluation.bootstrap import BootstrapResult, paired_bootstrap
+from rcnn_svm.evaluation.voc import RULE_NAMES
 from rcnn_svm.experiment.parts import Parts
 from rcnn_svm.experiment.recipe import Experiment
 from rcnn_svm.files import remove_marker, write_json, write_text
@@ -16,13 +17,6 @@ from rcnn_svm.report.provenance import portable_path, provenance
 from rcnn_svm.report.tables import head_metrics, markdown, write_tables
 
 __all__ = ["experiment_metrics", "write_experiment"]
-
-_RULES = {
-    "voc07": "VOC2007 (11 points)",
-    "voc07-exact": "VOC2007 (11 exact points)",
-    "voc10": "VOC2010 (all points)",
-    "coco": "COCO",
-}
 
 
 def experiment_metrics(
@@ -51,6 +45,7 @@ def experiment_metrics(
                 result.evaluation,
                 result.coco,
                 bootstrap.mean[head],
+                about=result.about,
                 train_s=result.train_s,
                 score_s_per_image=result.score_s_per_image,
                 peak_rss_mb=result.peak_rss_mb,
@@ -104,14 +99,14 @@ def _readme(
     metrics: Mapping[str, Any], bootstrap: BootstrapResult, parts: Parts, notes: tuple[str, ...]
 ) -> str:
     source = metrics["provenance"]
-    rule = _RULES[metrics["rule"]]
     caveats = "".join(f"- {note}\n" for note in notes)
     return (
         f"# {metrics['experiment']}\n\n"
         f"Trained on {metrics['n_train_images']} images ({metrics['train_split']}) of {metrics['dataset']}, "
         f"measured once on {metrics['n_test_images']} ({metrics['test_split']}). "
-        f"{' '.join(_choices(parts))} mAP and the AP of classes are by the rule of {rule}, in percent, with "
-        f"95 % intervals of a paired bootstrap over the test images.\n\n"
+        f"{' '.join(_choices(parts))} mAP and the AP of classes are by the rule of "
+        f"{RULE_NAMES[parts.rule]}, in percent, with 95 % intervals of a paired bootstrap over the test "
+        f"images.\n\n"
         f"{markdown(metrics, bootstrap)}\n"
         f"Made by `{source['command']}` at commit {source['commit'][:12]} on {source['date']}, "
         f"seed {source['seed']}, {source['machine']['cpu']} with {source['machine']['cores']} cores.\n"

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rcnn_svm.evaluation.bootstrap import BootstrapResult, Difference
-from rcnn_svm.report.plots import REGRESSED
-from rcnn_svm.report.tables import ranked_heads
+from rcnn_svm.report.tables import ranked_heads, signed
 
 __all__ = ["Finding", "findings"]
 
@@ -31,10 +30,11 @@ class Finding:
 def findings(metrics: Mapping[str, Any], bootstrap: BootstrapResult) -> list[Finding]:
     """Answer the project's questions as far as the heads at hand allow, the headline first.
 
-    Which head wins; SVM or softmax; linear or RBF; what box regression adds. A question whose heads
+    Which head wins; SVM or softmax; linear or a kernel; what box regression adds. A question whose heads
     are not all there is left out; nothing is said about a single head or a split without objects.
     """
     names = ranked_heads(metrics)
+    about = {name: metrics["heads"][name]["about"] for name in names}
     value = {name: metrics["heads"][name]["mAP"] for name in names}
     if len(names) < 2 or None in value.values():
         return []
@@ -48,8 +48,10 @@ def findings(metrics: Mapping[str, Any], bootstrap: BootstrapResult) -> list[Fin
             f"{_points(first)} points ahead of {names[1]}"
         )
     found = [Finding("Which head wins?", lead + _weight(first, n_images), first.supported)]
-    svm = next((name for name in names if "svm" in name), None)
-    softmax = next((name for name in names if "softmax" in name), None)
+    svm, softmax = (
+        next((name for name in names if about[name]["family"] == family), None)
+        for family in ("svm", "softmax")
+    )
     if svm is not None and softmax is not None:
         better, worse = sorted((svm, softmax), key=names.index)
         gap = bootstrap.difference(better, worse)
@@ -58,19 +60,22 @@ def findings(metrics: Mapping[str, Any], bootstrap: BootstrapResult) -> list[Fin
             f"{_points(gap)} points apart"
         )
         found.append(Finding("SVM or softmax?", text + _weight(gap, n_images), gap.supported))
-    for ending in (REGRESSED, ""):
-        pair = ("rbf-svm" + ending, "linear-svm" + ending)
-        if set(pair) <= set(names):
-            better, worse = sorted(pair, key=names.index)
+    for boxes in (True, False):
+        svms = {name: one for name, one in about.items() if (one["family"], one["boxes"]) == ("svm", boxes)}
+        linear = [name for name, one in svms.items() if one["kernel"] == "linear"]
+        curved = [name for name in svms if name not in linear]
+        if linear and curved:
+            better, worse = sorted((linear[0], curved[0]), key=names.index)
             gap = bootstrap.difference(better, worse)
             text = f"{better} is {_points(gap)} points ahead of {worse}"
             found.append(Finding("Is a kernel worth it?", text + _weight(gap, n_images), gap.supported))
             break
-    families = [name for name in names if name + REGRESSED in names]
+    with_boxes = {one["base"]: name for name, one in about.items() if one["boxes"]}
+    families = [name for name, one in about.items() if not one["boxes"] and one["base"] in with_boxes]
     if families:
-        gaps = [bootstrap.difference(name + REGRESSED, name) for name in families]
+        gaps = [bootstrap.difference(with_boxes[about[name]["base"]], name) for name in families]
         parts = [
-            f"{_signed(gap.mean.value)} for {name}" + ("" if gap.supported else " (not decided)")
+            f"{_change(gap.mean.value)} for {name}" + ("" if gap.supported else " (not decided)")
             for name, gap in zip(families, gaps, strict=True)
         ]
         text = f"Change in mAP by box regression: {_joined(parts)}."
@@ -80,7 +85,7 @@ def findings(metrics: Mapping[str, Any], bootstrap: BootstrapResult) -> list[Fin
 
 def _weight(gap: Difference, n_images: int) -> str:
     """Say how much a difference weighs: the second half of a sentence."""
-    span = f"95 % interval {_signed(gap.mean.low)} to {_signed(gap.mean.high)}"
+    span = f"95 % interval {_change(gap.mean.low)} to {_change(gap.mean.high)}"
     if gap.supported:
         return f", more than the choice of the {n_images} test images explains ({span})."
     return f", but {n_images} test images do not settle it ({span}, which includes zero)."
@@ -90,9 +95,8 @@ def _points(gap: Difference) -> str:
     return f"{100 * gap.mean.value:.1f}"
 
 
-def _signed(fraction: float) -> str:
-    text = f"{100 * fraction:+.1f}"
-    return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
+def _change(fraction: float) -> str:
+    return signed(100 * fraction).replace("-", "−")
 
 
 def _joined(parts: list[str]) -> str:

@@ -6,7 +6,7 @@ A head and its version with box regression share a colour: pale and dashed witho
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -15,66 +15,60 @@ from numpy.typing import NDArray
 
 from rcnn_svm.evaluation.errors import ERROR_TYPES, FalsePositives
 from rcnn_svm.evaluation.voc import FALSE, HIT, EvalResult
+from rcnn_svm.report import palette
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 __all__ = [
-    "REGRESSED",
     "class_ap_figure",
     "error_type_figure",
     "head_colours",
     "map_figure",
     "precision_recall_figure",
     "score_figure",
+    "style",
     "svg",
 ]
 
-REGRESSED = "+bbox"
-"""What the name of a head with box regression ends in."""
-
-# Okabe and Ito's colours, told apart by the colour-blind too.
-_FAMILY_COLOURS = {
-    "linear-svm": "#0072b2",
-    "rbf-svm": "#d55e00",
-    "softmax-refit": "#009e73",
-    "softmax-finetuned": "#9e4a8c",
-}
-_MORE_COLOURS = ("#b8860b", "#3b9fd4", "#5a5a5a", "#a23b3b", "#5b6abf", "#4f7f2f")
-_ERROR_COLOURS = ("#4c9f70", "#f0b24b", "#e0793b", "#c4567a", "#9aa3ad")  # correct, then the four types
 _WIDTH = 11.1  # inches: the text column of the page at 96 pixels per inch
-_INK, _FAINT = "#1f2933", "#dde3e9"
 
 
-def head_colours(names: Sequence[str]) -> dict[str, str]:
-    """Return a colour per head as `#rrggbb`; other names get the next of six free ones."""
-    families = dict(_FAMILY_COLOURS)
-    free = iter(_MORE_COLOURS * len(names))
-    colours = {}
-    for name in names:
-        family = name.removesuffix(REGRESSED)
-        if family not in families:
-            families[family] = next(free)
-        both = family in names and family + REGRESSED in names
-        colours[name] = _paler(families[family]) if both and name == family else families[family]
-    return colours
+def head_colours(heads: Mapping[str, Any]) -> dict[str, str]:
+    """Return a colour per head of `metrics["heads"]` as `#rrggbb`; others get the next of six free ones."""
+    colours = dict(palette.HEADS)
+    free = iter(palette.MORE_HEADS * len(heads))
+    for head in heads.values():
+        if head["about"]["base"] not in colours:
+            colours[head["about"]["base"]] = next(free)
+    plain = _outdone(heads)
+    return {
+        name: _paler(colours[head["about"]["base"]]) if name in plain else colours[head["about"]["base"]]
+        for name, head in heads.items()
+    }
+
+
+def _outdone(heads: Mapping[str, Any]) -> set[str]:
+    """Return the heads without box regression that stand beside themselves with it."""
+    with_boxes = {head["about"]["base"] for head in heads.values() if head["about"]["boxes"]}
+    return {n for n, h in heads.items() if not h["about"]["boxes"] and h["about"]["base"] in with_boxes}
 
 
 def map_figure(metrics: Mapping[str, Any]) -> Figure:
     """Draw mAP by head, best on top, with 95 % intervals."""
     heads = metrics["heads"]
     names = sorted(heads, key=lambda name: heads[name]["mAP"] or 0.0)
-    colours = head_colours(list(heads))
-    with _style():
+    colours = head_colours(heads)
+    with style():
         figure, ((axes,),) = _grid(1, 1, (_WIDTH, 0.44 * len(names) + 1.0))
         for y, name in enumerate(names):
             value = heads[name]["mAP"] or 0.0
             axes.barh(y, value, color=colours[name], height=0.66)
             low, high = heads[name].get("mAP_interval") or (value, value)
             low, high = (value, value) if low is None or high is None else (low, high)
-            axes.plot([low, high], [y, y], color=_INK, linewidth=1.6, solid_capstyle="butt")
-            axes.plot([low, high], [y, y], "|", color=_INK, markersize=8, markeredgewidth=1.6)
+            axes.plot([low, high], [y, y], color=palette.INK, linewidth=1.6, solid_capstyle="butt")
+            axes.plot([low, high], [y, y], "|", color=palette.INK, markersize=8, markeredgewidth=1.6)
             axes.text(max(value, high) + 1, y, f"{value:.1f}", va="center", fontweight="bold")
         axes.set_yticks(range(len(names)), names)
         axes.set_xlim(0, 100)
@@ -84,25 +78,25 @@ def map_figure(metrics: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def class_ap_figure(evals: Mapping[str, EvalResult]) -> Figure:
+def class_ap_figure(evals: Mapping[str, EvalResult], heads: Mapping[str, Any]) -> Figure:
     """Draw AP by class as one dot per head, easiest class on top."""
-    names = list(evals)
-    colours = head_colours(names)
+    names = list(heads)
+    colours = head_colours(heads)
     classes = next(iter(evals.values())).classes
     ap = np.array([100 * evals[name].ap() for name in names])  # (heads, K)
     present = np.flatnonzero(~np.isnan(ap).any(axis=0))
     order = present[np.argsort(ap[:, present].mean(axis=0), kind="stable")]
-    with _style():
+    with style():
         figure, ((axes,),) = _grid(1, 1, (_WIDTH, 0.34 * len(order) + 1.5))
         for y, k in enumerate(order):
-            axes.plot([ap[:, k].min(), ap[:, k].max()], [y, y], color=_FAINT, linewidth=6, zorder=1)
+            axes.plot([ap[:, k].min(), ap[:, k].max()], [y, y], color=palette.FAINT, linewidth=6, zorder=1)
         for i, name in enumerate(names):
             axes.plot(
                 ap[i, order],
                 range(len(order)),
                 linestyle="none",
-                marker="o" if name.endswith(REGRESSED) else "D",
-                markersize=8 if name.endswith(REGRESSED) else 6,
+                marker="o" if heads[name]["about"]["boxes"] else "D",
+                markersize=8 if heads[name]["about"]["boxes"] else 6,
                 color=colours[name],
                 markeredgecolor="white",
                 label=name,
@@ -117,16 +111,16 @@ def class_ap_figure(evals: Mapping[str, EvalResult]) -> Figure:
     return figure
 
 
-def precision_recall_figure(evals: Mapping[str, EvalResult]) -> Figure:
+def precision_recall_figure(evals: Mapping[str, EvalResult], heads: Mapping[str, Any]) -> Figure:
     """Draw a precision-recall curve per class and head: at each recall, the best precision from there on."""
-    names = list(evals)
-    colours = head_colours(names)
-    first = next(iter(evals.values()))
+    names = list(heads)
+    colours = head_colours(heads)
+    plain, first = _outdone(heads), next(iter(evals.values()))
     shown = np.flatnonzero(first.n_positives > 0)
     n_columns = min(4, max(1, len(shown)))
     n_rows = max(1, -(-len(shown) // n_columns))
     width = _WIDTH if n_columns > 1 else 5.6
-    with _style():
+    with style():
         figure, grid = _grid(n_rows, n_columns, (width, width / n_columns * n_rows + 0.9))
         cells = [axes for row in grid for axes in row]
         for axes, k in zip(cells, shown, strict=False):
@@ -137,9 +131,7 @@ def precision_recall_figure(evals: Mapping[str, EvalResult]) -> Figure:
                     precision,
                     color=colours[name],
                     linewidth=1.7,
-                    linestyle="-"
-                    if name.endswith(REGRESSED) or name + REGRESSED not in names
-                    else (0, (3, 1.2)),
+                    linestyle=(0, (3, 1.2)) if name in plain else "-",
                     label=name,
                 )
             axes.set_xlim(0, 1)
@@ -164,12 +156,17 @@ def error_type_figure(errors: Mapping[str, FalsePositives]) -> Figure:
     kinds = ("correct", *ERROR_TYPES)
     counts = np.array([[errors[n].n_correct.sum(), *errors[n].counts.sum(axis=0)] for n in names], np.float64)
     share = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    with _style():
+    with style():
         figure, ((axes,),) = _grid(1, 1, (_WIDTH, 0.42 * len(names) + 1.4))
         left = np.zeros(len(names))
         for i, kind in enumerate(kinds):
             axes.barh(
-                range(len(names)), share[:, i], left=left, color=_ERROR_COLOURS[i], height=0.7, label=kind
+                range(len(names)),
+                share[:, i],
+                left=left,
+                color=palette.OUTCOMES[kind],
+                height=0.7,
+                label=kind,
             )
             for y in range(len(names)):
                 if share[y, i] >= 5:
@@ -190,7 +187,7 @@ def score_figure(evals: Mapping[str, EvalResult]) -> Figure:
     names = list(evals)
     n_columns = min(4, len(names))
     n_rows = -(-len(names) // n_columns)
-    with _style():
+    with style():
         figure, grid = _grid(n_rows, n_columns, (_WIDTH, 2.0 * n_rows + 0.8))
         cells = [axes for row in grid for axes in row]
         for axes, name in zip(cells, names, strict=False):
@@ -199,7 +196,10 @@ def score_figure(evals: Mapping[str, EvalResult]) -> Figure:
             both = np.concatenate([hits, false]).astype(np.float64)
             if len(both):
                 edges = np.linspace(*_spread(both), 41).tolist()
-                for scores, colour, label in ((false, "#c5ccd3", "false"), (hits, "#2f7d5b", "hits")):
+                for scores, colour, label in (
+                    (false, palette.OUTCOMES["background"], "false"),
+                    (hits, palette.OUTCOMES["correct"], "hits"),
+                ):
                     axes.hist(
                         np.clip(scores, edges[0], edges[-1]), edges, color=colour, alpha=0.85, label=label
                     )
@@ -221,7 +221,7 @@ def svg(figure: Figure) -> bytes:
 
     stream = io.BytesIO()
     settings: Any = {"svg.hashsalt": "rcnn_svm", "svg.fonttype": "none"}
-    with _style(), matplotlib.rc_context(settings):
+    with style(), matplotlib.rc_context(settings):
         figure.savefig(stream, format="svg", metadata={"Date": None})
     return stream.getvalue()
 
@@ -270,23 +270,24 @@ def _legend(figure: Figure, axes: Axes) -> None:
 
 
 @contextmanager
-def _style() -> Iterator[None]:
+def style() -> Iterator[None]:
+    """Draw as all figures of reports are drawn, inside the block."""
     import matplotlib
 
     settings: Any = {
         "font.family": "DejaVu Sans",
         "font.size": 12,
-        "text.color": _INK,
-        "axes.labelcolor": _INK,
-        "axes.edgecolor": "#9aa5b1",
+        "text.color": palette.INK,
+        "axes.labelcolor": palette.INK,
+        "axes.edgecolor": palette.GREY,
         "axes.spines.top": False,
         "axes.spines.right": False,
         "axes.grid": True,
         "axes.axisbelow": True,
-        "grid.color": _FAINT,
+        "grid.color": palette.FAINT,
         "grid.linewidth": 0.8,
-        "xtick.color": "#52606d",
-        "ytick.color": _INK,
+        "xtick.color": palette.SOFT,
+        "ytick.color": palette.INK,
         "legend.fontsize": 11.5,
     }
     with matplotlib.rc_context(settings):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,19 @@ from rcnn_svm.evaluation.voc import EvalResult
 from rcnn_svm.files import write_json, write_text
 
 __all__ = [
+    "DIFFERENCES",
     "LOCALISATION",
+    "Column",
     "comparison_rows",
     "comparison_table",
+    "difference_cells",
     "head_metrics",
     "markdown",
+    "per_class_rows",
+    "percent",
     "ranked_differences",
     "ranked_heads",
-    "signed_interval",
+    "signed",
     "threshold_table",
     "write_tables",
 ]
@@ -32,7 +38,88 @@ LOCALISATION = (
     "objects are found but their boxes fit loosely."
 )
 """What the columns of COCO say, in one sentence for every page that shows them."""
-_COCO = ("AP", "AP50", "AP75")
+DIFFERENCES = ("difference in mAP", "points", "95 % interval", "resamples with the other sign", "verdict")
+"""The heads of columns of a table of differences; `difference_cells` has the cells of all but the first."""
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """Return percent without their sign, or `none` where there is nothing to measure."""
+    return "none" if value is None else f"{value:,.{digits}f}"
+
+
+def signed(points: float) -> str:
+    """Return a difference in points of percent with its sign; a rounded zero has none."""
+    text = f"{points:+.1f}"
+    return "0.0" if text in ("+0.0", "-0.0") else text
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the comparison: the same in Markdown, CSV, JSON and on the page.
+
+    Attributes:
+        title: its head, for people.
+        fields: what programs call its values -> where they lie in a head's entry of `metrics["heads"]`.
+        show: from these values to a cell, where all of them are known.
+        says: what it tells.
+        unknown: the cell elsewhere.
+    """
+
+    title: str
+    fields: Mapping[str, tuple[str | int, ...]]
+    show: Callable[..., str]
+    says: str
+    unknown: str = ""
+
+    def cell(self, row: Mapping[str, Any]) -> str:
+        """Return the cell of one of `comparison_rows`."""
+        values = [row[field] for field in self.fields]
+        return self.unknown if None in values else self.show(*values)
+
+
+def _columns(metrics: Mapping[str, Any], bootstrap: BootstrapResult | None) -> list[Column]:
+    """Return all columns: whatever shows the comparison reads them here."""
+    tenths, whole = "{:,.1f}".format, "{:,.0f}".format
+    gap = Column(
+        "minus best",
+        {f"minus_best{end}": ("minus_best", i) for i, end in enumerate(("", "_low", "_high"))},
+        lambda value, low, high: f"{signed(value)} [{signed(low)}, {signed(high)}]",
+        "its mAP less that of the best head, with the 95 % interval of this difference",
+    )
+    own = dict.fromkeys(name for head in metrics["heads"].values() for name in head.get("measures", {}))
+    measures = (
+        Column(name, {f"measure_{name}": ("measures", name)}, "{:,.3f}".format, "of an evaluator of your own")
+        for name in own
+    )
+    return [
+        Column("head", {"head": ("head",)}, str, "what scores the regions"),
+        Column("mAP", {"mAP": ("mAP",)}, tenths, "average precision, mean over the classes", unknown="none"),
+        Column(
+            "95 % interval",
+            {"mAP_low": ("mAP_interval", 0), "mAP_high": ("mAP_interval", 1)},
+            "[{:.1f}, {:.1f}]".format,
+            "of the mAP, by a bootstrap over the test images",
+        ),
+        *([] if bootstrap is None else [gap]),
+        Column("COCO AP", {"coco_AP": ("coco", "AP")}, tenths, "by COCO's rules, mean over IoUs"),
+        Column("AP50", {"coco_AP50": ("coco", "AP50")}, tenths, "by COCO's rules, at an IoU of 0.5"),
+        Column("AP75", {"coco_AP75": ("coco", "AP75")}, tenths, "by COCO's rules, at an IoU of 0.75"),
+        *measures,
+        Column("training s", {"train_s": ("train_s",)}, tenths, "seconds, for the head alone"),
+        Column(
+            "scoring ms/image",
+            {"score_s_per_image": ("score_s_per_image",)},
+            lambda seconds: tenths(1000 * seconds),
+            "scores, boxes and suppression of an image's regions",
+        ),
+        Column("peak MB", {"peak_rss_mb": ("peak_rss_mb",)}, whole, "memory of the process in training"),
+        Column(
+            "support vectors",
+            {"n_support_vectors": ("details", "n_support_vectors")},
+            whole,
+            "what each region is compared with",
+        ),
+    ]
 
 
 def head_metrics(
@@ -40,6 +127,7 @@ def head_metrics(
     coco: CocoResult,
     interval: Interval,
     *,
+    about: Mapping[str, Any],
     train_s: float,
     score_s_per_image: float,
     peak_rss_mb: float,
@@ -52,6 +140,7 @@ def head_metrics(
         result: its evaluation; mAP and AP are by its own rule.
         coco: its evaluation by COCO's rules.
         interval: of the mAP, from the paired bootstrap.
+        about: what it is, see `HeadResult.about`.
         train_s: seconds, all that belongs to this head alone.
         score_s_per_image: seconds.
         peak_rss_mb: 10^6 bytes.
@@ -65,7 +154,8 @@ def head_metrics(
         "mAP": voc["mAP"],
         "mAP_interval": [100 * interval.low, 100 * interval.high] if known else None,
         "ap": voc["ap"],
-        "coco": {name: summary[name] for name in _COCO},
+        "coco": {name: summary[name] for name in ("AP", "AP50", "AP75")},
+        "about": dict(about),
         "train_s": train_s,
         "score_s_per_image": score_s_per_image,
         "peak_rss_mb": peak_rss_mb,
@@ -95,59 +185,46 @@ def comparison_rows(
 ) -> list[dict[str, Any]]:
     """Return one flat record per head by falling mAP, with its distance to the best."""
     names = ranked_heads(metrics)
-    rows = []
+    columns, rows = _columns(metrics, bootstrap), []
     for name in names:
-        head = metrics["heads"][name]
-        low, high = head.get("mAP_interval") or (None, None)
-        row = {"head": name, "mAP": head["mAP"], "mAP_low": low, "mAP_high": high}
-        if bootstrap is not None:
-            gap = None if name == names[0] else bootstrap.difference(name, names[0])
-            row |= {
-                "minus_best": None if gap is None else 100 * gap.mean.value,
-                "minus_best_low": None if gap is None else 100 * gap.mean.low,
-                "minus_best_high": None if gap is None else 100 * gap.mean.high,
-            }
-        coco = head.get("coco", {})  # older files have none
-        row |= {f"coco_{key}": coco.get(key) for key in _COCO}
-        row |= dict(head.get("measures", {}))
-        row |= {key: head.get(key) for key in ("train_s", "score_s_per_image", "peak_rss_mb")}
-        row["n_support_vectors"] = head.get("details", {}).get("n_support_vectors")
-        rows.append(row)
+        entry = {"head": name, **metrics["heads"][name]}
+        if bootstrap is not None and name != names[0]:
+            gap = bootstrap.difference(name, names[0]).mean
+            if gap.value == gap.value:  # not nan
+                entry["minus_best"] = [100 * value for value in (gap.value, gap.low, gap.high)]
+        rows.append({field: _at(entry, way) for each in columns for field, way in each.fields.items()})
     return rows
 
 
 def comparison_table(
     metrics: Mapping[str, Any], bootstrap: BootstrapResult | None = None
-) -> tuple[list[str], list[list[str]]]:
-    """Return the comparison for people: heads of columns, and a line of cells per head by falling mAP.
+) -> tuple[list[Column], list[list[str]]]:
+    """Return the comparison for people: columns, and a line of cells per head by falling mAP.
 
     A column without a single figure is left out.
     """
-    best, lines = ranked_heads(metrics)[0], []
-    measures = {name: head.get("measures", {}) for name, head in metrics["heads"].items()}
-    for row in comparison_rows(metrics, bootstrap):
-        gap = None
-        if bootstrap is not None and row["head"] != best:
-            gap = bootstrap.difference(row["head"], best).mean
-        score = row["score_s_per_image"]
-        lines.append(
-            {
-                "head": row["head"],
-                "mAP": "none" if row["mAP"] is None else _number(row["mAP"], 1),
-                "95 % interval": _span(row["mAP_low"], row["mAP_high"]),
-                "minus best": "" if gap is None else signed_interval(gap),
-                "COCO AP": _number(row["coco_AP"], 1),
-                "AP50": _number(row["coco_AP50"], 1),
-                "AP75": _number(row["coco_AP75"], 1),
-                **{key: _number(value, 3) for key, value in measures[row["head"]].items()},
-                "training s": _number(row["train_s"], 1),
-                "scoring ms/image": _number(None if score is None else 1000 * score, 1),
-                "peak MB": _number(row["peak_rss_mb"], 0),
-                "support vectors": _number(row["n_support_vectors"], 0),
-            }
-        )
-    shown = [key for key in lines[0] if any(line[key] for line in lines)]
-    return shown, [[line[key] for key in shown] for line in lines]
+    rows = comparison_rows(metrics, bootstrap)
+    shown = [each for each in _columns(metrics, bootstrap) if any(each.cell(row) for row in rows)]
+    return shown, [[each.cell(row) for each in shown] for row in rows]
+
+
+def _at(entry: Any, way: Sequence[str | int]) -> Any:
+    """Follow keys and indices; None where they lead nowhere, as older files do not hold everything."""
+    for step in way:
+        if entry is None:
+            return None
+        entry = entry[step] if isinstance(step, int) else entry.get(step)
+    return entry
+
+
+def per_class_rows(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return a record per class: `class`, and AP in percent by head, the best head first."""
+    names = ranked_heads(metrics)
+    classes = metrics["heads"][names[0]]["ap"] if names else {}
+    return [
+        {"class": label} | {name: metrics["heads"][name]["ap"].get(label) for name in names}
+        for label in classes
+    ]
 
 
 def threshold_table(metrics: Mapping[str, Any], name: str) -> tuple[str, list[str], list[list[str]]] | None:
@@ -164,16 +241,16 @@ def threshold_table(metrics: Mapping[str, Any], name: str) -> tuple[str, list[st
     words = (
         f"{name}: `detect` shows what scores at least the threshold of its class, which gave the best F1 on "
         f"{chosen['n_images']} images held out (where a class has few objects, those of all count too). "
-        f"On test {_number(sure['precision'], 0) or 'none'} % of what is shown is right and "
-        f"{_number(sure['recall'], 0) or 'none'} % of the objects are found, in "
+        f"On test {percent(sure['precision'], 0)} % of what is shown is right and "
+        f"{percent(sure['recall'], 0)} % of the objects are found, in "
         f"{sure['boxes_per_image']:.1f} boxes an image ({sure['objects_per_image']:.1f} objects)."
     )
     lines = [
         [
             label,
             f"{row['score']:.2f}",
-            _number(row["precision"], 0),
-            _number(row["recall"], 0),
+            percent(row["precision"], 0),
+            percent(row["recall"], 0),
             str(row["n_objects"]),
         ]
         for label, row in chosen["classes"].items()
@@ -187,22 +264,20 @@ def markdown(metrics: Mapping[str, Any], bootstrap: BootstrapResult | None = Non
     The heads by falling mAP; AP of each class; the thresholds of the best; all differences between two heads.
     """
     names = ranked_heads(metrics)
-    head, body = comparison_table(metrics, bootstrap)
-    parts = [_table(head, body)]
-    if "AP75" in head:
+    columns, lines = comparison_table(metrics, bootstrap)
+    titles = [each.title for each in columns]
+    parts = [_table(titles, lines)]
+    if "AP75" in titles:
         parts.append(f"{LOCALISATION}\n")
-    classes = list(metrics["heads"][names[0]]["ap"]) if names else []
-    per_class = [
-        [label, *(_number(metrics["heads"][name]["ap"].get(label), 1) for name in names)] for label in classes
-    ]
-    parts.append(_table(["AP", *names], per_class))
+    rows = per_class_rows(metrics)
+    parts.append(_table(["AP", *names], [[r["class"], *(percent(r[n]) for n in names)] for r in rows]))
     if names and (thresholds := threshold_table(metrics, names[0])) is not None:
-        words, columns, lines = thresholds
-        parts += [f"{words}\n", _table(columns, lines)]
+        words, titles, lines = thresholds
+        parts += [f"{words}\n", _table(titles, lines)]
     if bootstrap is not None and bootstrap.differences:
-        lines = [_difference_line(each) for each in ranked_differences(bootstrap)]
+        ranked = ranked_differences(bootstrap)
         parts.append(
-            _table(["difference in mAP", "points", "95 % interval", "flips", "interval excludes 0"], lines)
+            _table(DIFFERENCES, [[f"{one.first} - {one.second}", *difference_cells(one)] for one in ranked])
         )
     return "\n".join(parts)
 
@@ -216,13 +291,8 @@ def write_tables(
         The files written.
     """
     rows = comparison_rows(metrics, bootstrap)
-    names = [row["head"] for row in rows]
-    classes = list(metrics["heads"][names[0]]["ap"]) if names else []
-    per_class = [
-        {"class": label} | {name: metrics["heads"][name]["ap"].get(label) for name in names}
-        for label in classes
-    ]
-    per_class.append({"class": "mean"} | {name: metrics["heads"][name]["mAP"] for name in names})
+    mean = {row["head"]: row["mAP"] for row in rows}
+    per_class = [*per_class_rows(metrics), {"class": "mean"} | mean]
     write_text(folder / "comparison.md", markdown(metrics, bootstrap))
     write_text(folder / "comparison.csv", _csv(rows))
     write_text(folder / "per_class.csv", _csv(per_class))
@@ -233,33 +303,14 @@ def write_tables(
     return [folder / name for name in ("comparison.md", "comparison.csv", "per_class.csv", "comparison.json")]
 
 
-def signed_interval(interval: Interval) -> str:
-    """Return a difference in points of percent with its interval: `+1.2 [-0.3, +2.5]`."""
-    return f"{_signed(interval.value)} [{_signed(interval.low)}, {_signed(interval.high)}]"
-
-
-def _difference_line(each: Difference) -> list[str]:
-    mean = each.mean
+def difference_cells(each: Difference) -> list[str]:
+    """Return what a table says of a difference between two heads; see `DIFFERENCES`."""
     return [
-        f"{each.first} - {each.second}",
-        _signed(mean.value),
-        f"[{_signed(mean.low)}, {_signed(mean.high)}]",
+        signed(100 * each.mean.value),
+        f"{signed(100 * each.mean.low)} to {signed(100 * each.mean.high)}",
         f"{100 * each.flip_share:.1f} %",
-        "yes" if each.supported else "no",
+        "supported" if each.supported else "not decided",
     ]
-
-
-def _signed(fraction: float) -> str:
-    text = f"{100 * fraction:+.1f}"
-    return "0.0" if text in ("+0.0", "-0.0") else text
-
-
-def _number(value: float | None, digits: int) -> str:
-    return "" if value is None else f"{value:,.{digits}f}"
-
-
-def _span(low: float | None, high: float | None) -> str:
-    return "" if low is None or high is None else f"[{low:.1f}, {high:.1f}]"
 
 
 def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:

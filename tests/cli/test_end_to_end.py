@@ -216,6 +216,12 @@ def test_compare_reports_every_head(
     assert any(line.startswith("Cache:") for line in lines)
     metrics = json.loads((tmp_path / "c" / "metrics.json").read_text())
     assert set(metrics["heads"]) == {h + s for h in heads.split(",") for s in ("", "+bbox")}
+    assert metrics["heads"]["rbf-svm+bbox"]["about"] == {
+        "family": "svm",
+        "kernel": "rbf",
+        "boxes": True,
+        "base": "rbf-svm",
+    }
     for name in (
         "comparison.md",
         "comparison.csv",
@@ -234,6 +240,18 @@ def test_the_same_command_gives_the_same_results(run: Run, digits_folder: Path, 
         assert run("train", digits_folder, *arguments) == 0
         values.append(array_file(tmp_path / name).read_bytes())
     assert values[0] == values[1]
+
+
+def test_data_check_writes_words_a_picture_and_json(
+    run: Run, digits_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture, values = tmp_path / "report.png", tmp_path / "report.json"
+    assert run("data", "check", digits_folder, "--plot", picture, "--json", values) == 0
+    words = capsys.readouterr().out
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    defects = json.loads(values.read_text())["defects"]
+    assert {one["kind"] for one in defects} == {"missing-class"}
+    assert all(one["message"] in words for one in defects)
 
 
 def test_extract_is_one_line(run: Run, digits_folder: Path, tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ def test_headers_alone_miss_truncation_only(broken):
     assert kinds.count("size") == 1
 
 
-def test_a_sound_data_set_and_its_picture(tmp_path):
+def test_a_sound_data_set(tmp_path):
     splits = digits_splits(8, 8, 8)
     root = write_dataset([splits.train, splits.val, splits.test], tmp_path / "digits", "yolo")
     report = check_dataset(root)
@@ -104,24 +104,16 @@ def test_a_sound_data_set_and_its_picture(tmp_path):
     assert rows["train"] == ["8", "0", str(splits.train.counts().sum()), "0", "0"]
     widths = np.concatenate([s.truth.boxes[:, 2] - s.truth.boxes[:, 0] for s in splits.train])
     assert report.to_json()["splits"]["train"]["box_widths"][3] == pytest.approx(np.median(widths), abs=1e-3)
-    report.plot(tmp_path / "report.png")
-    picture = np.asarray(Image.open(tmp_path / "report.png").convert("RGB"))
-    assert picture.shape[1] == 1430
-    assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 1000
 
 
-def test_pictures_of_nothing_and_of_many_classes(make_voc, xml, tmp_path):
+def test_a_class_without_objects_is_named(make_voc, xml):
     empty = make_voc({"a": xml([])})
-    check_dataset(empty, classes=["x"]).plot(tmp_path / "empty.png")
     many = check_dataset(empty, classes=[f"class {i}" for i in range(30)])
     assert [one.kind for one in many.defects] == ["no-object", "missing-class"]
     assert many.defects[1].message == (
         f"{empty}: split 'all' lacks objects of: "
         "class 0, class 1, class 2, class 3, class 4, class 5, class 6, class 7 ..."
     )
-    many.plot(tmp_path / "many.png", n_examples=3)
-    assert (tmp_path / "empty.png").stat().st_size > 5000
-    assert (tmp_path / "many.png").stat().st_size > 5000
 
 
 def test_trainval_is_no_leak_but_a_shared_image_is(make_voc, xml, put):
@@ -132,7 +124,9 @@ def test_trainval_is_no_leak_but_a_shared_image_is(make_voc, xml, put):
     )
     for colour, name in enumerate("abc"):
         put(root / "JPEGImages" / f"{name}.jpg", colour=60 * colour)
-    assert check_dataset(root).defects == ()
+    report = check_dataset(root)
+    assert report.defects == ()
+    assert [part.split for part in report.distinct] == ["train", "val", "test"]
     (root / "ImageSets" / "Main" / "test.txt").write_text("c\na\n")
     (leak,) = check_dataset(root).defects
     assert (leak.kind, leak.message) == (

@@ -23,7 +23,15 @@ HEADS = {
 }
 
 
-def build(heads=HEADS, classes=("cat & dog", "car", "ghost"), n_images=14, objects=True):
+def about(name):
+    """Say what a head of this name is, as an experiment does."""
+    base, boxes = name.removesuffix("+bbox"), name.endswith("+bbox")
+    family = "svm" if "svm" in base else "softmax" if "softmax" in base else "other"
+    kernel = {"linear-svm": "linear", "rbf-svm": "rbf"}.get(base)
+    return {"family": family, "kernel": kernel, "boxes": boxes, "base": base}
+
+
+def build(heads=HEADS, classes=("cat & dog", "car", "ghost"), n_images=14, objects=True, image_id="im<{}>"):
     """Make truths with none of the last class, and detections of which `skill` are near an object."""
     rng = np.random.default_rng(4)
     samples = []
@@ -33,7 +41,7 @@ def build(heads=HEADS, classes=("cat & dog", "car", "ghost"), n_images=14, objec
         low = rng.integers(0, 30, (n, 2))
         truth = GroundTruth(np.hstack([low, low + 25]), rng.integers(0, 2, n), difficult=rng.random(n) < 0.15)
         pixels = rng.integers(0, 255, (*size, 3), dtype=np.uint8)
-        samples.append(Sample(f"im<{i}>", size, truth, render=lambda pixels=pixels: pixels))
+        samples.append(Sample(image_id.format(i), size, truth, render=lambda pixels=pixels: pixels))
     dataset = Dataset("made up", "test", classes, tuple(samples))
     detections = {}
     for name, skill in heads.items():
@@ -68,6 +76,7 @@ def build(heads=HEADS, classes=("cat & dog", "car", "ghost"), n_images=14, objec
                 evals[name],
                 cocos[name],
                 bootstrap.mean[name],
+                about=about(name),
                 train_s=2.5,
                 score_s_per_image=0.004,
                 peak_rss_mb=321.0,
@@ -80,7 +89,7 @@ def build(heads=HEADS, classes=("cat & dog", "car", "ghost"), n_images=14, objec
             "command": "x <y>",
             "commit": "abc",
             "seed": 0,
-            "machine": {"cpu": "c"},
+            "machine": {"cpu": "c", "cores": 2, "ram_gb": 4, "gpu": None},
             "versions": {"a": "1"},
         },
     }
@@ -93,6 +102,11 @@ def build(heads=HEADS, classes=("cat & dog", "car", "ghost"), n_images=14, objec
         bootstrap=bootstrap,
         truths=truths,
     )
+
+
+@pytest.fixture(scope="session")
+def about_head():
+    return about
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pytest
 
@@ -7,7 +9,12 @@ from rcnn_svm.evaluation.bootstrap import BootstrapResult, Difference, Interval
 from rcnn_svm.report.findings import findings
 
 
-def made_up(values, half_width):
+@pytest.fixture
+def made_up(about_head):
+    return functools.partial(_made_up, about_head)
+
+
+def _made_up(about, values, half_width):
     """A comparison in which every difference has an interval of the given half width."""
     names = list(values)
     pairs = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
@@ -16,13 +23,13 @@ def made_up(values, half_width):
         gap = (values[a] - values[b]) / 100
         interval = Interval(gap, gap - half_width / 100, gap + half_width / 100)
         differences.append(Difference(a, b, interval, {}, 0.1))
-    metrics = {"n_test_images": 60, "heads": {name: {"mAP": value} for name, value in values.items()}}
+    metrics = {"n_test_images": 60, "heads": {n: {"mAP": v, "about": about(n)} for n, v in values.items()}}
     flat = {name: Interval(0, 0, 0) for name in names}
     samples = {name: np.zeros(1) for name in names}
     return metrics, BootstrapResult("voc07", 1, 0, flat, {}, tuple(differences), samples)
 
 
-def test_a_supported_winner_is_called_one():
+def test_a_supported_winner_is_called_one(made_up):
     (first,) = findings(*made_up({"a": 60.0, "b": 70.5}, 3))
     assert first.question == "Which head wins?"
     assert first.answer == (
@@ -32,7 +39,7 @@ def test_a_supported_winner_is_called_one():
     assert first.supported
 
 
-def test_an_unsupported_winner_is_not():
+def test_an_unsupported_winner_is_not(made_up):
     (first,) = findings(*made_up({"a": 70.0, "b": 70.5}, 3))
     assert first.answer == (
         "No clear winner: b comes first with 70.5 mAP, 0.5 points ahead of a, but 60 test images do not "
@@ -41,7 +48,7 @@ def test_an_unsupported_winner_is_not():
     assert not first.supported
 
 
-def test_questions_of_the_project():
+def test_questions_of_the_project(made_up):
     values = {
         "linear-svm": 60.0,
         "linear-svm+bbox": 66.0,
@@ -70,8 +77,20 @@ def test_questions_of_the_project():
     assert not regression.supported
 
 
+def test_heads_are_known_by_what_they_are_not_by_their_names(made_up):
+    metrics, bootstrap = made_up({"one": 60.0, "two": 66.0, "three": 50.0, "svm-like": 70.0}, 5)
+    kinds = {"one": ("svm", "linear"), "two": ("svm", "polynomial"), "three": ("softmax", None)}
+    for name, (family, kernel) in kinds.items():
+        metrics["heads"][name]["about"] |= {"family": family, "kernel": kernel}
+    metrics["heads"]["svm-like"]["about"]["family"] = "other"
+    found = {each.question: each.answer for each in findings(metrics, bootstrap)}
+    assert found["SVM or softmax?"].startswith("two reaches 66.0, three 50.0")
+    assert found["Is a kernel worth it?"].startswith("two is 6.0 points ahead of one")
+
+
 @pytest.mark.parametrize("values", [{"a": 60.0}, {"a": None, "b": None}, {}])
-def test_nothing_is_said_without_a_comparison(values):
+def test_nothing_is_said_without_a_comparison(values, made_up):
     metrics, _ = made_up({name: value or 0.0 for name, value in values.items()}, 1)
-    metrics["heads"] = {name: {"mAP": value} for name, value in values.items()}
+    for name, value in values.items():
+        metrics["heads"][name]["mAP"] = value
     assert findings(metrics, made_up({"a": 1.0}, 1)[1]) == []

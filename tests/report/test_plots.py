@@ -26,8 +26,8 @@ def figures(comparison):
     }
     return {
         "map": map_figure(comparison.metrics),
-        "class": class_ap_figure(comparison.evals),
-        "curves": precision_recall_figure(comparison.evals),
+        "class": class_ap_figure(comparison.evals, comparison.metrics["heads"]),
+        "curves": precision_recall_figure(comparison.evals, comparison.metrics["heads"]),
         "errors": error_type_figure(errors),
         "scores": score_figure(comparison.evals),
     }
@@ -50,7 +50,7 @@ def test_figures_of_a_split_without_objects(build_comparison):
 
 
 def test_curves_end_at_the_recall_reached(comparison):
-    figure = precision_recall_figure(comparison.evals)
+    figure = precision_recall_figure(comparison.evals, comparison.metrics["heads"])
     axes = figure.axes[0]
     assert axes.get_title(loc="left") == f"cat & dog ({comparison.evals['rbf-svm'].n_positives[0]})"
     assert len(axes.lines) == len(comparison.evals)
@@ -60,12 +60,15 @@ def test_curves_end_at_the_recall_reached(comparison):
         assert (np.diff(precision) <= 0).all()
 
 
-def test_colours_are_stable_and_pale_without_regression():
-    both = head_colours(["linear-svm", "linear-svm+bbox", "mine"])
+def test_colours_are_stable_and_pale_without_regression(about_head):
+    def colours(*names):
+        return head_colours({name: {"about": about_head(name)} for name in names})
+
+    both = colours("linear-svm", "linear-svm+bbox", "mine")
     assert len(set(both.values())) == 3
-    assert head_colours(["linear-svm"])["linear-svm"] == both["linear-svm+bbox"]
-    assert head_colours(["mine", "yours"])["mine"] == both["mine"]
-    assert len(set(head_colours([f"head {i}" for i in range(6)]).values())) == 6
+    assert colours("linear-svm")["linear-svm"] == both["linear-svm+bbox"]
+    assert colours("mine", "yours")["mine"] == both["mine"]
+    assert len(set(colours(*(f"head {i}" for i in range(6))).values())) == 6
 
 
 def test_report_modules_load_no_plotting_library_nor_torch():

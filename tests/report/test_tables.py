@@ -8,28 +8,27 @@ from typing import get_args
 import pytest
 
 from rcnn_svm.config import from_dict
-from rcnn_svm.evaluation.bootstrap import Interval
-from rcnn_svm.evaluation.voc import Rule
+from rcnn_svm.evaluation.bootstrap import Difference, Interval
+from rcnn_svm.evaluation.voc import RULE_NAMES, Rule
 from rcnn_svm.experiment.config import ExperimentConfig
-from rcnn_svm.report import experiment, html
 from rcnn_svm.report.tables import (
     LOCALISATION,
     comparison_rows,
     comparison_table,
+    difference_cells,
     head_metrics,
     markdown,
     ranked_differences,
     ranked_heads,
-    signed_interval,
+    signed,
     write_tables,
 )
 
 
 @pytest.mark.parametrize("rule", get_args(Rule))
-def test_every_rule_can_be_asked_for_and_has_its_names(rule):
+def test_every_rule_can_be_asked_for_and_has_a_name(rule):
     assert from_dict(ExperimentConfig, {"rule": rule}).rule == rule
-    assert rule in experiment._RULES
-    assert rule in html._RULES
+    assert rule in RULE_NAMES
 
 
 def test_rows_are_ranked_and_hold_the_paired_difference(comparison):
@@ -68,8 +67,16 @@ def test_markdown_is_aligned_and_complete(comparison):
 
 
 def test_cocos_measures_stand_beside_the_map(comparison):
-    head, body = comparison_table(comparison.metrics, comparison.bootstrap)
-    assert head[:7] == ["head", "mAP", "95 % interval", "minus best", "COCO AP", "AP50", "AP75"]
+    columns, body = comparison_table(comparison.metrics, comparison.bootstrap)
+    assert [each.title for each in columns][:7] == [
+        "head",
+        "mAP",
+        "95 % interval",
+        "minus best",
+        "COCO AP",
+        "AP50",
+        "AP75",
+    ]
     for name, *cells in body:
         summary = comparison.cocos[name].summary()
         assert cells[3:6] == [f"{100 * summary[key]:.1f}" for key in ("AP", "AP50", "AP75")]
@@ -84,14 +91,29 @@ def test_figures_that_no_head_has_get_no_column(comparison, build_comparison):
     metrics = copy.deepcopy(comparison.metrics)
     for head in metrics["heads"].values():
         del head["coco"]
-    head, body = comparison_table(metrics, comparison.bootstrap)
-    assert head[3:5] == ["minus best", "training s"]
-    assert all(len(line) == len(head) for line in body)
+    columns, body = comparison_table(metrics, comparison.bootstrap)
+    assert [each.title for each in columns][3:5] == ["minus best", "training s"]
+    assert all(len(line) == len(columns) for line in body)
     assert LOCALISATION not in markdown(metrics)
     assert comparison_rows(metrics)[0]["coco_AP75"] is None
-    nothing = build_comparison({"a": 0.5}, objects=False)
-    head, body = comparison_table(nothing.metrics, nothing.bootstrap)
-    assert (head[:3], body[0][:2]) == (["head", "mAP", "training s"], ["a", "none"])
+    nothing = build_comparison({"a": 0.5, "b": 0.5}, objects=False)
+    columns, body = comparison_table(nothing.metrics, nothing.bootstrap)
+    titles = [each.title for each in columns]
+    assert (titles[:3], body[0][:2]) == (["head", "mAP", "training s"], ["a", "none"])
+    assert "nan" not in markdown(nothing.metrics, nothing.bootstrap)
+
+
+def test_an_own_measure_gets_a_column_whatever_its_name(comparison):
+    metrics = copy.deepcopy(comparison.metrics)
+    best = ranked_heads(metrics)[0]
+    metrics["heads"][best]["measures"] = {"mAP": 0.25, "x.y": 2.0}
+    columns, body = comparison_table(metrics)
+    titles = [each.title for each in columns]
+    assert titles[titles.index("AP75") + 1 :][:2] == ["mAP", "x.y"]
+    assert all(each.says for each in columns)
+    assert body[0][titles.index("x.y") - 1 :][:2] == ["0.250", "2.000"]
+    assert body[0][1] == f"{metrics['heads'][best]['mAP']:.1f}"
+    assert [row["measure_x.y"] for row in comparison_rows(metrics)] == [2.0, *[None] * 5]
 
 
 def test_files_agree_with_the_metrics(comparison, tmp_path):
@@ -121,6 +143,7 @@ def test_head_metrics_are_percent_and_null_where_undefined(comparison, build_com
         nothing.evals["a"],
         nothing.cocos["a"],
         nothing.bootstrap.mean["a"],
+        about={},
         train_s=0,
         score_s_per_image=0,
         peak_rss_mb=0,
@@ -129,6 +152,7 @@ def test_head_metrics_are_percent_and_null_where_undefined(comparison, build_com
     assert entry["coco"] == {"AP": None, "AP50": None, "AP75": None}
 
 
-def test_signed_interval():
-    assert signed_interval(Interval(0.0123, -0.004, 0.03)) == "+1.2 [-0.4, +3.0]"
-    assert signed_interval(Interval(-0.0001, -0.02, 0.0)) == "0.0 [-2.0, 0.0]"
+def test_a_difference_in_cells():
+    gap = Difference("a", "b", Interval(0.0123, -0.004, 0.03), {}, 0.25)
+    assert difference_cells(gap) == ["+1.2", "-0.4 to +3.0", "25.0 %", "not decided"]
+    assert [signed(value) for value in (-0.01, 0.04, 0.05, -2)] == ["0.0", "0.0", "+0.1", "-2.0"]
