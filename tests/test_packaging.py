@@ -10,7 +10,7 @@ import tarfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("benchmarks", "docs", "rcnn_svm", "results", "scripts", "tests")
+FOLDERS = ("benchmarks", "docs", "examples", "rcnn_svm", "results", "scripts", "tests")
 
 
 def test_a_source_distribution_holds_all_that_its_tests_read(tmp_path: Path) -> None:

@@ -1,0 +1,89 @@
+"""How the pages are built (`make docs`).
+
+The source folder is the repository, not `docs/`, so that every link works here as it does in the repository.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from docutils import nodes
+from sphinx import addnodes
+from sphinx.application import Sphinx
+from sphinx.errors import ExtensionError
+from sphinx.util.docutils import SphinxDirective
+
+import rcnn_svm
+
+ROOT = Path(__file__).parents[1]
+
+project = "rcnn_svm"
+author = "the rcnn_svm authors"
+version = release = rcnn_svm.__version__
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.napoleon"]
+root_doc = "docs/index"
+include_patterns = ["docs/**.md", "results/*/README.md", "README.md", "CHANGELOG.md", "CONTRIBUTING.md"]
+exclude_patterns = [".*", "build"]
+
+# Docstrings are Google's, and say `name` where reStructuredText says ``name``.
+default_role = "code"
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+autodoc_default_options = {"members": True}
+autodoc_member_order = "bysource"
+autodoc_typehints_format = "short"
+autodoc_preserve_defaults = True
+autosummary_generate = False
+add_module_names = False
+python_maximum_signature_line_length = 90
+
+myst_heading_anchors = 3
+html_theme = "furo"
+html_title = "rcnn_svm"
+html_show_sourcelink = False
+html_copy_source = False
+html_additional_pages = {"index": "start.html"}
+templates_path = ["."]
+
+
+class Printed(SphinxDirective):
+    """What an example prints, by running it; nothing where the build was not asked to (`EXAMPLES=1`)."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        """Run the example in an empty folder, as a reader would."""
+        if not self.config.run_examples:
+            return []
+        path = ROOT / "examples" / f"{self.arguments[0]}.py"
+        with tempfile.TemporaryDirectory() as folder:
+            done = subprocess.run(
+                [sys.executable, path],
+                cwd=folder,
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+                capture_output=True,
+                text=True,
+            )
+        if done.returncode != 0:
+            raise ExtensionError(f"examples/{path.name}: must run to its end, got {done.stderr}")
+        return [nodes.paragraph(text="It prints:"), nodes.literal_block(text=done.stdout, language="text")]
+
+
+def without_links(app: Sphinx, doctree: nodes.document) -> None:
+    """Take links to files out of headings: Sphinx fails where it copies them into a table of contents."""
+    for title in doctree.findall(nodes.title):
+        for link in list(title.findall(addnodes.download_reference)):
+            link.replace_self(link.children)
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    """Add `printed`, and what runs before tables of contents are made."""
+    app.add_config_value("run_examples", False, "env", bool)
+    app.add_directive("printed", Printed)
+    app.connect("doctree-read", without_links, priority=400)
+    return {"parallel_read_safe": True}
