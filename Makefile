@@ -48,7 +48,7 @@ type: $(READY) ## Static types
 	$(BIN)/mypy
 
 docs: $(READY) ## The pages, with the API: build/docs/index.html (EXAMPLES=1 runs the examples)
-	$(BIN)/python -m sphinx --quiet --fail-on-warning -c docs $(if $(EXAMPLES),-D run_examples=1) . build/docs
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --fresh-env --write-all -c docs $(if $(EXAMPLES),-D run_examples=1) . build/docs
 
 bench: $(READY) ## Every benchmark; writes results/benchmarks (about an hour)
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done

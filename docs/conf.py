@@ -6,6 +6,7 @@ The source folder is the repository, not `docs/`, so that every link works here 
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -34,6 +35,7 @@ exclude_patterns = [".*", "build"]
 default_role = "code"
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
+strip_signature_backslash = True  # and escape names that end in an underscore
 autodoc_default_options = {"members": True}
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
@@ -45,6 +47,7 @@ python_maximum_signature_line_length = 90
 myst_heading_anchors = 3
 html_theme = "furo"
 html_title = "rcnn_svm"
+html_show_copyright = False
 html_show_sourcelink = False
 html_copy_source = False
 html_additional_pages = {"index": "start.html"}
@@ -74,6 +77,24 @@ class Printed(SphinxDirective):
         return [nodes.paragraph(text="It prints:"), nodes.literal_block(text=done.stdout, language="text")]
 
 
+_BOUND = re.compile(r"Annotated\[((?:[^\[\]]|\[[^\[\]]*\])*?), ~?[\w.]*(?:Interval|Values)\([^()]*\)\]")
+_ARRAY = re.compile(r"~?[\w.]*ndarray\[~?[\w.]*tuple\[[^\[\]]*\], ~?[\w.]*dtype\[([^\[\]]*)\]\]")
+
+
+def plain_types(
+    app: Sphinx, what: str, name: str, part: Any, options: Any, signature: str | None, returned: str | None
+) -> tuple[str | None, str | None]:
+    """Write types as the code does: arrays by what they hold, numbers without the bounds of settings."""
+
+    def plain(text: str | None) -> str | None:
+        before = None
+        while text and text != before:
+            before, text = text, _BOUND.sub(r"\1", _ARRAY.sub(r"NDArray[\1]", text))
+        return text
+
+    return plain(signature), plain(returned)
+
+
 def without_links(app: Sphinx, doctree: nodes.document) -> None:
     """Take links to files out of headings: Sphinx fails where it copies them into a table of contents."""
     for title in doctree.findall(nodes.title):
@@ -82,8 +103,9 @@ def without_links(app: Sphinx, doctree: nodes.document) -> None:
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
-    """Add `printed`, and what runs before tables of contents are made."""
+    """Add `printed`, and what is put right in what Sphinx reads."""
     app.add_config_value("run_examples", False, "env", bool)
     app.add_directive("printed", Printed)
+    app.connect("autodoc-process-signature", plain_types)
     app.connect("doctree-read", without_links, priority=400)
     return {"parallel_read_safe": True}
