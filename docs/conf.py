@@ -36,7 +36,7 @@ default_role = "code"
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 strip_signature_backslash = True  # and escape names that end in an underscore
-autodoc_default_options = {"members": True}
+autodoc_default_options = {"members": True, "special-members": "__call__"}
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
@@ -77,7 +77,8 @@ class Printed(SphinxDirective):
         return [nodes.paragraph(text="It prints:"), nodes.literal_block(text=done.stdout, language="text")]
 
 
-_BOUND = re.compile(r"Annotated\[((?:[^\[\]]|\[[^\[\]]*\])*?), ~?[\w.]*(?:Interval|Values)\([^()]*\)\]")
+_INSIDE = r"[^\[\]]|\[(?:[^\[\]]|\[[^\[\]]*\])*\]"  # of brackets, two more pairs deep
+_BOUND = re.compile(rf"Annotated\[((?:{_INSIDE})*?), ~?[\w.]*(?:Interval|Values)\([^()]*\)\]")
 _ARRAY = re.compile(r"~?[\w.]*ndarray\[~?[\w.]*tuple\[[^\[\]]*\], ~?[\w.]*dtype\[([^\[\]]*)\]\]")
 
 
@@ -92,6 +93,8 @@ def plain_types(
             before, text = text, _BOUND.sub(r"\1", _ARRAY.sub(r"NDArray[\1]", text))
         return text
 
+    if getattr(part, "_is_protocol", False):
+        return "", None  # nobody makes one
     return plain(signature), plain(returned)
 
 

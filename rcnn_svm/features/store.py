@@ -57,7 +57,7 @@ class Featurizer(Protocol):
 
     @property
     def key(self) -> Mapping[str, Any]:
-        """JSON-able identity: equal keys promise equal features."""
+        """JSON-able identity; equal keys promise equal features."""
 
     @property
     def n_features(self) -> int:
@@ -75,7 +75,7 @@ class Transform(Protocol):
 
     @property
     def key(self) -> Mapping[str, Any]:
-        """JSON-able identity: equal keys promise equal results."""
+        """JSON-able identity; equal keys promise equal results."""
 
     @property
     def n_features(self) -> int:
