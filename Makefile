@@ -2,11 +2,13 @@
 PYTHON ?= python3
 # Extra words for pip, such as an index of CPU-only torch wheels (see README.md).
 PIP_FLAGS ?=
+# EXAMPLES=1 runs the examples for `make docs`, which shows what they print (some minutes).
+EXAMPLES ?=
 BIN := .venv/bin
 READY := .venv/ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format lint type bench clean
+.PHONY: help install demo test check format lint type docs bench clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -32,7 +34,7 @@ demo: $(READY) ## Digits in scenes: train from scratch, compare the heads, write
 test: $(READY) ## All tests
 	$(BIN)/python -m pytest --quiet -n 2 --dist loadgroup
 
-check: lint type test ## What must be green before a commit lands
+check: lint type docs test ## What must be green before a commit lands
 
 format: $(READY) ## Rewrite code in the house style
 	$(BIN)/ruff format .
@@ -45,8 +47,11 @@ lint: $(READY) ## Style and common mistakes
 type: $(READY) ## Static types
 	$(BIN)/mypy
 
+docs: $(READY) ## The pages, with the API: build/docs/index.html (EXAMPLES=1 runs the examples)
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --fresh-env --write-all -c docs $(if $(EXAMPLES),-D run_examples=1) . build/docs
+
 bench: $(READY) ## Every benchmark; writes results/benchmarks (about an hour)
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
 
 clean: ## Remove the environment and caches
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis runs .cache
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build runs .cache

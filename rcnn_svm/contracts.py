@@ -1,7 +1,7 @@
 """Checks of parts that are not ours: what the rest of the package takes for granted of each.
 
 Each check says in one sentence what a part does that it must not, or returns nothing. Our own parts are held
-to them by the tests.
+to them by the tests::
 
     from rcnn_svm.contracts import check_proposer
 
@@ -182,8 +182,8 @@ def check_scorer(scorer: Scorer, n_features: int, n_classes: int) -> None:
 
     Args:
         scorer: a trained head.
-        n_features: D.
-        n_classes: K.
+        n_features: D, the length of a row.
+        n_classes: K, the columns of its scores.
 
     Raises:
         ContractError: something is not so; the sentence says what.

@@ -85,7 +85,7 @@ class PostprocessConfig:
 
 
 PAPER = PostprocessConfig(vote_iou=None, max_candidates=100, max_detections=None)
-"""R-CNN's own: 100 candidates a class, regression, NMS at 0.3, no cap over classes
+"""R-CNN's own, 100 candidates a class, regression, NMS at 0.3, no cap over classes
 [rcnn_test_bbox_regressor.m]."""
 
 

@@ -11,7 +11,7 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("benchmarks", "docs", "rcnn_svm", "results", "scripts", "tests")
+FOLDERS = ("benchmarks", "docs", "examples", "rcnn_svm", "results", "scripts", "tests")
 
 
 def build(kind: str, folder: Path) -> Path:

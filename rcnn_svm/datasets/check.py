@@ -68,7 +68,7 @@ class CheckReport:
 
     @property
     def errors(self) -> tuple[Defect, ...]:
-        """The defects that loading stops at, and leakage: what is more than a warning."""
+        """The defects that loading stops at, and leakage, which is more than a warning."""
         return tuple(one for one in self.defects if one.kind not in WARNINGS or one.kind == "leakage")
 
     @property

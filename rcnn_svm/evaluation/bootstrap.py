@@ -63,7 +63,7 @@ class BootstrapResult:
 
     Attributes:
         rule: of average precision.
-        n_resamples: B.
+        n_resamples: B, how many.
         seed: of the resamples.
         mean: mAP by detector.
         per_class: AP by detector and class.

@@ -70,7 +70,7 @@ class FcLayers:
 
     @cached_property
     def key(self) -> dict[str, Any]:
-        """Identity: equal keys promise equal results."""
+        """Identity; equal keys promise equal results."""
         parts = [(k, v) for k, v in sorted(self.to_arrays().items())]
         content = [b for k, v in parts for b in (k.encode(), str(v.shape).encode(), v.tobytes())]
         return {"layers": "fc", "weights": bytes_digest(*content)}

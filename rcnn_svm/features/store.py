@@ -66,7 +66,7 @@ class Featurizer(Protocol):
 
     @property
     def key(self) -> Mapping[str, Any]:
-        """JSON-able identity: equal keys promise equal features."""
+        """JSON-able identity; equal keys promise equal features."""
 
     @property
     def n_features(self) -> int:
@@ -84,7 +84,7 @@ class Transform(Protocol):
 
     @property
     def key(self) -> Mapping[str, Any]:
-        """JSON-able identity: equal keys promise equal results."""
+        """JSON-able identity; equal keys promise equal results."""
 
     @property
     def n_features(self) -> int:

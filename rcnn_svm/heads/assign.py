@@ -179,7 +179,7 @@ class LabelRule:
 
 
 SVM_RULE = LabelRule(positive_iou=None, negative_iou=0.3)
-"""R-CNN's SVMs: ground truth against IoU < 0.3 (arXiv 1311.2524v5, section 2.3)."""
+"""The rule of R-CNN's SVMs, ground truth against IoU < 0.3 (arXiv 1311.2524v5, section 2.3)."""
 
 FINETUNE_RULE = LabelRule(positive_iou=0.5, negative_iou=0.5)
-"""R-CNN's fine-tuning: IoU >= 0.5 against the rest (the same section)."""
+"""The rule of R-CNN's fine-tuning, IoU >= 0.5 against the rest (the same section)."""

@@ -42,7 +42,7 @@ class RegionBlocks(Protocol):
 
     Attributes:
         classes: K class names.
-        n_features: D.
+        n_features: D, the length of a row.
     """
 
     @property

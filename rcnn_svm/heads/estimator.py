@@ -33,7 +33,7 @@ class LinearSVM(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         gap_: (1,) or (K,) certified relative duality gaps.
         objective_: (1,) or (K,) objectives.
         n_iter_: sweeps over the working set.
-        n_features_in_: D.
+        n_features_in_: D, the length of a row.
 
     Args:
         C: cost of a row.

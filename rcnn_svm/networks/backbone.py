@@ -107,7 +107,7 @@ class Backbone(nn.Module):
 
     @cached_property
     def digest(self) -> str:
-        """Hash over all parameters and buffers: equal digests mean equal networks, whatever the file."""
+        """Hash over all parameters and buffers; equal digests mean equal networks, whatever the file."""
         parts = [self.name.encode()]
         for key, value in sorted(self.net.state_dict().items()):
             if not key.endswith("num_batches_tracked"):

@@ -28,7 +28,7 @@ class ProposalRecall:
         overlap: (G, B) float64, IoU of each object with the best of the first `budgets[b]` boxes.
         labels: (G,) class of each object.
         image: (G,) index of its image, for resampling by image.
-        n_classes: K.
+        n_classes: K, classes of the labels.
         n_boxes: mean number of boxes an image offered in all.
     """
 
