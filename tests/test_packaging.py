@@ -1,4 +1,4 @@
-"""What a source distribution holds."""
+"""What a source distribution holds, and the versions that it names."""
 
 from __future__ import annotations
 
@@ -7,8 +7,13 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from pathlib import Path
+
+import yaml
+
+import rcnn_svm
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("benchmarks", "docs", "examples", "rcnn_svm", "results", "scripts", "tests")
@@ -48,3 +53,9 @@ def test_a_source_distribution_holds_all_that_its_tests_read(tmp_path: Path) -> 
     with tarfile.open(build("sdist", tmp_path)) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     assert expected - names == set()
+
+
+def test_the_version_is_one() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert rcnn_svm.__version__ == project["version"] == citation["version"]

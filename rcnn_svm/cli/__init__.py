@@ -7,13 +7,67 @@ stderr. What a verb prints as its result goes to stdout, everything else to stde
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from rcnn_svm import __version__, threads
 from rcnn_svm.errors import RcnnSvmError
 
-__all__ = ["build_parser", "main"]
+__all__ = ["VERBS", "Verb", "build_parser", "main"]
+
+
+class Verb(NamedTuple):
+    """A verb of the command.
+
+    Attributes:
+        module: of this package; its function `add_VERB` adds the options.
+        help: what it does, in a line.
+    """
+
+    module: str
+    help: str
+
+
+VERBS: Mapping[str, Verb] = {
+    "demo": Verb(
+        "training", "digits in scenes: train a network from nothing, compare all heads, write a report"
+    ),
+    "train": Verb("training", "from labelled images to a trained, evaluated, saved detector"),
+    "compare": Verb("training", "the same regions and features through every head"),
+    "presets": Verb("training", "the recipes that --preset names, and what tells them apart"),
+    "finetune": Verb("training", "train a network on warped regions by R-CNN's recipe"),
+    "detect": Verb("using", "find objects in images: JSON, and boxes drawn on them"),
+    "evaluate": Verb("using", "AP of a detector, or of detections in a file, on labelled images"),
+    "data": Verb("data", "write the embedded digits in scenes; check any data set"),
+    "propose": Verb("regions", "region proposals by selective search, and their recall"),
+    "layers": Verb("network", "every layer of a network that can be read, with shapes and weights"),
+    "extract": Verb("network", "write a layer's output, before the softmax, to a file"),
+    "bench": Verb("bench", "how fast this machine is, and what a data set would take on it"),
+    "cache": Verb("cache", "what is kept between runs, its size and limit; remove some of it"),
+}
+"""Every verb, in the order of `rcnn-svm --help`."""
+
+
+class _VerbParser(argparse.ArgumentParser):
+    """The parser of a verb, or of one of its actions.
+
+    A verb's options say which choices and defaults there are, which loads what the verb is about. So it
+    gets them when it is named, and what is not named costs nothing.
+    """
+
+    def __init__(self, *args: Any, verb: str | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._verb = verb
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse with the options of the verb."""
+        if self._verb is not None:
+            module = importlib.import_module(f"{__name__}.{VERBS[self._verb].module}")
+            getattr(module, f"add_{self._verb}")(self)
+            self._verb = None  # once
+        return super().parse_known_args(args, namespace)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -22,8 +76,6 @@ def build_parser() -> argparse.ArgumentParser:
     What it parses holds `run`, the verb, and `resumes`: whether finished work is kept where a verb is
     interrupted, and the same command goes on from there.
     """
-    from rcnn_svm.cli import bench, cache, data, network, regions, training, using
-
     parser = argparse.ArgumentParser(
         prog="rcnn-svm",
         description="R-CNN with per-class SVMs: train, compare and use a detector.",
@@ -32,9 +84,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"rcnn-svm {__version__}")
     parser.set_defaults(resumes=False)  # a verb that keeps finished work says so
     parser.set_defaults(jobs=0)  # a verb without --jobs takes all cores
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for part in (training, using, data, regions, network, bench, cache):
-        part.add_verbs(verbs)
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=_VerbParser)
+    for name, verb in VERBS.items():
+        verbs.add_parser(name, help=verb.help, verb=name)
     return parser
 
 

@@ -16,15 +16,14 @@ if TYPE_CHECKING:
     from rcnn_svm.experiment.recipe import SplitEstimate
     from rcnn_svm.experiment.speed import MachineSpeed
 
-__all__ = ["add_verbs"]
+__all__ = ["add_bench"]
 
 _BACKBONES = "alexnet,mobilenet_v2,vgg16"
 _REGIONS = 2000
 
 
-def add_verbs(verbs: Any) -> None:
-    """Add the verb of this module."""
-    bench = verbs.add_parser("bench", help="how fast this machine is, and what a data set would take on it")
+def add_bench(bench: argparse.ArgumentParser) -> None:
+    """Add the options of `bench`."""
     bench.add_argument(
         "--backbone", default=_BACKBONES, metavar="A,B", help=f"networks to time (default {_BACKBONES})"
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import time
 from pathlib import Path
-from typing import Any
 
 from rcnn_svm.cache import (
     KINDS,
@@ -20,14 +19,13 @@ from rcnn_svm.cache import (
 )
 from rcnn_svm.errors import ConfigError
 
-__all__ = ["add_verbs"]
+__all__ = ["add_cache"]
 
 _DAY_S = 24 * 3600.0
 
 
-def add_verbs(verbs: Any) -> None:
-    """Add the verb of this module."""
-    cache = verbs.add_parser("cache", help="what is kept between runs, its size and limit; remove some of it")
+def add_cache(cache: argparse.ArgumentParser) -> None:
+    """Add the options of `cache`."""
     cache.add_argument("--cache", type=Path, default=default_cache(), metavar="DIR", help="the folder")
     cache.set_defaults(run=_show)
     actions = cache.add_subparsers(dest="action", metavar="ACTION")

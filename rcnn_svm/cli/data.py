@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from rcnn_svm.config import choices
 from rcnn_svm.experiment.config import DataConfig
 from rcnn_svm.experiment.data import DIGITS_IMAGES
 from rcnn_svm.progress import say
 
-__all__ = ["add_verbs"]
+__all__ = ["add_data"]
 
 
-def add_verbs(verbs: Any) -> None:
-    """Add the verb of this module."""
-    data = verbs.add_parser("data", help="write the embedded digits in scenes; check any data set")
+def add_data(data: argparse.ArgumentParser) -> None:
+    """Add the options of `data`."""
     actions = data.add_subparsers(dest="action", required=True, metavar="ACTION")
 
     formats = choices(DataConfig, "format")

@@ -14,18 +14,17 @@ from rcnn_svm.errors import ConfigError, DataError
 from rcnn_svm.features.build import FeatureConfig
 from rcnn_svm.progress import say, track
 
-__all__ = ["add_verbs"]
+__all__ = ["add_extract", "add_layers"]
 
 
-def add_verbs(verbs: Any) -> None:
-    """Add the verbs of this module."""
-    layers = verbs.add_parser(
-        "layers", help="every layer of a network that can be read, with shapes and weights"
-    )
+def add_layers(layers: argparse.ArgumentParser) -> None:
+    """Add the options of `layers`."""
     layers.add_argument("backbone", help="such as vgg16, alexnet, mobilenet_v2 or small_cnn")
     layers.set_defaults(run=_layers)
 
-    extract = verbs.add_parser("extract", help="write a layer's output, before the softmax, to a file")
+
+def add_extract(extract: argparse.ArgumentParser) -> None:
+    """Add the options of `extract`."""
     extract.add_argument("images", type=Path, nargs="+", help="image files or folders")
     extract.add_argument(
         "--out", type=Path, required=True, metavar="FILE", help=".npy (one image) or .safetensors"

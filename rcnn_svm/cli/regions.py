@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,15 +19,14 @@ if TYPE_CHECKING:
     from rcnn_svm.proposals import ProposalRecall
     from rcnn_svm.structures import RegionSet, Sample
 
-__all__ = ["add_verbs"]
+__all__ = ["add_propose"]
 
 _N_DRAWN = 4
 """Images that are drawn."""
 
 
-def add_verbs(verbs: Any) -> None:
-    """Add the verb of this module."""
-    propose = verbs.add_parser("propose", help="region proposals by selective search, and their recall")
+def add_propose(propose: argparse.ArgumentParser) -> None:
+    """Add the options of `propose`."""
     propose.add_argument("path", type=Path, help="an image, a folder of images, or a labelled data set")
     propose.add_argument("--split", default="test", help="of a data set (default test)")
     propose.add_argument("--mode", choices=choices(SelectiveSearchConfig, "mode"), help="default: fast")

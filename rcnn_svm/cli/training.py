@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from rcnn_svm.evaluation.bootstrap import BootstrapResult
     from rcnn_svm.experiment.recipe import Experiment, HeadResult
 
-__all__ = ["add_verbs"]
+__all__ = ["add_compare", "add_demo", "add_finetune", "add_presets", "add_train"]
 
 _HEAD: HeadName = "softmax-finetuned"
 """What `train` trains unless told otherwise: the softmax that fc layers were trained with reaches more on
@@ -31,14 +31,9 @@ folds than SVMs on the same layers, and takes less time (docs/presets.md)."""
 _HEAD_OF_NOTHING: HeadName = "linear-svm"
 """The same where nothing is trained before the head."""
 
-Verbs = Any  # argparse keeps the type of its subparsers to itself
 
-
-def add_verbs(verbs: Verbs) -> None:
-    """Add the verbs of this module."""
-    demo = verbs.add_parser(
-        "demo", help="digits in scenes: train a network from nothing, compare all heads, write a report"
-    )
+def add_demo(demo: argparse.ArgumentParser) -> None:
+    """Add the options of `demo`."""
     demo.add_argument("--out", type=Path, default=Path("runs/demo"), metavar="DIR")
     demo.set_defaults(
         run=_demo,
@@ -64,7 +59,9 @@ def add_verbs(verbs: Verbs) -> None:
     )
     shared.add_run_options(demo)
 
-    train = verbs.add_parser("train", help="from labelled images to a trained, evaluated, saved detector")
+
+def add_train(train: argparse.ArgumentParser) -> None:
+    """Add the options of `train`."""
     train.add_argument("data", help="a VOC, COCO or YOLO data set, or `digits`")
     train.add_argument("--out", type=Path, required=True, metavar="DIR", help="the detector goes here")
     train.add_argument(
@@ -75,7 +72,9 @@ def add_verbs(verbs: Verbs) -> None:
     shared.add_experiment_options(train)
     train.set_defaults(run=_train, resumes=True)
 
-    compare = verbs.add_parser("compare", help="the same regions and features through every head")
+
+def add_compare(compare: argparse.ArgumentParser) -> None:
+    """Add the options of `compare`."""
     compare.add_argument("data", help="a VOC, COCO or YOLO data set, or `digits`")
     compare.add_argument("--out", type=Path, required=True, metavar="DIR", help="tables and report go here")
     compare.add_argument(
@@ -87,10 +86,14 @@ def add_verbs(verbs: Verbs) -> None:
     shared.add_experiment_options(compare)
     compare.set_defaults(run=_compare, resumes=True)
 
-    presets = verbs.add_parser("presets", help="the recipes that --preset names, and what tells them apart")
+
+def add_presets(presets: argparse.ArgumentParser) -> None:
+    """Add the options of `presets`."""
     presets.set_defaults(run=_presets)
 
-    finetune = verbs.add_parser("finetune", help="train a network on warped regions by R-CNN's recipe")
+
+def add_finetune(finetune: argparse.ArgumentParser) -> None:
+    """Add the options of `finetune`."""
     finetune.add_argument("data", help="a VOC, COCO or YOLO data set, or `digits`")
     finetune.add_argument("--out", type=Path, required=True, metavar="FILE", help="weights, as .safetensors")
     shared.add_experiment_options(finetune)

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -22,12 +22,11 @@ if TYPE_CHECKING:
     from rcnn_svm.evaluation.voc import EvalResult
     from rcnn_svm.structures import Dataset, Detections
 
-__all__ = ["add_verbs"]
+__all__ = ["add_detect", "add_evaluate"]
 
 
-def add_verbs(verbs: Any) -> None:
-    """Add the verbs of this module."""
-    detect = verbs.add_parser("detect", help="find objects in images: JSON, and boxes drawn on them")
+def add_detect(detect: argparse.ArgumentParser) -> None:
+    """Add the options of `detect`."""
     detect.add_argument("detector", type=Path, help="a folder that `rcnn-svm train` made")
     detect.add_argument("images", type=Path, nargs="+", help="image files or folders")
     detect.add_argument("--out", type=Path, required=True, metavar="DIR")
@@ -43,9 +42,9 @@ def add_verbs(verbs: Any) -> None:
     shared.add_compute_options(detect)
     detect.set_defaults(run=_detect, resumes=True)
 
-    evaluate = verbs.add_parser(
-        "evaluate", help="AP of a detector, or of detections in a file, on labelled images"
-    )
+
+def add_evaluate(evaluate: argparse.ArgumentParser) -> None:
+    """Add the options of `evaluate`."""
     evaluate.add_argument(
         "detections",
         type=Path,
