@@ -22,7 +22,7 @@ def build_parser() -> argparse.ArgumentParser:
     What it parses holds `run`, the verb, and `resumes`: whether finished work is kept where a verb is
     interrupted, and the same command goes on from there.
     """
-    from rcnn_svm.cli import bench, cache, data, network, regions, training, using
+    from rcnn_svm.cli import bench, cache, data, network, regions, studying, training, using
 
     parser = argparse.ArgumentParser(
         prog="rcnn-svm",
@@ -33,7 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.set_defaults(resumes=False)  # a verb that keeps finished work says so
     parser.set_defaults(jobs=0)  # a verb without --jobs takes all cores
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for part in (training, using, data, regions, network, bench, cache):
+    for part in (training, studying, using, data, regions, network, bench, cache):
         part.add_verbs(verbs)
     return parser
 
