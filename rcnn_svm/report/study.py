@@ -54,7 +54,8 @@ def _decided(effect: Effect, n_images: int) -> str:
     gap, span = 100 * abs(effect.change.value), f"{100 * low:.1f} to {100 * high:.1f}"
     return (
         f"On these {n_images} images `{ahead}` is ahead of `{behind}` by {gap:.1f} mAP, {span}, in the mean "
-        f"over {effect.n_pairs} pairs of cells that differ in nothing else (p = {effect.p_holm:.3g}, corrected)."
+        f"over {effect.n_pairs} pairs of cells that differ in nothing else (p = {effect.p_holm:.3g}, "
+        f"corrected)."
     )
 
 
