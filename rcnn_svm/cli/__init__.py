@@ -36,6 +36,9 @@ VERBS: Mapping[str, Verb] = {
     ),
     "train": Verb("training", "from labelled images to a trained, evaluated, saved detector"),
     "compare": Verb("training", "the same regions and features through every head"),
+    "study": Verb(
+        "studying", "why SVMs and not the softmax: label rule, negatives, loss and kernel one at a time"
+    ),
     "presets": Verb("training", "the recipes that --preset names, and what tells them apart"),
     "finetune": Verb("training", "train a network on warped regions by R-CNN's recipe"),
     "detect": Verb("using", "find objects in images: JSON, and boxes drawn on them"),

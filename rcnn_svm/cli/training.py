@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from rcnn_svm.evaluation.bootstrap import BootstrapResult
     from rcnn_svm.experiment.recipe import Experiment, HeadResult
 
-__all__ = ["add_compare", "add_demo", "add_finetune", "add_presets", "add_train"]
+__all__ = ["add_compare", "add_demo", "add_finetune", "add_presets", "add_train", "configured"]
 
 _HEAD: HeadName = "softmax-finetuned"
 """What `train` trains unless told otherwise: the softmax that fc layers were trained with reaches more on
@@ -107,12 +107,12 @@ def _demo(options: argparse.Namespace) -> None:
 def _compare(options: argparse.Namespace) -> None:
     names = tuple(name.strip() for name in options.heads.split(",")) if options.heads is not None else ()
     # A fair comparison tries as much for each head.
-    _run_and_report(options, _config(options, COMPARED, names, choose=True))
+    _run_and_report(options, configured(options, COMPARED, names, choose=True))
 
 
-def _config(
+def configured(
     options: argparse.Namespace,
-    heads: tuple[HeadName, ...],
+    heads: tuple[HeadName, ...] = COMPARED,
     wanted: tuple[HeadName, ...] = (),
     *,
     choose: bool = False,
@@ -184,7 +184,7 @@ def _run(
 
 
 def _train(options: argparse.Namespace) -> None:
-    config = _config(options, (_HEAD,), (options.head,) if options.head is not None else ())
+    config = configured(options, (_HEAD,), (options.head,) if options.head is not None else ())
     if config.learn == "nothing" and config.heads.names == (_HEAD,) and options.head is None:
         config = replace(config, heads=replace(config.heads, names=(_HEAD_OF_NOTHING,)))
     head, *others = config.heads.names
@@ -258,7 +258,7 @@ def _finetune(options: argparse.Namespace) -> None:
         raise ConfigError(f"--out must name a .safetensors file, got {options.out}.")
     run = shared.run_of(options)
     room = CacheLimit(run.cache, run.cache_limit)
-    config = _config(options, COMPARED)
+    config = configured(options, COMPARED)
     stages = Stages(("proposals", "finetune"))
     train = load_data(config.data, seed=config.seed).train
     settings = options.out.with_suffix(".config.json")

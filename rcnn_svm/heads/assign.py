@@ -6,7 +6,7 @@ labels, so that heads that disagree about the rule still share everything else. 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,6 +48,11 @@ class RegionTruth:
 
     def __len__(self) -> int:
         return len(self.boxes)
+
+    def rows(self, rows: NDArray[np.int64]) -> RegionTruth:
+        """Return the description of some of the regions."""
+        columns = (getattr(self, field.name)[rows] for field in fields(self))
+        return RegionTruth(*columns)
 
 
 def describe_regions(

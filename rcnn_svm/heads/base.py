@@ -20,6 +20,7 @@ from rcnn_svm.heads.assign import RegionTruth
 __all__ = [
     "ALL",
     "ArrayBlocks",
+    "DrawnBlocks",
     "Fitted",
     "HeadBase",
     "RegionBlocks",
@@ -154,6 +155,46 @@ class ArrayBlocks:
     def truth(self, i: int) -> RegionTruth:
         """Return the description of the regions of image `i`."""
         return self.truths[i]
+
+
+class DrawnBlocks:
+    """Region blocks of which a random draw of each image's background is left: no hard negatives.
+
+    Args:
+        blocks: all regions.
+        n_background: regions of an image that overlap no object by half, at most; other regions all stay.
+        seed: of the draw, which is an image's own.
+    """
+
+    def __init__(self, blocks: RegionBlocks, n_background: int, *, seed: int = 0) -> None:
+        self._blocks, self._rows = blocks, []
+        for i in range(len(blocks)):
+            best = blocks.truth(i).best_iou
+            others = np.flatnonzero((best < 0.5) & ~blocks.truth(i).is_gt)
+            drawn = np.random.default_rng([seed, i]).permutation(others)[:n_background]
+            near = np.flatnonzero((best >= 0.5) | blocks.truth(i).is_gt)
+            self._rows.append(np.sort(np.concatenate([near, drawn])))
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The class names."""
+        return self._blocks.classes
+
+    @property
+    def n_features(self) -> int:
+        """The length of a feature vector."""
+        return self._blocks.n_features
+
+    def __len__(self) -> int:
+        return len(self._blocks)
+
+    def features(self, i: int, rows: Rows = ALL) -> NDArray[np.floating]:
+        """Return (R, D) features of the drawn regions of image `i`, or of some of them."""
+        return self._blocks.features(i, self._rows[i][rows])
+
+    def truth(self, i: int) -> RegionTruth:
+        """Return the description of the drawn regions of image `i`."""
+        return self._blocks.truth(i).rows(self._rows[i])
 
 
 def read_features(blocks: RegionBlocks, i: int, rows: Rows = ALL) -> NDArray[np.float32]:

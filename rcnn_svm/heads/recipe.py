@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rcnn_svm.errors import ConfigError
-from rcnn_svm.heads.base import Fitted, HeadBase, RegionBlocks
+from rcnn_svm.heads.base import DrawnBlocks, Fitted, HeadBase, RegionBlocks
 from rcnn_svm.heads.kernels import shown
 
 __all__ = ["HeadRecipe"]
@@ -28,12 +28,17 @@ class HeadRecipe:
         grid: parameter -> values, from small to large. All combinations are tried, the last parameter
             changing fastest; where nothing is chosen, the middle of each.
         scaling: of the rows that the head reads, see `features.scaling.FeatureScaler`.
+        random_negatives: train on so many regions of an image's background, drawn at random; None trains on
+            all, which for SVMs means to mine the hard ones.
+        seed: of that draw.
     """
 
     name: str
     head: HeadBase
     grid: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     scaling: str = "l2"
+    random_negatives: int | None = None
+    seed: int = 0
 
     def __post_init__(self) -> None:
         if not isinstance(self.head, HeadBase):
@@ -74,6 +79,8 @@ class HeadRecipe:
         head = self.head.clone()
         if "n_jobs" in head.get_params():
             head.set_params(n_jobs=n_jobs)
+        if self.random_negatives is not None:
+            blocks = DrawnBlocks(blocks, self.random_negatives, seed=self.seed)
         return head.fit_grid(blocks, settings)
 
     @staticmethod

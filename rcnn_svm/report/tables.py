@@ -20,6 +20,7 @@ __all__ = [
     "Column",
     "comparison_rows",
     "comparison_table",
+    "csv_text",
     "difference_cells",
     "head_metrics",
     "markdown",
@@ -294,8 +295,8 @@ def write_tables(
     mean = {row["head"]: row["mAP"] for row in rows}
     per_class = [*per_class_rows(metrics), {"class": "mean"} | mean]
     write_text(folder / "comparison.md", markdown(metrics, bootstrap))
-    write_text(folder / "comparison.csv", _csv(rows))
-    write_text(folder / "per_class.csv", _csv(per_class))
+    write_text(folder / "comparison.csv", csv_text(rows))
+    write_text(folder / "per_class.csv", csv_text(per_class))
     value: dict[str, Any] = {"heads": rows}
     if bootstrap is not None:
         value["bootstrap"] = bootstrap.to_json()
@@ -326,7 +327,8 @@ def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     return "\n".join([line(head), rule, *map(line, body)]) + "\n"
 
 
-def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
+def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return records of the same keys as CSV, one line each below their names."""
     stream = io.StringIO()
     if rows:
         writer = csv.DictWriter(stream, fieldnames=list(rows[0]), lineterminator="\n")

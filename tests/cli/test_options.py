@@ -38,7 +38,7 @@ SINGLE = {
 def resolved(*words: str) -> ExperimentConfig:
     options = build_parser().parse_args(["compare", "photos", "--out", "out", *words])
     names = tuple(options.heads.split(",")) if options.heads is not None else ()
-    return training._config(options, ("linear-svm", "rbf-svm"), names)
+    return training.configured(options, ("linear-svm", "rbf-svm"), names)
 
 
 @pytest.mark.parametrize("preset", [[], ["--quick"]], ids=["full", "quick"])

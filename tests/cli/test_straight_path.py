@@ -142,7 +142,7 @@ def test_presets_stand_below_the_file_and_single_settings() -> None:
 
     def resolved(*words: str):
         options = build_parser().parse_args(["train", "photos", "--out", "out", *words])
-        return training._config(options, ("linear-svm",))
+        return training.configured(options, ("linear-svm",))
 
     assert resolved("--preset", "best").features.longer_sides == (640,)
     assert resolved("--preset", "best", "--set", "features.longer_sides=[96]").features.longer_sides == (96,)
