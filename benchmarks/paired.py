@@ -1,10 +1,10 @@
-"""This checkout against another one: the same command by both, in turns; writes results/benchmarks/paired.json.
+"""This checkout against an older one, the same command in turns; writes results/benchmarks/paired.json.
 
     python benchmarks/paired.py DATA --checkout DIR [--rounds N]
 
-DATA is a labelled data set; DIR is a checkout of an older commit. Each round runs `rcnn-svm train DATA`, nothing
-cached, by the one and then by the other, in processes of their own on all cores. A change that is to leave speed
-as it was keeps the ratio of CPU seconds within a twentieth of 1, and finds the same.
+DATA is a labelled data set; DIR is a checkout of an older commit. Each round runs `rcnn-svm train DATA`,
+nothing cached, by the one and then by the other, in processes of their own on all cores. A change that is to
+leave speed as it was keeps the ratio of CPU seconds within a twentieth of 1, and finds the same.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ def main() -> None:
     target = {
         "value": round(seconds["new"] / seconds["old"], 4), "unit": "x", "n": options.rounds,
         "ours": seconds["new"], "peer": seconds["old"], "peer_name": f"commit {commit[:12]}",
-        "how": f"CPU seconds of `rcnn-svm train {options.data.name}`, nothing cached, medians of runs in turns; "
-        "1 is as fast as before",
+        "how": f"CPU seconds of `rcnn-svm train {options.data.name}`, nothing cached, medians of runs in "
+        "turns; 1 is as fast as before",
     }  # fmt: skip
     result = {"schema": 1, "benchmark": "paired", "targets": {"train_cpu_ratio_to_before": target}}
     write_json(options.out, {**result, "rows": rows, "provenance": about})
