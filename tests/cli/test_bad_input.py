@@ -262,7 +262,7 @@ def test_one_bad_image_costs_one_image(
         (["demo"], True),
         (["finetune", "photos", "--out", "out"], True),
         (["propose", "photos"], True),
-        (["detect", "detector", "photos", "--out", "out"], False),
+        (["detect", "detector", "photos", "--out", "out"], True),
         (["evaluate", "detector", "photos"], False),
         (["extract", "photos", "--out", "out"], False),
         (["bench"], False),
