@@ -118,7 +118,8 @@ def test_a_file_of_another_size_is_computed_again(tmp_path, capsys):
     proposals_of(sample(1), Counting(), tmp_path)
     (path,) = tmp_path.rglob("*.npz")
     with open(path, "wb") as stream:
-        np.savez(stream, size=np.array([4, 4]), boxes=np.zeros((0, 4)), priority=np.zeros(0))
+        key = np.frombuffer(path.stem.encode(), np.uint8)
+        np.savez(stream, size=np.array([4, 4]), boxes=np.zeros((0, 4)), priority=np.zeros(0), key=key)
     assert len(proposals_of(sample(1), Counting(), tmp_path)) > 0
     assert (
         f"{path}: must be of a (40, 60) image, got (4, 4). It is computed again." in capsys.readouterr().err
