@@ -27,7 +27,9 @@ __all__ = [
     "encode_deltas",
     "flip_horizontally",
     "iou",
+    "is_number",
     "nms",
+    "plain_boxes",
     "round_half_away",
     "soft_nms",
     "vote_boxes",
@@ -56,6 +58,31 @@ def as_boxes(value: ArrayLike, *, where: str = "boxes") -> Boxes:
     if len(bad):
         raise ShapeError(f"{where}: boxes must be finite, got {len(bad)} bad rows (first: row {bad[0]}).")
     return boxes
+
+
+def plain_boxes(value: Any, *, where: str = "boxes") -> Boxes:
+    """Return boxes that a JSON holds: lists of four numbers, neither texts nor bools, of no negative side.
+
+    Raises:
+        ShapeError: it is none, or a number is not finite in float32.
+    """
+    rows: list[Any] = value if isinstance(value, list) else [None]
+    if not all(isinstance(row, list) and len(row) == 4 and all(map(is_number, row)) for row in rows):
+        raise ShapeError(f"{where}: boxes must be lists of four numbers x1 y1 x2 y2.")
+    try:
+        with np.errstate(over="ignore"):
+            boxes = as_boxes(rows, where=where)
+    except OverflowError as error:  # a whole number of hundreds of digits
+        raise ShapeError(f"{where}: boxes must be finite.") from error
+    if (boxes[:, 2:] < boxes[:, :2]).any():
+        row = int(np.flatnonzero((boxes[:, 2:] < boxes[:, :2]).any(axis=1))[0])
+        raise ShapeError(f"{where}: boxes must have x1 <= x2 and y1 <= y2, got {boxes[row]} in row {row}.")
+    return boxes
+
+
+def is_number(value: object) -> bool:
+    """Tell whether a value of a JSON is a number, which `true` is not."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def area(boxes: NDArray[np.floating]) -> NDArray[np.float64]:

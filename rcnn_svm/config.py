@@ -230,10 +230,11 @@ def _fits(hint: Any, value: Any) -> bool:
         return isinstance(value, (list, tuple))
     if origin is Literal:
         return any(type(name) is type(value) and name == value for name in typing.get_args(hint))
-    if hint is float:
-        return not isinstance(value, bool) and isinstance(value, Real) and not math.isnan(value)
-    if hint is int:
-        return not isinstance(value, bool) and isinstance(value, Integral)
+    if hint is float or hint is int:
+        if isinstance(value, bool) or not isinstance(value, Real if hint is float else Integral):
+            return False
+        # No float is as large as a whole number of hundreds of digits.
+        return abs(int(value)) < 1 << 1023 if isinstance(value, Integral) else not math.isnan(value)
     return hint is Any or (isinstance(hint, type) and isinstance(value, hint))
 
 
@@ -265,7 +266,9 @@ def read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}).") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except RecursionError as error:
+        raise DataError(f"{path}: must be TOML, got lists too deep to read.") from error
+    except ValueError as error:  # syntax, no UTF-8, or a number of thousands of digits
         raise DataError(f"{path}: must be TOML ({error}).") from error
 
 
@@ -280,7 +283,7 @@ def assign(values: dict[str, Any], assignment: str) -> None:
         raise ConfigError(f"--set: must read key=value, got {assignment!r}.")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):  # also a number of thousands of digits, lists thousands deep
         value = None if text.strip() in ("none", "null") else text.strip()
     *tables, last = key.strip().split(".")
     for table in tables:

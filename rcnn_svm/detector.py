@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from rcnn_svm.boxes import MIRRORED_DELTAS, Boxes, flip_horizontally
 from rcnn_svm.config import from_dict, to_dict
-from rcnn_svm.errors import ConfigError, DataError
+from rcnn_svm.errors import ConfigError, DataError, ShapeError
 from rcnn_svm.evaluation.thresholds import Thresholds
 from rcnn_svm.features.build import FeatureConfig, build_featurizer
 from rcnn_svm.features.fc_layers import FcLayers
@@ -354,34 +354,69 @@ def load_detector(
         raise DataError(f"{files['head']}: cannot be read ({error}). Train the detector again.") from error
     parts, where = parts or {}, str(manifest)
     try:
-        features = from_dict(FeatureConfig, values["features"], where=where)
-        backbone, featurizer = _featurizer(
-            files.get("backbone"), values["network"], features, parts, device, where=where
-        )
-        return Detector(
-            head=values["head"],
-            classes=tuple(values["classes"]),
-            proposer=_restored(values["proposals"], _PROPOSERS, "proposer", parts, where),
-            n_proposals=values["n_proposals"],
-            features=features,
-            backbone=backbone,
-            featurizer=featurizer,
-            layers=FcLayers.from_arrays(part) if (part := _part(arrays, "layers")) else None,
-            model=Model(
-                scorer=scorer_from_arrays(values["scorer"], _part(arrays, "scorer"), parts),
-                scaler=_scaler(values["scaler"]),
-                regressor=BoxRegressor.from_arrays(part) if (part := _part(arrays, "regressor")) else None,
-                regressor_scaler=_scaler(values["regressor_scaler"]),
-            ),
-            postprocess=_restored(
-                values["detect"], {_OURS: PostprocessConfig}, "post-processing", parts, where
-            ),
-            thresholds=values["thresholds"]
-            and Thresholds.from_json(values["thresholds"], values["classes"], where=where),
-            info=values["info"],
-        )
+        detector = _read(values, files, arrays, parts, device, where)
+        _probe(detector)
     except KeyError as error:
         raise DataError(f"{folder}: {error} is missing from the detector. Train it again.") from error
+    except (TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:  # ConfigErrors too
+        raise DataError(f"{manifest}: holds what is no detector ({error}). Train it again.") from error
+    return detector
+
+
+def _read(
+    values: Mapping[str, Any],
+    files: Mapping[str, Path],
+    arrays: Mapping[str, NDArray[Any]],
+    parts: Mapping[str, Any],
+    device: str,
+    where: str,
+) -> Detector:
+    """Return what the files of a detector describe; raise anything where they are damaged."""
+    classes, n_proposals = values["classes"], values["n_proposals"]
+    if not isinstance(classes, list) or not all(isinstance(name, str) and name for name in classes):
+        raise TypeError(f"its classes are {classes!r:.80}")
+    if len(set(classes)) < len(classes) or not classes:
+        raise ValueError(f"its classes must be one or more, each once, got {classes!r:.80}")
+    if n_proposals is not None and (type(n_proposals) is not int or n_proposals < 1):
+        raise TypeError(f"n_proposals is {n_proposals!r:.80}")
+    features = from_dict(FeatureConfig, values["features"], where=where)
+    backbone, featurizer = _featurizer(
+        files.get("backbone"), values["network"], features, parts, device, where=where
+    )
+    thresholds = values["thresholds"]
+    return Detector(
+        head=str(values["head"]),
+        classes=tuple(classes),
+        proposer=_restored(values["proposals"], _PROPOSERS, "proposer", parts, where),
+        n_proposals=n_proposals,
+        features=features,
+        backbone=backbone,
+        featurizer=featurizer,
+        layers=FcLayers.from_arrays(part) if (part := _part(arrays, "layers")) else None,
+        model=Model(
+            scorer=scorer_from_arrays(values["scorer"], _part(arrays, "scorer"), parts),
+            scaler=_scaler(values["scaler"]),
+            regressor=BoxRegressor.from_arrays(part) if (part := _part(arrays, "regressor")) else None,
+            regressor_scaler=_scaler(values["regressor_scaler"]),
+        ),
+        postprocess=_restored(values["detect"], {_OURS: PostprocessConfig}, "post-processing", parts, where),
+        thresholds=None if thresholds is None else Thresholds.from_json(thresholds, classes, where=where),
+        info=dict(values["info"]),
+    )
+
+
+def _probe(detector: Detector) -> None:
+    """Check that the parts of a detector fit together, by one row through all of them.
+
+    Raises:
+        ShapeError: they do not.
+    """
+    rows = np.ones((1, detector.featurizer.n_features), np.float32)
+    with np.errstate(all="ignore"):
+        scores, deltas = detector.model.read(rows if detector.layers is None else detector.layers(rows), None)
+    n_classes = len(detector.classes)
+    if scores.shape != (1, n_classes) or (deltas is not None and deltas.shape != (1, n_classes, 4)):
+        raise ShapeError(f"its {n_classes} classes get scores of shape {scores.shape}")
 
 
 def _files(folder: Path, values: Mapping[str, Any]) -> dict[str, Path]:

@@ -6,6 +6,7 @@ This module imports nothing but the standard library.
 
 from __future__ import annotations
 
+import re
 import sys
 
 __all__ = [
@@ -18,17 +19,45 @@ __all__ = [
     "RcnnSvmError",
     "ShapeError",
     "WeightsError",
+    "printable",
 ]
+
+_LONGEST = 4000
+"""Characters of a message: more is never read."""
+
+
+def printable(text: str) -> str:
+    r"""Return a text for a terminal: control characters, and marks that turn its direction, are spelled out.
+
+    What is longer than 4000 characters is cut in the middle.
+
+    Example:
+        >>> printable("a\x1b[31mb")
+        'a\\x1b[31mb'
+    """
+    if len(text) > _LONGEST:
+        half = _LONGEST // 2
+        text = f"{text[:half]} ... ({len(text) - _LONGEST} characters) ... {text[-half:]}"
+    spelled = "".join(
+        c if c in "\n\t" or c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
+    )
+    # What is spelled out takes up to ten characters instead of one.
+    return spelled if len(spelled) <= _LONGEST + 100 else f"{spelled[:_LONGEST]} ..."
 
 
 class RcnnSvmError(Exception):
     """Base class of every error that this package raises on purpose.
+
+    Its text is one printable line, whatever of a broken file it quotes.
 
     Attributes:
         exit_code: what a command returns when this error ends it (2 usage, 3 data).
     """
 
     exit_code = 3
+
+    def __str__(self) -> str:
+        return printable(re.sub(r"\s*[\n\r\t\v\f]\s*", " ", super().__str__()))
 
 
 class ConfigError(RcnnSvmError, ValueError):

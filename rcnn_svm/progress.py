@@ -10,10 +10,12 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TypeVar
 
 from tqdm import tqdm
+
+from rcnn_svm.errors import printable
 
 __all__ = ["Stages", "emit", "note", "printable", "say", "spell", "track"]
 
@@ -23,38 +25,26 @@ _LINE_EVERY = 60.0
 """Seconds between two lines of a loop off a terminal."""
 
 
-_LONGEST = 4000
-"""Characters of a message: more is never read."""
-
-
-def printable(text: str) -> str:
-    r"""Return a text for a terminal: control characters, and marks that turn its direction, are spelled out.
-
-    What is longer than 4000 characters is cut in the middle.
-
-    Example:
-        >>> printable("a\x1b[31mb")
-        'a\\x1b[31mb'
-    """
-    if len(text) > _LONGEST:
-        half = _LONGEST // 2
-        text = f"{text[:half]} ... ({len(text) - _LONGEST} characters) ... {text[-half:]}"
-    return "".join(
-        c if c in "\n\t" or c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
-    )
-
-
 def say(message: str) -> None:
-    """Print one line for the user on stderr, above any running progress bar; where it is closed, nothing."""
+    """Print one line for the user on stderr, above any running progress bar.
+
+    Where stderr is closed or takes no more, nothing is said: the work is worth more than words about it.
+    """
     if sys.stderr is not None:
-        tqdm.write(printable(message), file=sys.stderr)
+        with suppress(OSError):
+            tqdm.write(printable(message), file=sys.stderr)
 
 
 def emit(line: str) -> None:
-    """Print a line of a result on stdout; once its reader has left, as `head` does, work goes on without."""
+    """Print a line of a result that stands in a file too: where stdout takes no more, work goes on without.
+
+    Its reader may have left, as `head` does, or the disk that it leads to may be full, which is said.
+    """
     try:
         print(printable(line), flush=True)
-    except BrokenPipeError:
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError):
+            say(f"stdout: cannot be written ({error.strerror}). Nothing more is printed there.")
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - to the end of the process
 
 

@@ -1,6 +1,6 @@
 """The `rcnn-svm` command: one verb per stage, and what every verb has in common.
 
-Exit codes: 0 done, 2 wrong usage, 3 wrong data, 130 interrupted. Every error is one sentence on
+Exit codes: 0 done, 2 wrong usage, 3 wrong data; `endings` has the others. Every error is one sentence on
 stderr. What a verb prints as its result goes to stdout, everything else to stderr.
 """
 
@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rcnn_svm import __version__, threads
-from rcnn_svm.errors import RcnnSvmError
 
 __all__ = ["VERBS", "Verb", "build_parser", "main"]
 
@@ -95,24 +94,17 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
+    from rcnn_svm.cli.endings import Ending
+
     given = list(sys.argv[1:] if arguments is None else arguments)
-    own_pools = threads.wait_asleep()  # before the options of the verbs load numpy
-    options = build_parser().parse_args(given)
-    options.words = given
-    try:
+    with Ending(last=arguments is None) as ending:
+        own_pools = threads.wait_asleep()  # before the options of the verbs load numpy
+        options = build_parser().parse_args(given)
+        options.words = given
+        ending.resumes = options.resumes
         if own_pools:
             from rcnn_svm.cli.options import n_jobs_of
 
             threads.limit(n_jobs_of(options), asked=options.jobs > 0)
         options.run(options)
-    except KeyboardInterrupt:
-        kept = " Finished work is kept: the same command goes on from there."
-        print(f"rcnn-svm: interrupted.{kept if options.resumes else ''}", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        sys.stderr.close()  # the reader of our output has seen enough
-        return 0
-    except RcnnSvmError as error:
-        print(f"rcnn-svm: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    return ending.code

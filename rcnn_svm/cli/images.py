@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from rcnn_svm.datasets import image_size, read_image
 from rcnn_svm.datasets.images import IMAGE_SUFFIXES
 from rcnn_svm.datasets.layout import Files, image_ids
-from rcnn_svm.errors import DataError
+from rcnn_svm.errors import ConfigError, DataError
 from rcnn_svm.structures import GroundTruth, Sample
 
-__all__ = ["open_images"]
+__all__ = ["open_images", "refuse_to_overwrite"]
 
 
 def open_images(
@@ -51,3 +52,17 @@ def open_images(
         else:
             samples.append(Sample(ids[file], size, GroundTruth.empty(), path=file, reader=read_image))
     return samples
+
+
+def refuse_to_overwrite(outputs: Iterable[Path], inputs: Iterable[Path | None]) -> None:
+    """Refuse outputs that would take the place of inputs, whatever links lead there.
+
+    Raises:
+        ConfigError: one would; the message names it.
+    """
+    given = {os.path.realpath(path) for path in inputs if path is not None}
+    for path in outputs:
+        if os.path.realpath(path) in given:
+            raise ConfigError(
+                f"The output must not take the place of a file that is read, got {path}. Choose another."
+            )

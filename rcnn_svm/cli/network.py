@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from rcnn_svm.cli import options as shared
 from rcnn_svm.config import choices
-from rcnn_svm.errors import ConfigError, DataError
+from rcnn_svm.errors import ConfigError, DataError, ShapeError
 from rcnn_svm.features.build import FeatureConfig
 from rcnn_svm.progress import say, track
 
-__all__ = ["add_extract", "add_layers"]
+if TYPE_CHECKING:
+    from rcnn_svm.boxes import Boxes
+    from rcnn_svm.structures import Sample
+
+__all__ = ["add_extract", "add_layers", "read_regions"]
 
 
 def add_layers(layers: argparse.ArgumentParser) -> None:
@@ -77,16 +82,13 @@ def _extract(options: argparse.Namespace) -> None:
     taps = options.taps or list(backbone.layers)[-2]
     config = FeatureConfig(options.backbone, options.weights, options.path, taps)
     featurizer = build_featurizer(config, backbone, device=shared.device_of(options))
-    boxes = None if options.boxes is None else _read_boxes(options.boxes)
+    regions = None if options.boxes is None else read_regions(options.boxes, samples)
     arrays = {}
     for sample in track(samples, "extract"):
         height, width = sample.size
-        regions = np.array([[0, 0, width, height]], np.float32)
-        if boxes is not None:
-            if sample.image_id not in boxes:
-                raise DataError(f"{options.boxes}: holds no boxes of {sample.image_id!r}.")
-            regions = boxes[sample.image_id]
-        arrays[sample.image_id] = featurizer(sample.read(), regions)
+        whole = np.array([[0, 0, width, height]], np.float32)
+        boxes = whole if regions is None else regions[sample.image_id]
+        arrays[sample.image_id] = featurizer(sample.read(), boxes)
     with atomic_path(options.out) as temporary, open(temporary, "wb") as stream:
         if suffix == ".npy":
             np.save(stream, next(iter(arrays.values())), allow_pickle=False)
@@ -98,14 +100,34 @@ def _extract(options: argparse.Namespace) -> None:
     say(f"{options.out}: {taps} of {options.backbone}, {n} x {featurizer.n_features} float32")
 
 
-def _read_boxes(path: Path) -> dict[str, Any]:
-    from rcnn_svm.boxes import as_boxes
+def read_regions(path: Path, samples: Sequence[Sample]) -> dict[str, Boxes]:
+    """Read the JSON of `rcnn-svm propose --out`.
+
+    Args:
+        path: of the file.
+        samples: the images whose regions are wanted.
+
+    Returns:
+        The (R, 4) regions by image id, each inside its image and of positive area.
+
+    Raises:
+        DataError: the file is no such JSON, lacks an image, or holds what is no region of it.
+    """
+    from rcnn_svm.boxes import plain_boxes
     from rcnn_svm.files import read_json
+    from rcnn_svm.structures import RegionSet
 
     values = read_json(path)
     if not isinstance(values, dict):
         raise DataError(f'{path}: must be a JSON object {{"image": [[x1, y1, x2, y2], ...]}}.')
-    try:
-        return {name: as_boxes(rows, where=f"{path}: {name}") for name, rows in values.items()}
-    except (TypeError, ValueError) as error:
-        raise DataError(f"{path}: {error}") from error
+    regions = {}
+    for sample in samples:
+        if sample.image_id not in values:
+            raise DataError(f"{path}: holds no boxes of {sample.image_id!r}.")
+        try:
+            boxes = plain_boxes(values[sample.image_id])
+            priority = np.arange(len(boxes), dtype=np.float32)
+            regions[sample.image_id] = RegionSet(sample.image_id, sample.size, boxes, priority).boxes
+        except ShapeError as error:
+            raise DataError(f"{path}: {sample.image_id}: {error}") from error
+    return regions

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +24,8 @@ __all__ = ["add_propose"]
 
 _N_DRAWN = 4
 """Images that are drawn."""
+_KINDS = ("segmentation", "boxes")
+"""What is drawn of each."""
 
 
 def add_propose(propose: argparse.ArgumentParser) -> None:
@@ -48,7 +51,7 @@ def add_propose(propose: argparse.ArgumentParser) -> None:
 
 
 def _propose(options: argparse.Namespace) -> None:
-    from rcnn_svm.cli.images import open_images
+    from rcnn_svm.cli.images import open_images, refuse_to_overwrite
     from rcnn_svm.datasets import holds_dataset, load_dataset
     from rcnn_svm.files import write_text
     from rcnn_svm.proposals import cached_proposals, proposal_recall
@@ -72,17 +75,25 @@ def _propose(options: argparse.Namespace) -> None:
         )
         samples = list(dataset.samples[: data.max_images])
         truths, classes = [sample.truth for sample in samples], dataset.classes
+    written = [options.out] if options.out is not None else []
+    if options.plot is not None:
+        written += [_drawn(options.plot, sample, kind) for sample in samples[:_N_DRAWN] for kind in _KINDS]
+    refuse_to_overwrite(written, [sample.path for sample in samples])
     regions = cached_proposals(samples, config, options.cache / "proposals", n_jobs=shared.n_jobs_of(options))
     room.hold(finished=True)
     counts = np.array([len(one) for one in regions])
-    print(f"{len(regions)} images, {counts.mean():.0f} boxes each ({counts.min()} to {counts.max()})")
     if options.out is not None:
-        lines = [f'"{one.image_id}": {one.boxes.astype(np.float64).tolist()}' for one in regions]
+        lines = [f"{json.dumps(one.image_id)}: {one.boxes.astype(np.float64).tolist()}" for one in regions]
         write_text(options.out, "{" + ",\n ".join(lines) + "}\n")
         say(f"Boxes (x1 y1 x2 y2, half-open pixels, best first): {options.out}")
     recall = None
     if truths is not None:
         recall = proposal_recall([one.boxes for one in regions], truths, len(classes))
+    if options.plot is not None:
+        _draw(options.plot, samples, regions, config, recall)
+    # Last: the reader of what is printed may leave, as `head` does.
+    print(f"{len(regions)} images, {counts.mean():.0f} boxes each ({counts.min()} to {counts.max()})")
+    if recall is not None:
         print("boxes   recall@0.5  recall@0.7   MABO")
         for b, budget in enumerate(recall.budgets):
             at = [recall.recall(0.5)[b], recall.recall(0.7)[b], recall.mabo()[b]]
@@ -92,8 +103,6 @@ def _propose(options: argparse.Namespace) -> None:
             "ABO of all boxes: "
             + ", ".join(f"{n} {v:.3f}" for n, v in zip(classes, abo, strict=True) if v == v)
         )
-    if options.plot is not None:
-        _draw(options.plot, samples, regions, config, recall)
 
 
 def _draw(
@@ -110,12 +119,18 @@ def _draw(
     figures = {}
     for sample, one in list(zip(samples, regions, strict=True))[:_N_DRAWN]:
         image = sample.read()
-        figures[f"{sample.image_id}-segmentation.png"] = levels_figure(image, config)
         truth = sample.truth.boxes if recall is not None else None
-        figures[f"{sample.image_id}-boxes.png"] = boxes_figure(image, one, truth)
+        figures[_drawn(folder, sample, "segmentation")] = levels_figure(image, config)
+        figures[_drawn(folder, sample, "boxes")] = boxes_figure(image, one, truth)
     if recall is not None:
-        figures["recall.png"] = recall_figure({f"selective search ({config.mode})": recall})
-    for name, figure in figures.items():
-        with atomic_path(folder / name) as temporary:
+        figures[folder / "recall.png"] = recall_figure({f"selective search ({config.mode})": recall})
+    for path, figure in figures.items():
+        with atomic_path(path) as temporary:
             figure.savefig(temporary, format="png")
     say(f"Pictures: {folder}")
+
+
+def _drawn(folder: Path, sample: Sample, kind: str) -> Path:
+    from rcnn_svm.files import inside
+
+    return inside(folder, f"{sample.image_id}-{kind}", ".png")

@@ -168,7 +168,7 @@ def _run(
     parts, run = config.build(), shared.run_of(options)
     stages = Stages((*stages_of(parts), "report"))
     splits = load_data(config.data, seed=config.seed)
-    remove_marker(options.out / "metrics.json")  # where one lies, the rest of the folder belongs to it
+    remove_marker(folder / "metrics.json")  # where one lies, the rest of the folder belongs to it
     warning = too_small(splits.trainval, config.proposals.min_size)
     if warning:
         say(warning)
@@ -201,8 +201,10 @@ def _train(options: argparse.Namespace) -> None:
     def save(result: HeadResult, splits: Splits) -> None:
         if result.detector.head == head if options.no_bbox else result.preferred:
             saved.append(result.detector.head)
-            SplitRecord.of(splits, seed=config.seed).write(options.out)
+            record = SplitRecord.of(splits, seed=config.seed)
+            record.remove(options.out)  # of an older detector: it must never lie beside this one
             result.detector.save(options.out)
+            record.write(options.out)
 
     from rcnn_svm.datasets import SplitRecord
     from rcnn_svm.report.tables import markdown

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -63,7 +62,7 @@ def add_evaluate(evaluate: argparse.ArgumentParser) -> None:
 
 
 def _detect(options: argparse.Namespace) -> None:
-    from rcnn_svm.cli.images import open_images
+    from rcnn_svm.cli.images import open_images, refuse_to_overwrite
     from rcnn_svm.detector import load_detector
     from rcnn_svm.evaluation.exchange import DetectionLines, write_detections
     from rcnn_svm.files import file_digest, inside, remove_marker, remove_stale_parts
@@ -79,7 +78,7 @@ def _detect(options: argparse.Namespace) -> None:
     samples = {sample.image_id: sample for sample in open_images(options.images, unreadable=leave_out)}
     pictures = {} if options.no_pictures else {name: inside(options.out, name, ".png") for name in samples}
     whole = options.out / "detections.json"
-    _refuse_to_overwrite([*pictures.values(), whole], [str(s.path) for s in samples.values()])
+    refuse_to_overwrite([*pictures.values(), whole], [s.path for s in samples.values()])
     remove_stale_parts(options.out)
     remove_marker(whole)  # where it lies, the rest is whole
     believed = _threshold(options, detector)
@@ -121,20 +120,6 @@ def _detect(options: argparse.Namespace) -> None:
         )
 
 
-def _refuse_to_overwrite(outputs: Iterable[Path], inputs: Iterable[str]) -> None:
-    """Refuse outputs that would take the place of inputs.
-
-    Raises:
-        ConfigError: one would; the message names it.
-    """
-    given = {os.path.realpath(path) for path in inputs}
-    for path in outputs:
-        if os.path.realpath(path) in given:
-            raise ConfigError(
-                f"--out must not lead to an image that is read, got {path}. Choose another folder."
-            )
-
-
 def _threshold(options: argparse.Namespace, detector: Detector) -> Callable[[Detections], Detections]:
     """Return what keeps the detections that are to be shown."""
     if options.all:
@@ -150,22 +135,26 @@ def _threshold(options: argparse.Namespace, detector: Detector) -> Callable[[Det
 
 
 def _evaluate(options: argparse.Namespace) -> None:
+    from rcnn_svm.cli.images import refuse_to_overwrite
     from rcnn_svm.evaluation.coco import evaluate_coco
     from rcnn_svm.evaluation.exchange import write_comp4, write_detections
     from rcnn_svm.evaluation.voc import evaluate_voc
     from rcnn_svm.files import write_json
 
+    if options.out is not None:
+        written = [options.out / name for name in ("detections.json", "comp4", "evaluation.json")]
+        refuse_to_overwrite(written, [options.detections])
     found, dataset = _read(options)
     truths = [sample.truth for sample in dataset]
     voc = evaluate_voc(found, truths, dataset.classes)
     coco = evaluate_coco(found, truths, dataset.classes)
-    _print_table(voc, coco)
     if options.out is not None:
         write_detections(options.out / "detections.json", found, dataset.classes)
         write_comp4(options.out / "comp4", found, dataset.classes, split=dataset.split)
         write_json(options.out / "evaluation.json", {"voc": voc.to_json(), "coco": coco.to_json()})
         _write_coco_results(options, found, dataset)
         say(f"Figures and exchange formats in {options.out}")
+    _print_table(voc, coco)  # last: its reader may leave, as `head` does
 
 
 def _write_coco_results(options: argparse.Namespace, found: Sequence[Detections], dataset: Dataset) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from rcnn_svm.datasets.loading import Splits
 from rcnn_svm.errors import DataError
-from rcnn_svm.files import read_json, write_json
+from rcnn_svm.files import read_json, remove_marker, write_json
 
 __all__ = ["SplitRecord"]
 
@@ -67,6 +67,15 @@ class SplitRecord:
         """
         head = {"format": _FORMAT, "data": self.data, "seed": self.seed, "notes": list(self.notes)}
         write_json(folder / _FILE, head | {name: dict(self.parts[name]) for name in _PARTS})
+
+    @staticmethod
+    def remove(folder: Path) -> None:
+        """Remove the record that lies in `folder`, if any.
+
+        Raises:
+            DataError: it cannot be removed.
+        """
+        remove_marker(folder / _FILE)
 
     @classmethod
     def read(cls, folder: Path) -> Self | None:

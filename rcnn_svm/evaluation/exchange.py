@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rcnn_svm.boxes import as_boxes
+from rcnn_svm.boxes import as_boxes, is_number, plain_boxes
 from rcnn_svm.errors import ConfigError, DataError, ShapeError
 from rcnn_svm.files import appending, file_name, read_json, read_text, remove_marker, write_text
 from rcnn_svm.structures import Detections
@@ -30,6 +30,7 @@ __all__ = [
 ]
 
 _SCHEMA = 1
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 def write_comp4(
@@ -101,7 +102,7 @@ def read_comp4(
                     f"{where}: must be `image_id score xmin ymin xmax ymax`, got {line.strip()!r}. "
                     "The file may be truncated."
                 )
-            score, x1, y1, x2, y2 = (_number(field, where) for field in fields[1:])
+            score, x1, y1, x2, y2 = (_number(field, where, text=True) for field in fields[1:])
             rows.add(fields[0].strip(), (x1 - 1, y1 - 1, x2, y2), score, label, where)
     return rows.detections()
 
@@ -178,13 +179,13 @@ def read_coco_results(
         box = entry["bbox"]
         if not isinstance(box, list) or len(box) != 4:
             raise DataError(f"{where}: bbox must be [x, y, width, height], got {box!r}.")
-        if entry["category_id"] not in labels:
-            raise DataError(f"{where}: category_id {entry['category_id']!r} is not one of the classes.")
+        category, image = entry["category_id"], entry["image_id"]
+        if not isinstance(category, int | float) or category not in labels:
+            raise DataError(f"{where}: category_id {category!r} is not one of the classes.")
         x, y, width, height = (_number(value, where) for value in box)
-        label = labels[entry["category_id"]]
         score = _number(entry["score"], where)
-        image = names.get(entry["image_id"], repr(entry["image_id"]))
-        rows.add(image, (x, y, x + width, y + height), score, label, where)
+        known = names.get(image) if isinstance(image, int | str) else None
+        rows.add(known or repr(image), (x, y, x + width, y + height), score, labels[int(category)], where)
     return rows.detections()
 
 
@@ -246,9 +247,9 @@ class DetectionLines:
         for line in text[len(head) :].splitlines(keepends=True):
             try:
                 entry = json.loads(line)
-                found = Detections(entry["image_id"], entry["boxes"], entry["scores"], entry["labels"])
+                found = _plain(entry, self._n_classes)
                 self.done[found.image_id] = str(entry["image"]), found
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 break  # cut short; what follows, if anything, is no line of ours
             kept.append(line)
         return "".join(kept)
@@ -289,14 +290,13 @@ def read_detections(path: Path) -> tuple[tuple[str, ...], list[Detections]]:
     classes, images = value.get("classes"), value.get("images")
     if not isinstance(classes, list) or not isinstance(images, list):
         raise DataError(f'{path}: must hold the lists "classes" and "images".')
+    if not all(isinstance(name, str) and name for name in classes) or len(set(classes)) < len(classes):
+        raise DataError(f"{path}: classes must be texts, each once, got {classes}.")
     detections: dict[str, Detections] = {}
     for i, entry in enumerate(images):
         where = f"{path}, image {i}"
         try:
-            if not all(isinstance(label, int) for label in entry["labels"]):
-                raise ShapeError(f"labels must be integers, got {entry['labels']}.")
-            found = Detections(str(entry["image_id"]), entry["boxes"], entry["scores"], entry["labels"])
-            _check(found, len(classes), where)
+            found = _plain(entry, len(classes))
         except (KeyError, TypeError, ValueError) as error:
             reason = f"the key {error} is missing" if isinstance(error, KeyError) else str(error)
             raise DataError(f"{where}: must be the detections of one image: {reason}") from error
@@ -305,7 +305,31 @@ def read_detections(path: Path) -> tuple[tuple[str, ...], list[Detections]]:
                 f"{where}: must be an image of its own, got {found.image_id!r} once more. Remove one."
             )
         detections[found.image_id] = found
-    return tuple(str(name) for name in classes), list(detections.values())
+    return tuple(classes), list(detections.values())
+
+
+def _plain(entry: Any, n_classes: int) -> Detections:
+    """Return what `_record` described.
+
+    Raises:
+        ValueError, KeyError, TypeError: it is something else.
+    """
+    image_id, scores, labels = entry["image_id"], entry["scores"], entry["labels"]
+    if not isinstance(image_id, str):
+        raise ShapeError(f"image_id must be a text, got {image_id!r}.")
+    if not isinstance(scores, list) or not all(map(is_number, scores)):
+        raise ShapeError(f"scores must be numbers, got {scores!r}.")
+    if not isinstance(labels, list) or not all(
+        is_number(label) and isinstance(label, int) and abs(label) < 1 << 31 for label in labels
+    ):
+        raise ShapeError(f"labels must be integers, got {labels!r}.")
+    with np.errstate(over="ignore"):
+        numbers = np.array([float(min(max(score, -1e39), 1e39)) for score in scores], np.float32)
+    found = Detections(
+        image_id, plain_boxes(entry["boxes"], where=image_id), numbers, np.array(labels, np.int64)
+    )
+    _check(found, n_classes, image_id)
+    return found
 
 
 class _Rows:
@@ -319,6 +343,8 @@ class _Rows:
             raise DataError(
                 f"{where}: image {image} is not in the split. Check that the split is the right one."
             )
+        if box[2] < box[0] or box[3] < box[1] or max(map(abs, (*box, score))) > _LARGEST:
+            raise DataError(f"{where}: must be a box of no negative side and a score, got {box} and {score}.")
         self._rows[image].append((box, score, label))
 
     def detections(self) -> list[Detections]:
@@ -345,10 +371,10 @@ def _short(values: NDArray[np.float32]) -> list[float]:
     return [float(str(value)) for value in values]
 
 
-def _number(value: Any, where: str) -> float:
+def _number(value: Any, where: str, *, text: bool = False) -> float:
     try:
-        number = float(value)
-    except (TypeError, ValueError):
+        number = float(value) if is_number(value) or text else math.nan
+    except (ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
         raise DataError(f"{where}: must hold finite numbers, got {value!r}.")

@@ -146,7 +146,20 @@ class FcLayers:
             box_weight, box_bias = arrays["box.weight"], arrays["box.bias"]
         except (KeyError, IndexError) as error:
             raise CacheError(f"FcLayers: the saved arrays lack {error}. Train the layers again.") from error
-        sizes = [weight.shape[1] for weight in weights[1:]] + [class_weight.shape[0]]
-        if not weights or [weight.shape[0] for weight in weights] != sizes:
+        whole = cls(weights, biases, class_weight, class_bias, box_weight, box_bias, scaling)
+        named = whole.to_arrays()
+        named.pop("scaling")
+        ranks = {name: 2 if name.endswith("weight") else 1 for name in named}
+        fits = weights and all(v.ndim == ranks[k] and v.dtype == np.float32 for k, v in named.items())
+        if fits:
+            hidden, n = class_weight.shape
+            fits = (
+                [weight.shape[0] for weight in weights]
+                == [weight.shape[1] for weight in weights[1:]] + [hidden]
+                and [len(bias) for bias in biases] == [len(weight) for weight in weights]
+                and box_weight.shape == (hidden, 4 * (n - 1))
+                and (len(class_bias), len(box_bias)) == (n, 4 * (n - 1))
+            )
+        if not fits:
             raise CacheError("FcLayers: the saved arrays do not fit together. Train the layers again.")
-        return cls(weights, biases, class_weight, class_bias, box_weight, box_bias, scaling)
+        return whole

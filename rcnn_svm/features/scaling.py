@@ -107,7 +107,15 @@ class FeatureScaler:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Restore a scaler from `to_dict`."""
+        """Restore a scaler from `to_dict`.
+
+        Raises:
+            ConfigError: an unknown scaling, or a factor that is no positive number where one is needed.
+        """
         scaler = cls(values["scaling"])
-        scaler.factor_ = values["factor"]
+        factor = values["factor"]
+        known = type(factor) in (int, float) and 0 < factor < float("inf")
+        if not known and (factor is not None or scaler.scaling == "mean-norm-20"):
+            raise ConfigError(f"FeatureScaler: factor must be a positive number, got {factor!r}.")
+        scaler.factor_ = factor
         return scaler

@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rcnn_svm.boxes import encode_deltas
-from rcnn_svm.errors import ConfigError, DataError, NotFittedError
+from rcnn_svm.errors import ConfigError, DataError, NotFittedError, ShapeError
 from rcnn_svm.heads.base import RegionBlocks, Trainable, check_features, read_features, require_positive
+from rcnn_svm.structures import require_finite
 
 __all__ = ["BoxRegressor"]
 
@@ -140,10 +141,23 @@ class BoxRegressor(Trainable):
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Self:
-        """Rebuild a regressor that can predict from `to_arrays`."""
+        """Rebuild a regressor that can predict from `to_arrays`.
+
+        Raises:
+            ShapeError: the arrays do not fit together.
+            DataError: they are not finite.
+        """
         regressor = cls()
         regressor.coef_ = np.ascontiguousarray(arrays["coef"], np.float32)
         regressor.intercept_ = np.ascontiguousarray(arrays["intercept"], np.float32)
+        if regressor.coef_.ndim != 3 or regressor.coef_.shape[:2] != (len(regressor.coef_), 4):
+            raise ShapeError(f"BoxRegressor: coef must have shape (K, 4, D), got {regressor.coef_.shape}.")
+        if regressor.intercept_.shape != regressor.coef_.shape[:2]:
+            raise ShapeError(
+                f"BoxRegressor: intercept must have shape {regressor.coef_.shape[:2]}, got "
+                f"{regressor.intercept_.shape}."
+            )
+        require_finite("BoxRegressor", regressor.to_arrays())
         regressor.n_features_in_ = regressor.coef_.shape[2]
         return regressor
 

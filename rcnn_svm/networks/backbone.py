@@ -297,9 +297,10 @@ def load_backbone(
     )
     state = _named_as(architecture, read_weights(path))
     with torch.device("meta"):
-        net = architecture.build(_n_outputs(architecture, state, path))
+        n_saved = _n_outputs(architecture, state, path)
+        net = architecture.build(n_saved)
     load_weights(net, state, str(path))
-    backbone = Backbone(architecture, net, _saved_classes(path, architecture.name)).eval()
+    backbone = Backbone(architecture, net, _saved_classes(path, architecture.name, n_saved)).eval()
     if n_outputs is None:
         return backbone
     return with_new_outputs(backbone, tuple(map(str, range(n_outputs))), seed=seed)
@@ -356,19 +357,36 @@ def _n_outputs(architecture: Architecture, state: Mapping[str, Tensor], path: Pa
                 f"{path}: lacks the last layer, {name!r}, and has all others. Save the whole network."
             )
         raise WeightsError(f"{path}: lacks {f'{name}.weight'!r}. These are the weights of another network.")
-    return len(state[f"{name}.weight"])
+    last = state[f"{name}.weight"]
+    if last.ndim != 2 or not len(last):
+        raise WeightsError(
+            f"{path}: {f'{name}.weight'!r} must be a matrix, got shape {tuple(last.shape)}. "
+            f"These are the weights of another network."
+        )
+    return len(last)
 
 
-def _saved_classes(path: Path, name: str) -> tuple[str, ...] | None:
+def _saved_classes(path: Path, name: str, n_outputs: int) -> tuple[str, ...] | None:
     if path.suffix != ".safetensors":
         return None
     from safetensors import safe_open
 
     with safe_open(path, framework="pt") as stream:
-        about = json.loads((stream.metadata() or {}).get(_ABOUT, "{}"))
-    if about.get("backbone", name) != name:
-        raise WeightsError(f"{path}: holds the weights of {about['backbone']}, not of {name}.")
-    return tuple(about["classes"]) if about.get("classes") else None
+        text = (stream.metadata() or {}).get(_ABOUT, "{}")
+    try:
+        about = json.loads(text)
+        told, classes = about.get("backbone", name), about.get("classes") or ()
+        valid = all(isinstance(one, str) for one in classes) and len(classes) in (0, n_outputs)
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        valid = False
+    if not valid:
+        raise WeightsError(
+            f"{path}: must say of which network and of which {n_outputs} classes it is, got {text[:80]!r}. "
+            f"The file is damaged: fetch or train it again."
+        )
+    if told != name:
+        raise WeightsError(f"{path}: holds the weights of {told}, not of {name}.")
+    return tuple(classes) or None
 
 
 def with_new_outputs(backbone: Backbone, classes: tuple[str, ...], *, seed: int = 0) -> Backbone:

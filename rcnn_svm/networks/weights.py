@@ -210,10 +210,15 @@ def load_weights(net: nn.Module, state: Mapping[str, Tensor], where: str) -> Non
                 f"{where}: {name!r} must have shape {tuple(value.shape)}, got "
                 f"{tuple(complete[name].shape)}. These are the weights of another network."
             )
-    for name, value in complete.items():
+        if complete[name].is_floating_point() != value.is_floating_point():
+            raise WeightsError(
+                f"{where}: {name!r} must hold numbers like {value.dtype}, got {complete[name].dtype}. "
+                f"Save it without quantisation."
+            )
+    floats = {n: v.float() if v.is_floating_point() else v for n, v in complete.items()}
+    for name, value in floats.items():
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise WeightsError(
                 f"{where}: {name!r} must be finite, holds NaN or infinity. Train or fetch it again."
             )
-    floats = {n: v.float() if v.is_floating_point() else v for n, v in complete.items()}
     net.load_state_dict(floats, assign=True)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -160,16 +158,7 @@ def _load(path: Path, sample: Sample, name: str) -> RegionSet:
             regions = RegionSet(sample.image_id, (height, width), stored["boxes"], stored["priority"])
     except FileNotFoundError:
         raise
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        EOFError,
-        NotImplementedError,
-        zipfile.BadZipFile,
-        zlib.error,
-        ShapeError,
-    ) as error:
+    except Exception as error:  # numpy and zipfile raise anything on damaged files
         raise CacheError(f"{path}: is no readable file of proposals ({error}).") from error
     if key != name:
         raise CacheError(f"{path}: holds the proposals of another image or of other settings.")

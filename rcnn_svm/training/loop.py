@@ -40,6 +40,9 @@ __all__ = [
 
 T = TypeVar("T")
 
+_ABOUT = "training"
+"""Key of what a checkpoint says about its training."""
+
 Schedule: TypeAlias = Callable[[int], float]
 """Step, from 0 on -> the factor of every learning rate."""
 
@@ -254,35 +257,53 @@ def _save(path: Path, trainer: Trainer, identity: str, history: list[Progress]) 
     for i, state in optimizer.state_dict()["state"].items():
         for name, value in state.items():
             tensors[f"optimizer.{i}.{name}"] = torch.as_tensor(value).detach().cpu().contiguous()
-    metadata = {"identity": identity, "history": json.dumps(history)}
+    # One entry only: safetensors writes several in an order that differs from run to run.
+    about = json.dumps({"identity": identity, "history": history})
     with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata=metadata)
+        save_file(tensors, temporary, metadata={_ABOUT: about})
 
 
 def _resume(path: Path, trainer: Trainer, identity: str, device: str) -> list[Progress]:
     module, optimizer = trainer.module, trainer.optimizer
     try:
         with safe_open(path, framework="pt", device=device) as stream:
-            metadata = stream.metadata() or {}
+            about = json.loads((stream.metadata() or {}).get(_ABOUT, "{}"))
             tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
+        told = about.get("identity")
     except FileNotFoundError:  # another process made room in the cache that it lay in
         return []
-    except (SafetensorError, OSError) as error:
-        raise CacheError(f"{path}: is no readable checkpoint ({error}). Delete it to start anew.") from error
-    if metadata.get("identity") != identity:
+    except (SafetensorError, OSError, ValueError, AttributeError, RecursionError) as error:
+        raise _unreadable(path, error) from error
+    if told != identity:
         raise CacheError(
             f"{path}: is the checkpoint of another training (other data, network or settings). "
             f"Delete it to start anew, or name another file."
         )
-    module.load_state_dict({k[4:]: v for k, v in tensors.items() if k.startswith("net.")})
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    state: dict[int, dict[str, Any]] = {}
-    for name, value in tensors.items():
-        if name.startswith("optimizer."):
-            _, i, key = name.split(".")
-            like = parameters[int(i)]
-            # Fused optimizers go through memory as it lies: moments must lie as their parameter does.
-            laid = torch.empty_like(like).copy_(value) if value.shape == like.shape else value
-            state.setdefault(int(i), {})[key] = laid
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-    return [Progress(*entry) for entry in json.loads(metadata["history"])]
+    try:
+        module.load_state_dict({k[4:]: v for k, v in tensors.items() if k.startswith("net.")})
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        state: dict[int, dict[str, Any]] = {}
+        for name, value in tensors.items():
+            if name.startswith("optimizer."):
+                _, i, key = name.split(".")
+                like = parameters[int(i)]
+                if value.shape not in (like.shape, torch.Size()):
+                    raise ValueError(f"{name} has shape {tuple(value.shape)}")
+                # Fused optimizers go through memory as it lies: moments must lie as their parameter does.
+                laid = torch.empty_like(like).copy_(value) if value.shape == like.shape else value
+                state.setdefault(int(i), {})[key] = laid
+        if len({frozenset(kept) for kept in state.values()}) > 1:
+            raise ValueError("it lacks a part of the optimizer's state")
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+        history = [Progress(*entry) for entry in about["history"]]
+        if not all(map(math.isfinite, (number for entry in history for number in entry))):
+            raise ValueError("its history is not finite")
+    except (RuntimeError, ValueError, KeyError, IndexError, TypeError) as error:
+        raise _unreadable(path, error) from error
+    if not all(bool(torch.isfinite(value).all()) for value in tensors.values()):
+        raise _unreadable(path, ValueError("it holds NaN or infinity"))
+    return history
+
+
+def _unreadable(path: Path, error: Exception) -> CacheError:
+    return CacheError(f"{path}: is no readable checkpoint ({error}). Delete it to start anew.")

@@ -27,7 +27,7 @@ def test_an_output_that_is_an_input_is_refused_before_anything_is_written(
 ) -> None:
     before = {path: path.read_bytes() for path in photos.iterdir()}
     assert run("detect", detector_folder, photos, "--out", photos) == 2
-    assert "--out must not lead to an image that is read, got" in capsys.readouterr().err
+    assert "The output must not take the place of a file that is read, got" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in photos.iterdir()} == before
     assert run("detect", detector_folder, photos, "--out", photos, "--no-pictures") == 0
 

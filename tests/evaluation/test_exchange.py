@@ -153,7 +153,7 @@ def test_own_format_reads_back_the_same(tmp_path, detections):
             '{"schema": 1, "classes": ["a"], "images": [{}]}',
             "image 0: must be the detections of one image: the key",
         ),
-        (one_image(boxes=[[1, 2]]), "boxes must have shape (N, 4), got (1, 2)."),
+        (one_image(boxes=[[1, 2]]), "boxes must be lists of four numbers"),
         (one_image(labels=[4]), "labels of image 'i' must lie in 0 .. 0, got 4 .. 4."),
         (one_image(labels=[0.5]), "labels must be integers, got [0.5]."),
         (one_image(scores=[1, 2]), "scores must have shape (1,) like the boxes, got (2,)."),

@@ -1,0 +1,151 @@
+"""How a command ends: with an exit code and, unless all went well, one sentence on stderr.
+
+| what ends it | exit code |
+|---|--:|
+| it is done | 0 |
+| an error of ours | 2 usage, 3 data |
+| the system has no memory, files, disk space or permission for it | 3 |
+| Ctrl-C, SIGTERM, SIGHUP | 130, 143, 129 |
+| the reader of its output has left, as `head` does | 141 |
+
+Whatever else there is to catch is a mistake in this package and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import signal
+import sys
+import threading
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+from rcnn_svm.errors import RcnnSvmError, printable
+
+__all__ = ["Ending", "Stopped"]
+
+_NO_MEMORY = re.compile(
+    "(alloc.*memory|insufficient memory|out of memory|bad allocation|bad_alloc|start new thread)",
+    re.IGNORECASE,
+)
+"""What torch, OpenCV and Python say with errors of other kinds where there is no memory."""
+
+
+_STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Stopped(BaseException):
+    """The system, or somebody, asked this process to end.
+
+    Attributes:
+        number: of the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+class Ending:
+    """Runs a command inside a `with` block and settles how it ends.
+
+    SIGTERM and SIGHUP end the block as Ctrl-C does, so that temporary files are removed. Signals that are
+    ignored, as under `nohup`, stay so. Both outputs exist inside the block, though the caller may have closed
+    them.
+
+    Attributes:
+        code: the exit code, once the block is done.
+        resumes: whether finished work is kept, and the same command goes on from there.
+
+    Args:
+        last: the process ends after the block: once it is stopped, a second signal ends it at once.
+    """
+
+    def __init__(self, *, last: bool = False) -> None:
+        self.code = 0
+        self.resumes = False
+        self._last = last
+        self._handlers: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        for name in ("stdout", "stderr"):
+            if getattr(sys, name) is None:  # closed: the next file that is opened would take its place
+                setattr(sys, name, open(os.devnull, "w"))
+        if threading.current_thread() is threading.main_thread():
+            self._handlers = {number: signal.getsignal(number) for number in _STOPPING}
+            for number in (signal.SIGTERM, signal.SIGHUP):
+                if self._handlers[number] == signal.SIG_DFL:
+                    signal.signal(number, _stop)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        stopped = isinstance(error, KeyboardInterrupt | Stopped)
+        for number, handler in self._handlers.items():
+            at_once = stopped and self._last and handler != signal.SIG_IGN
+            signal.signal(number, signal.SIG_DFL if at_once else handler)
+        unwritten = _flushed()
+        if isinstance(error, SystemExit):  # of the parser, which has said what there is to say
+            return False
+        if error is None or isinstance(error, OSError):
+            error = unwritten or error
+        if error is None:
+            return True
+        told = self._told(error)
+        if told is None:
+            return False
+        self.code, sentence = told
+        if sentence:
+            with contextlib.suppress(OSError):  # there is nobody to tell
+                print(f"rcnn-svm: {sentence}", file=sys.stderr, flush=True)
+        return True
+
+    def _told(self, error: BaseException) -> tuple[int, str] | None:
+        """Return exit code and sentence of an error; None for a mistake of ours."""
+        kept = " Finished work is kept: the same command goes on from there." if self.resumes else ""
+        if isinstance(error, RcnnSvmError):
+            return error.exit_code, str(error)
+        if isinstance(error, KeyboardInterrupt):
+            return 128 + signal.SIGINT, f"interrupted.{kept}"
+        if isinstance(error, Stopped):
+            return 128 + error.number, f"stopped by {signal.Signals(error.number).name}.{kept}"
+        if _is_out_of_memory(error):
+            return 3, (
+                f"needs more memory than there is. Take fewer --jobs, smaller images or, with "
+                f"proposals.max_width, smaller copies of them.{kept}"
+            )
+        if isinstance(error, BrokenPipeError):
+            return 128 + signal.SIGPIPE, ""
+        if isinstance(error, OSError):
+            where = "the output" if error.filename is None else str(error.filename)
+            advice = " Allow more open files with `ulimit -n`." if error.errno == errno.EMFILE else ""
+            return 3, printable(f"{where}: cannot be used ({error.strerror or error}).{advice}{kept}")
+        return None
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise Stopped(number)
+
+
+def _flushed() -> OSError | None:
+    """Write out what was printed; return what prevents it, after which nothing more is tried."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        # Python would try again when it ends, and complain.
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return error
+    return None
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    # torch's errors are RuntimeErrors, OpenCV's are its own.
+    named = isinstance(error, RuntimeError) or type(error).__module__ == "cv2"
+    return isinstance(error, MemoryError) or (named and _NO_MEMORY.search(str(error)) is not None)
