@@ -6,6 +6,7 @@ An option that is absent is None and leaves what is configured; one that is give
 from __future__ import annotations
 
 import argparse
+from collections.abc import Collection
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -137,21 +138,31 @@ def add_jobs_option(parser: argparse._ActionsContainer) -> None:
     )
 
 
-def add_experiment_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of a whole experiment."""
+def add_experiment_options(parser: argparse.ArgumentParser, *, without: Collection[str] = ()) -> None:
+    """Add the options of a whole experiment.
+
+    Args:
+        parser: of the verb.
+        without: those of `taps`, `path`, `learn`, `choice` that would change nothing of what the verb does.
+    """
     add_data_options(parser)
     group = parser.add_argument_group("features")
     group.add_argument("--backbone", metavar="NAME", help="the network (see `rcnn-svm layers`)")
     group.add_argument("--weights", metavar="FILE", help="default, offline, random, or a file")
-    group.add_argument(
-        "--taps", metavar="TAPS", help="layers to read, such as fc7 or block13@3x3,block17@1x1"
-    )
-    group.add_argument(
-        "--path", choices=choices(FeatureConfig, "path"), help="convolutions once per image, or per region"
-    )
-    group.add_argument(
-        "--learn", choices=choices(ExperimentConfig, "learn"), help="what is trained before the heads"
-    )
+    if "taps" not in without:
+        group.add_argument(
+            "--taps", metavar="TAPS", help="layers to read, such as fc7 or block13@3x3,block17@1x1"
+        )
+    if "path" not in without:
+        group.add_argument(
+            "--path",
+            choices=choices(FeatureConfig, "path"),
+            help="convolutions once per image, or per region",
+        )
+    if "learn" not in without:
+        group.add_argument(
+            "--learn", choices=choices(ExperimentConfig, "learn"), help="what is trained before the heads"
+        )
     group = parser.add_argument_group("configuration")
     group.add_argument("--config", type=Path, metavar="FILE", help="a TOML file over the defaults")
     group.add_argument(
@@ -167,18 +178,19 @@ def add_experiment_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--quick", dest="preset", action="store_const", const="quick", help="the same as --preset quick"
     )
-    group.add_argument(
-        "--choice",
-        action=argparse.BooleanOptionalAction,
-        help="choose settings on val, or take those that do well in general (default: as configured)",
-    )
+    if "choice" not in without:
+        group.add_argument(
+            "--choice",
+            action=argparse.BooleanOptionalAction,
+            help="choose settings on val, or take those that do well in general (default: as configured)",
+        )
     group.add_argument("--paper", action="store_true", help="every constant as in the paper")
     add_run_options(parser)
 
 
 def given(options: argparse.Namespace, *names: str) -> dict[str, Any]:
-    """Return those of the named options that the command line has, by name."""
-    values = {name: getattr(options, name) for name in names}
+    """Return those of the named options that the verb has and the command line gives, by name."""
+    values = {name: getattr(options, name, None) for name in names}
     return {name: value for name, value in values.items() if value is not None}
 
 
@@ -198,12 +210,13 @@ def names_of(options: argparse.Namespace) -> tuple[str, ...]:
 def experiment_config(options: argparse.Namespace, base: ExperimentConfig) -> ExperimentConfig:
     """Put the options over `base`: presets first, then the file, then `--set`, then single options."""
     config = base
-    if options.paper:
+    if given(options, "paper").get("paper"):
         config = paper_config(config)
     config = PRESETS[options.preset].apply(config)
-    config = with_overrides(config, options.config, options.set)
+    whole = given(options, "config", "set")
+    config = with_overrides(config, whole.get("config"), whole.get("set", ()))
     features = replace(config.features, **given(options, "backbone", "weights", "taps", "path"))
-    choose = config.choose if options.choice is None else options.choice
+    choose = given(options, "choice").get("choice", config.choose)
     return replace(config, features=features, choose=choose, **given(options, "learn", "seed"))
 
 

@@ -25,7 +25,7 @@ def add_study(study: argparse.ArgumentParser) -> None:
         metavar="A,B",
         help=f"some of label, negatives, loss, kernel, rows (default {','.join(_FACTORS)})",
     )
-    shared.add_experiment_options(study)
+    shared.add_experiment_options(study, without=("choice",))
     study.set_defaults(run=_study, resumes=True)
 
 

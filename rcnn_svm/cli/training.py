@@ -35,20 +35,7 @@ _HEAD_OF_NOTHING: HeadName = "linear-svm"
 def add_demo(demo: argparse.ArgumentParser) -> None:
     """Add the options of `demo`."""
     demo.add_argument("--out", type=Path, default=Path("runs/demo"), metavar="DIR")
-    demo.set_defaults(
-        run=_demo,
-        resumes=True,
-        paper=False,
-        config=None,
-        set=[],
-        backbone=None,
-        weights=None,
-        taps=None,
-        path=None,
-        learn=None,
-        choice=None,
-        no_pictures=False,
-    )
+    demo.set_defaults(run=_demo, resumes=True, no_pictures=False)
     demo.add_argument(
         "--quick",
         dest="preset",
@@ -96,7 +83,7 @@ def add_finetune(finetune: argparse.ArgumentParser) -> None:
     """Add the options of `finetune`."""
     finetune.add_argument("data", help="a VOC, COCO or YOLO data set, or `digits`")
     finetune.add_argument("--out", type=Path, required=True, metavar="FILE", help="weights, as .safetensors")
-    shared.add_experiment_options(finetune)
+    shared.add_experiment_options(finetune, without=("taps", "path", "learn", "choice"))
     finetune.set_defaults(run=_finetune, resumes=True)
 
 

@@ -344,7 +344,7 @@ def test_an_estimate_counts_every_view(digits_folder: Path, tmp_path: Path) -> N
 
 def test_finetuned_weights_are_read_back(run: Run, digits_folder: Path, tmp_path: Path) -> None:
     weights = tmp_path / "tuned.safetensors"
-    network = ["--backbone", "small_cnn", "--weights", "random", "--path", "warped", "--taps", "fc7"]
+    network = ["--backbone", "small_cnn", "--weights", "random", "--set", "features.path=warped"]
     few = [
         "--set",
         "finetune.n_steps=3",

@@ -179,6 +179,7 @@ def test_verbs_that_keep_finished_work() -> None:
         "demo": [],
         "train": ["d", "--out", "o"],
         "compare": ["d", "--out", "o"],
+        "study": ["d", "--out", "o"],
         "finetune": ["d", "--out", "o"],
         "propose": ["d"],
         "detect": ["d", "i", "--out", "o"],
@@ -190,4 +191,4 @@ def test_verbs_that_keep_finished_work() -> None:
     }
     parser = build_parser()
     resume = {verb for verb, more in given.items() if parser.parse_args([verb, *more]).resumes}
-    assert resume == {"demo", "train", "compare", "finetune", "propose"}
+    assert resume == {"demo", "train", "compare", "study", "finetune", "propose", "detect"}
