@@ -14,7 +14,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from rcnn_svm.errors import ConfigError
 from rcnn_svm.heads.base import require_positive
-from rcnn_svm.heads.block_solver import BlockSolver, MatrixSource, Solution
+from rcnn_svm.heads.solver import BlockSolver, MatrixSource, Solution
 
 __all__ = ["LinearSVM"]
 
