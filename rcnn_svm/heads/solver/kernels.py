@@ -207,42 +207,52 @@ def solve_alone(
     otherwise ties all rows together. Changes `margins` and `alpha` (n,) in place, until no margin
     condition is violated by more than `tol`. `bounds` (n,) are the costs of the rows.
     """
+    n = len(labels)
+    ceiling, ridge, diagonal, errors = bounds.copy(), np.zeros(n), np.empty_like(margins), np.empty(n)
+    for t in range(n):
+        diagonal[t] = gram[t, t]
+        if squared:
+            ceiling[t], ridge[t] = np.inf, 1 / (2 * bounds[t])
     for _ in range(max_steps):
-        first, sign, size = _worst(margins, labels, alpha, bounds, squared)
+        for t in range(n):  # how far each margin is from where its variable would come to rest
+            errors[t] = labels[t] - margins[t]
+            if squared:
+                errors[t] -= labels[t] * alpha[t] / (2 * bounds[t])
+        first, sign, size = _worst(errors, labels, alpha, ceiling)
         if size <= tol:
             break
-        ridge = 1 / (2 * bounds[first]) if squared else 0.0
-        single = gram[first, first] + bias_gram + ridge
-        second = _partner(first, sign, size, single, margins, gram, labels, alpha, bounds, squared)
+        single = diagonal[first] + bias_gram + ridge[first]
+        alone = size * size / single if single > 0 else 0.0
+        second = _partner(
+            first, sign, size, alone, errors, gram[first], diagonal, labels, alpha, ceiling, ridge
+        )
+        move = _room(labels[first] == sign, alpha[first], ceiling[first])
         if second >= 0:
-            error = _error(labels[second], margins[second], alpha[second], bounds[second], squared)
-            move = (size - sign * error) / max(_curvature(first, second, gram, bounds, squared), 1e-12)
-            move = min(move, _room(labels[second] != sign, alpha[second], bounds[second], squared))
-        else:
-            move = size / single if single > 0 else np.inf
-        move = min(move, _room(labels[first] == sign, alpha[first], bounds[first], squared))
-        alpha[first] = _clip(alpha[first] + labels[first] * sign * move, bounds[first], squared)
-        if second >= 0:
-            alpha[second] = _clip(alpha[second] - labels[second] * sign * move, bounds[second], squared)
-            for t in range(len(labels)):
+            curvature = diagonal[first] + diagonal[second] - 2 * gram[first, second]
+            curvature = curvature + ridge[first] + ridge[second]
+            move = min(move, (size - sign * errors[second]) / max(curvature, 1e-12))
+            move = min(move, _room(labels[second] != sign, alpha[second], ceiling[second]))
+            alpha[second] = min(max(alpha[second] - labels[second] * sign * move, 0.0), ceiling[second])
+            for t in range(n):
                 margins[t] += sign * move * (gram[first, t] - gram[second, t])
         else:
-            for t in range(len(labels)):
+            move = min(move, size / single if single > 0 else np.inf)
+            for t in range(n):
                 margins[t] += sign * move * (gram[first, t] + bias_gram)
+        alpha[first] = min(max(alpha[first] + labels[first] * sign * move, 0.0), ceiling[first])
 
 
 @kernel()
 def _worst(
-    margins: Floats, labels: NDArray[np.int8], alpha: Floats, bounds: Floats, squared: bool
+    errors: NDArray[np.float64], labels: NDArray[np.int8], alpha: Floats, ceiling: Floats
 ) -> tuple[int, int, float]:
     """Return the variable that violates its condition most, the way its margin wants to go, and how far."""
     up, down, top, bottom = -1, -1, 0.0, 0.0
     for t in range(len(labels)):
-        error = _error(labels[t], margins[t], alpha[t], bounds[t], squared)
-        may_grow = squared or alpha[t] < bounds[t]
-        if (may_grow if labels[t] > 0 else alpha[t] > 0) and error > top:
+        error = errors[t]
+        if error > top and (alpha[t] < ceiling[t] if labels[t] > 0 else alpha[t] > 0):
             up, top = t, error
-        if (alpha[t] > 0 if labels[t] > 0 else may_grow) and error < bottom:
+        if error < bottom and (alpha[t] > 0 if labels[t] > 0 else alpha[t] < ceiling[t]):
             down, bottom = t, error
     return (up, 1, top) if top >= -bottom else (down, -1, -bottom)
 
@@ -252,52 +262,28 @@ def _partner(
     first: int,
     sign: int,
     size: float,
-    single: float,
-    margins: Floats,
-    gram: Floats,
+    alone: float,
+    errors: NDArray[np.float64],
+    products: Floats,
+    diagonal: Floats,
     labels: NDArray[np.int8],
     alpha: Floats,
-    bounds: Floats,
-    squared: bool,
+    ceiling: Floats,
+    ridge: NDArray[np.float64],
 ) -> int:
-    """Return who promises the largest ascent by moving against `first`; -1 if `first` promises more alone."""
-    best, second = size * size / single if single > 0 else 0.0, -1
+    """Return who promises more ascent than `alone` by moving against `first`; -1 if nobody does."""
+    second = -1
     for t in range(len(labels)):
-        if t != first and _room(labels[t] != sign, alpha[t], bounds[t], squared) > 0:
-            gain = size - sign * _error(labels[t], margins[t], alpha[t], bounds[t], squared)
-            if gain > 0:
-                ascent = gain * gain / max(_curvature(first, t, gram, bounds, squared), 1e-12)
-                if ascent > best:
-                    best, second = ascent, t
+        gain = size - sign * errors[t]
+        if t != first and gain > 0 and (alpha[t] < ceiling[t] if labels[t] != sign else alpha[t] > 0):
+            curvature = diagonal[first] + diagonal[t] - 2 * products[t] + ridge[first] + ridge[t]
+            ascent = gain * gain / max(curvature, 1e-12)
+            if ascent > alone:
+                alone, second = ascent, t
     return second
 
 
 @kernel()
-def _error(y: int, margin: float, alpha: float, bound: float, squared: bool) -> float:
-    """How far a margin, of one class, is from where its variable would come to rest."""
-    error = y - margin
-    if squared:
-        error -= y * alpha / (2 * bound)
-    return error
-
-
-@kernel()
-def _curvature(i: int, j: int, gram: Floats, bounds: Floats, squared: bool) -> float:
-    """Of the dual, where two variables move their margins against each other."""
-    curvature: float = gram[i, i] + gram[j, j] - 2 * gram[i, j] + (1 / (2 * bounds[i]) if squared else 0.0)
-    if squared:
-        curvature += 1 / (2 * bounds[j])
-    return curvature
-
-
-@kernel()
-def _room(grows: bool, alpha: float, bound: float, squared: bool) -> float:
-    """How far a variable may move: down to 0, or up to its bound, which the squared hinge has not."""
-    if not grows:
-        return alpha
-    return np.inf if squared else bound - alpha
-
-
-@kernel()
-def _clip(alpha: float, bound: float, squared: bool) -> float:
-    return max(alpha, 0.0) if squared else min(max(alpha, 0.0), bound)
+def _room(grows: bool, alpha: float, ceiling: float) -> float:
+    """How far a variable may move, up to its bound or down to 0."""
+    return ceiling - alpha if grows else alpha
