@@ -44,13 +44,13 @@ from rcnn_svm.files import read_json, write_json
 from rcnn_svm.heads.assign import SVM_RULE, RegionTruth
 from rcnn_svm.heads.base import ALL, ArrayBlocks, RegionBlocks, Rows
 from rcnn_svm.heads.bbox_regressor import BoxRegressor
-from rcnn_svm.heads.block_solver import BlockSolver, MatrixSource, Solution
 from rcnn_svm.heads.kernel_solver import solve_pairs
 from rcnn_svm.heads.kernel_svm import KernelSVMHead, NystroemSVMHead, gather_rows, hardest_regions
 from rcnn_svm.heads.kernels import RBF, rbf_kernel, squared_distances
 from rcnn_svm.heads.linear_svm import PATH_TOL, LinearSVMHead
 from rcnn_svm.heads.mining import BlocksSource, PaperMining
 from rcnn_svm.heads.scorers import KernelScorer
+from rcnn_svm.heads.solver import BlockSolver, MatrixSource, Solution
 from rcnn_svm.postprocess import PostprocessConfig, postprocess
 from rcnn_svm.progress import say
 from rcnn_svm.report.provenance import provenance

@@ -79,7 +79,7 @@ def test_every_kernel_works_where_compiled_code_cannot_be_kept():
         "import numpy as np\n"
         "from numba.core.caching import CompileResultCacheImpl\n"
         "CompileResultCacheImpl._locator_classes = []\n"  # as on a machine without a writable folder
-        "import rcnn_svm.heads.block_solver, rcnn_svm.heads.kernel_solver, rcnn_svm.proposals.spreading\n"
+        "import rcnn_svm.heads.solver, rcnn_svm.heads.kernel_solver, rcnn_svm.proposals.spreading\n"
         "from rcnn_svm.boxes import nms\n"
         "from rcnn_svm.features.roi_pool import roi_align\n"
         "box = np.array([[0, 0, 4, 4]], np.float32)\n"

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from rcnn_svm.errors import ConfigError
 from rcnn_svm.heads.assign import SVM_RULE, LabelRule
 from rcnn_svm.heads.base import Fitted, HeadBase, RegionBlocks, require_positive
-from rcnn_svm.heads.block_solver import BlockSolver, MatrixSource, Solution
 from rcnn_svm.heads.mining import (
     BlocksSource,
     FixedPointMining,
@@ -22,6 +21,7 @@ from rcnn_svm.heads.mining import (
     mine_as_in_the_paper,
 )
 from rcnn_svm.heads.scorers import LinearScorer
+from rcnn_svm.heads.solver import BlockSolver, MatrixSource, Solution
 
 __all__ = ["PATH_TOL", "LinearSVMHead"]
 

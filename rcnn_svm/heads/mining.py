@@ -92,13 +92,13 @@ class MiningLog:
 
 
 class BlocksSource:
-    """Region blocks as a `block_solver.RowSource`: images are its parts, a rule gives the labels.
+    """Region blocks as a `solver.RowSource`: images are its parts, a rule gives the labels.
 
     Raises:
         DataError: a class has no positive or no negative; the message names it.
     """
 
-    matrix: None = None
+    matrix: NDArray[np.float32] | None = None
 
     def __init__(self, blocks: RegionBlocks, rule: LabelRule) -> None:
         self._blocks = blocks
@@ -127,6 +127,10 @@ class BlocksSource:
     def labels(self, part: int) -> NDArray[np.int8]:
         """Return (R, K) labels of an image."""
         return self._labels[part]
+
+    def sample_weight(self, part: int) -> NDArray[np.float32]:
+        """Return (R,) ones."""
+        return np.ones(len(self._labels[part]), np.float32)
 
     def features(self, part: int, rows: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
         """Return (R, D) float32 features of an image, or of some of its rows."""

@@ -131,6 +131,117 @@ def assemble(cells: Any, numbers: Any, cell_boxes: Any, cell_counts: Any, boxes:
             total[j] += part[j]
 
 
+@kernel()
+def _take_shares(r: Any, counts: Any, size: int, low: int, channels: int, shares: Any) -> None:
+    """Fill the shares of region r from its bins, from `low` on; the first 25 C of all bins are of colour."""
+    colour_bins = max(25 * channels - low, 0)
+    unit = np.int64(SIMILARITY_UNIT)
+    colour_factor = unit / channels / size
+    texture_factor = unit / (8 * channels) / size
+    for j in range(colour_bins):
+        shares[r, j] = np.int32(counts[r, low + j] * colour_factor)
+    for j in range(colour_bins, shares.shape[1]):
+        shares[r, j] = np.int32(counts[r, low + j] * texture_factor)
+
+
+@kernel()
+def _put_first(h: Any, r: Any, after: Any, before: Any, first: Any) -> None:
+    """Put a half-edge into the ring of region r."""
+    after[h] = first[r]
+    before[h] = -1
+    if first[r] >= 0:
+        before[first[r]] = h
+    first[r] = h
+
+
+@kernel()
+def _link(pairs: Any, ends: Any, after: Any, before: Any, first: Any) -> None:
+    """Fill the rings of neighbours; that of region r starts at `first[r]`, -1 if it has none."""
+    for i in range(len(pairs)):
+        low, high = pairs[i] >> 32, pairs[i] & 0xFFFFFFFF
+        ends[2 * i] = high
+        _put_first(2 * i, low, after, before, first)
+        ends[2 * i + 1] = low
+        _put_first(2 * i + 1, high, after, before, first)
+
+
+@kernel()
+def _hand_over(a: Any, b: Any, ends: Any, after: Any, before: Any, first: Any, seen: Any) -> None:
+    """Make the neighbours of b those of a, each once; leaves a mark in `seen` of each."""
+    h = first[a]
+    while h >= 0:
+        seen[ends[h]] = h
+        h = after[h]
+    h = first[b]
+    while h >= 0:
+        following = after[h]
+        y = ends[h]
+        twin = h ^ 1
+        if y == a or seen[y] >= 0:  # a knows y: forget this pair at y's end
+            if before[twin] >= 0:
+                after[before[twin]] = after[twin]
+            else:
+                first[y] = after[twin]
+            if after[twin] >= 0:
+                before[after[twin]] = before[twin]
+        else:
+            ends[twin] = a
+            _put_first(h, a, after, before, first)
+            seen[y] = h
+        h = following
+    seen[b] = -1
+
+
+@kernel()
+def _compare(
+    x: Any, lowest: Any, ends: Any, after: Any, first: Any, shares: Any, sizes: Any, boxes: Any,
+    n_pixels: int, mix: int, likeness: Any,
+) -> None:  # fmt: skip
+    """Fill in how alike region x and its neighbours from `lowest` on are: the sum over the mix."""
+    unit = np.int64(SIMILARITY_UNIT)
+    mine = shares[x]
+    h = first[x]
+    while h >= 0:
+        y = ends[h]
+        if y >= lowest:
+            yours = shares[y]
+            total = np.int32(0)
+            for j in range(shares.shape[1]):
+                total = np.int32(total + min(mine[j], yours[j]))
+            s = np.int64(total)
+            both = sizes[x] + sizes[y]
+            if mix & 4:
+                s += unit - unit * both // n_pixels
+            if mix & 8:
+                w = max(boxes[x, 2], boxes[y, 2]) - min(boxes[x, 0], boxes[y, 0])
+                t = max(boxes[x, 3], boxes[y, 3]) - min(boxes[x, 1], boxes[y, 1])
+                s += unit - unit * (np.int64(w) * np.int64(t) - both) // n_pixels
+            likeness[h >> 1] = s
+        h = after[h]
+
+
+@kernel()
+def _choose(r: Any, ends: Any, after: Any, first: Any, likeness: Any, best: Any, partner: Any) -> None:
+    """Make the most similar neighbour of r its partner, the lowest of several."""
+    best[r], partner[r] = -1, -1
+    h = first[r]
+    while h >= 0:
+        s = likeness[h >> 1]
+        if s > best[r] or (s == best[r] and ends[h] < partner[r]):
+            best[r], partner[r] = s, ends[h]
+        h = after[h]
+
+
+@kernel()
+def _enter(r: Any, best: Any, tree: Any) -> None:
+    """Update the tournament for region r; its root holds the best similarity and its lowest region."""
+    node = len(tree) // 2 + r
+    tree[node] = (best[r] << 32) | (np.int64(0xFFFFFFFF) - r) if best[r] >= 0 else np.int64(-1)
+    while node > 1:
+        node >>= 1
+        tree[node] = max(tree[2 * node], tree[2 * node + 1])
+
+
 @kernel("(i8[::1], i4[:,::1], i4[:,::1], i8, i8, i8, i4[:,::1], i4[:,::1])")
 def group(
     pairs: Any,
@@ -158,7 +269,6 @@ def group(
         parents: filled with the two numbers of each merge, (n - 1, 2), lower first.
     """
     n = len(first_boxes)
-    unit = np.int64(SIMILARITY_UNIT)
     boxes = first_boxes.copy()
     counts = first_counts.copy()
     # `shares` are histograms as fractions of 2^20; only the bins low .. high count in this mix
@@ -166,155 +276,59 @@ def group(
     high = 105 * channels if mix & 2 else 25 * channels
     shares = np.empty((n, high - low), np.int32)
     sizes = np.zeros(n, np.int64)
-    colour_bins = 25 * channels - low
-    colour_unit = unit / channels
-    texture_unit = unit / (8 * channels)
     for r in range(n):
-        for b in range(25):
-            sizes[r] += counts[r, b]
-        for b in range(high - low):
-            factor = (colour_unit if b < colour_bins else texture_unit) / sizes[r]
-            shares[r, b] = np.int32(counts[r, low + b] * factor)
-
+        for j in range(25):
+            sizes[r] += counts[r, j]
+        _take_shares(r, counts, sizes[r], low, channels, shares)
     # neighbours: half-edges in doubly linked rings; h and h ^ 1 are the two ends of one pair
-    n_half = 2 * len(pairs)
-    ends = np.empty(n_half, np.int32)
-    after = np.empty(n_half, np.int32)
-    before = np.empty(n_half, np.int32)
+    ends, after, before = np.empty((3, 2 * len(pairs)), np.int32)
     first = np.full(n, np.int32(-1))
+    _link(pairs, ends, after, before, first)
     likeness = np.empty(len(pairs), np.int64)
     best = np.full(n, np.int64(-1))  # similarity to the best neighbour
     partner = np.full(n, np.int32(-1))
-    seen = np.full(n, np.int32(-1))
-    for i in range(len(pairs)):
-        for side in range(2):
-            h = 2 * i + side
-            r = pairs[i] >> 32 if side == 0 else pairs[i] & 0xFFFFFFFF
-            ends[h] = pairs[i] & 0xFFFFFFFF if side == 0 else pairs[i] >> 32
-            after[h] = first[r]
-            before[h] = -1
-            if first[r] >= 0:
-                before[first[r]] = h
-            first[r] = h
-
-    # tournament over the regions: the root holds the best similarity and its lowest region
+    for r in range(n):
+        _compare(r, r + 1, ends, after, first, shares, sizes, boxes, n_pixels, mix, likeness)
     n_leaves = 1
     while n_leaves < n:
         n_leaves *= 2
     tree = np.full(2 * n_leaves, np.int64(-1))
+    for r in range(n):
+        _choose(r, ends, after, first, likeness, best, partner)
+        _enter(r, best, tree)
 
-    a = -1  # the region whose neighbours are looked at; -1: all, before the first merge
-    for step in range(n):
-        if step > 0:
-            a = np.int64(0xFFFFFFFF) - (tree[1] & 0xFFFFFFFF)
-            b = partner[a]
-            for j in range(2):
-                boxes[a, j] = min(boxes[a, j], boxes[b, j])
-                boxes[a, 2 + j] = max(boxes[a, 2 + j], boxes[b, 2 + j])
-            for j in range(4):
-                merged[step - 1, j] = boxes[a, j]
-            parents[step - 1, 0] = a
-            parents[step - 1, 1] = b
-            sizes[a] += sizes[b]
-            for j in range(high - low):
-                counts[a, low + j] += counts[b, low + j]
-            colour_factor = colour_unit / sizes[a]
-            texture_factor = texture_unit / sizes[a]
-            for j in range(colour_bins):
-                shares[a, j] = np.int32(counts[a, low + j] * colour_factor)
-            for j in range(max(colour_bins, 0), high - low):
-                shares[a, j] = np.int32(counts[a, low + j] * texture_factor)
-            # hand b's neighbours to a
-            h = first[a]
-            while h >= 0:
-                seen[ends[h]] = h
-                h = after[h]
-            h = first[b]
-            while h >= 0:
-                following = after[h]
-                y = ends[h]
-                twin = h ^ 1
-                if y == a or seen[y] >= 0:  # a knows y: forget this pair at y's end
-                    if before[twin] >= 0:
-                        after[before[twin]] = after[twin]
-                    else:
-                        first[y] = after[twin]
-                    if after[twin] >= 0:
-                        before[after[twin]] = before[twin]
-                else:
-                    ends[twin] = a
-                    after[h] = first[a]
-                    before[h] = -1
-                    if first[a] >= 0:
-                        before[first[a]] = h
-                    first[a] = h
-                    seen[y] = h
-                h = following
-            seen[b] = -1
-            best[b] = -1
-            best[a] = -1
-            partner[a] = -1
-            node = n_leaves + b
-            tree[node] = -1
-            while node > 1:
-                node >>= 1
-                tree[node] = max(tree[2 * node], tree[2 * node + 1])
-        for r in range(n if step == 0 else 1):
-            x = r if step == 0 else a
-            mine = shares[x]
-            h = first[x]
-            while h >= 0:
-                y = ends[h]
-                seen[y] = -1
-                if step > 0 or x < y:
-                    s = np.int64(0)
-                    total = np.int32(0)
-                    yours = shares[y]
-                    for j in range(high - low):
-                        total = np.int32(total + min(mine[j], yours[j]))
-                    s += total
-                    both = sizes[x] + sizes[y]
-                    if mix & 4:
-                        s += unit - unit * both // n_pixels
-                    if mix & 8:
-                        w = max(boxes[x, 2], boxes[y, 2]) - min(boxes[x, 0], boxes[y, 0])
-                        t = max(boxes[x, 3], boxes[y, 3]) - min(boxes[x, 1], boxes[y, 1])
-                        s += unit - unit * (np.int64(w) * np.int64(t) - both) // n_pixels
-                    likeness[h >> 1] = s
-                    if s > best[x] or (s == best[x] and y < partner[x]):
-                        best[x] = s
-                        partner[x] = y
-                    changed = False
-                    if step > 0 and (partner[y] == a or partner[y] == parents[step - 1, 1]):
-                        best[y] = -1
-                        partner[y] = -1
-                        g = first[y]
-                        while g >= 0:
-                            t2 = likeness[g >> 1]
-                            if t2 > best[y] or (t2 == best[y] and ends[g] < partner[y]):
-                                best[y] = t2
-                                partner[y] = ends[g]
-                            g = after[g]
-                        changed = True
-                    elif s > best[y] or (s == best[y] and x < partner[y]):
-                        best[y] = s
-                        partner[y] = x
-                        changed = True
-                    if changed and step > 0:
-                        node = n_leaves + y
-                        tree[node] = (best[y] << 32) | (np.int64(0xFFFFFFFF) - y)
-                        while node > 1:
-                            node >>= 1
-                            tree[node] = max(tree[2 * node], tree[2 * node + 1])
-                h = after[h]
-        if step == 0:
-            for r in range(n):
-                tree[n_leaves + r] = (best[r] << 32) | (np.int64(0xFFFFFFFF) - r)
-            for node in range(n_leaves - 1, 0, -1):
-                tree[node] = max(tree[2 * node], tree[2 * node + 1])
-        else:
-            node = n_leaves + a
-            tree[node] = (best[a] << 32) | (np.int64(0xFFFFFFFF) - a) if best[a] >= 0 else np.int64(-1)
-            while node > 1:
-                node >>= 1
-                tree[node] = max(tree[2 * node], tree[2 * node + 1])
+    seen = np.full(n, np.int32(-1))
+    for step in range(n - 1):
+        a = np.int64(0xFFFFFFFF) - (tree[1] & 0xFFFFFFFF)
+        b = np.int64(partner[a])
+        parents[step, 0] = a
+        parents[step, 1] = b
+        for j in range(2):
+            boxes[a, j] = min(boxes[a, j], boxes[b, j])
+            boxes[a, 2 + j] = max(boxes[a, 2 + j], boxes[b, 2 + j])
+        for j in range(4):
+            merged[step, j] = boxes[a, j]
+        sizes[a] += sizes[b]
+        for j in range(high - low):
+            counts[a, low + j] += counts[b, low + j]
+        _take_shares(a, counts, sizes[a], low, channels, shares)
+        _hand_over(a, b, ends, after, before, first, seen)
+        best[b] = -1
+        _enter(b, best, tree)
+        _compare(a, 0, ends, after, first, shares, sizes, boxes, n_pixels, mix, likeness)
+        _choose(a, ends, after, first, likeness, best, partner)
+        _enter(a, best, tree)
+        h = first[a]
+        while h >= 0:
+            y = ends[h]
+            s = likeness[h >> 1]
+            seen[y] = -1
+            lost = partner[y] == a or partner[y] == b
+            better = s > best[y] or (s == best[y] and a < partner[y])
+            if lost:
+                _choose(y, ends, after, first, likeness, best, partner)
+            elif better:
+                best[y], partner[y] = s, a
+            if lost or better:
+                _enter(y, best, tree)
+            h = after[h]

@@ -243,6 +243,12 @@ def _number_band(
     return n
 
 
+@kernel("u8(u8, u8, u8)")
+def _slot(a: Any, b: Any, mask: Any) -> Any:
+    """Return where in a hash table of `mask + 1` places to look for a pair."""
+    return ((a * _MIX_1 + b * _MIX_2) >> _SHIFT) & mask
+
+
 @kernel("i8(i4[:,::1], i8, i8, u2[:,:,::1], i8[::1], u2[::1], i8, i4[:,::1], u2[::1])")
 def _list_edges(
     clusters: Any,
@@ -284,7 +290,7 @@ def _list_edges(
             for i in range(first, listed):
                 a, b, w = left[i], right[i], weight[i]
                 pair = (np.int64(a) << 32) | np.int64(b)
-                slot = ((np.uint64(a) * _MIX_1 + np.uint64(b) * _MIX_2) >> _SHIFT) & slots
+                slot = _slot(np.uint64(a), np.uint64(b), slots)
                 known = seen_pair[slot] == pair
                 left[np.uint64(m)] = a
                 right[np.uint64(m)] = b
@@ -313,44 +319,12 @@ def _sort_edges(ends: Any, weight: Any, m: int, left: Any, right: Any, starts: A
     starts[0] = 0
 
 
-@kernel("Tuple((i4[::1], i8[::1]))(i4[::1], i4[::1], i4[::1], i4[::1], i4[::1], i8, i8)")
-def segment(
-    sizes: Any,
-    inner: Any,
-    left: Any,
-    right: Any,
-    starts: Any,
-    k: int,
-    min_size: int,
-) -> Any:
-    """Finish the segmentation for one k, then merge segments smaller than `min_size`.
-
-    In that last pass every edge, by rising weight, merges two segments of which at least one is
-    smaller than `min_size`.
-
-    Args:
-        sizes: with the next four, what `contract` returned for a threshold of at most `k`.
-        inner: see `contract`.
-        left: see `contract`.
-        right: see `contract`.
-        starts: see `contract`.
-        k: threshold.
-        min_size: in pixels.
-
-    Returns:
-        numbers: the segment of each cluster, 0 .. n-1 in raster order of the image.
-        pairs: the segments that touch, each pair once, as low << 32 | high.
-    """
-    n_clusters = len(sizes)
-    limit_of_one = k * WEIGHT_UNIT
-    parent = np.empty(n_clusters, np.int32)
-    size_of = sizes.copy()
-    limit = np.empty(n_clusters, np.int32)
-    for p in range(n_clusters):
-        parent[p] = p
-        limit[p] = inner[p] + limit_of_one // sizes[p]
-    open_left = np.empty(len(left), np.int32)
-    open_right = np.empty(len(left), np.int32)
+@kernel()
+def _merge(
+    left: Any, right: Any, starts: Any, unit: int, parent: Any, size_of: Any, limit: Any, open_left: Any,
+    open_right: Any,
+) -> int:  # fmt: skip
+    """Merge components by rising weight; list the edges that were open when met, and return how many."""
     n_open = 0
     pending = np.empty(_CHUNK, np.int64)
     for w in range(len(starts) - 1):
@@ -389,9 +363,16 @@ def segment(
                         a, b = b, a
                     parent[b] = np.int32(a)
                     size_of[a] += size_of[b]
-                    limit[a] = w + limit_of_one // size_of[a]
+                    limit[a] = w + unit // size_of[a]
+    return n_open
 
-    for p in range(n_clusters):
+
+@kernel()
+def _merge_small(
+    open_left: Any, open_right: Any, n_open: int, min_size: int, parent: Any, size_of: Any
+) -> None:
+    """Merge what is smaller than `min_size` over the open edges, which this uses up."""
+    for p in range(len(parent)):
         parent[p] = parent[np.uint64(parent[p] & _LINK)] & _LINK
     n_small = 0
     for i in range(n_open):
@@ -415,9 +396,12 @@ def segment(
             parent[b] = np.int32(a)
             size_of[a] += size_of[b]
 
+
+@kernel()
+def _number(parent: Any, number: Any) -> None:
+    """Number the segments by their first cluster."""
     n = 0
-    number = limit
-    for p in range(n_clusters):
+    for p in range(len(parent)):
         a = parent[p]
         if a == p:
             number[p] = n
@@ -426,7 +410,11 @@ def segment(
             a = parent[a]
             parent[p] = a
             number[p] = number[a]
-    # who touches whom: an edge between two clusters of different segments says so
+
+
+@kernel()
+def _touching(left: Any, right: Any, number: Any, open_left: Any, open_right: Any) -> Any:
+    """Return who touches whom: an edge between two clusters of different segments says so."""
     n_open = 0
     for i in range(len(left)):
         a = number[np.uint64(left[i])]
@@ -440,9 +428,7 @@ def segment(
     n_pairs = 0
     for i in range(n_open):
         pair = (np.int64(open_left[i]) << 32) | np.int64(open_right[i])
-        slot = ((np.uint64(open_left[i]) * _MIX_1 + np.uint64(open_right[i]) * _MIX_2) >> _SHIFT) & np.uint64(
-            mask
-        )
+        slot = _slot(np.uint64(open_left[i]), np.uint64(open_right[i]), np.uint64(mask))
         while table[slot] != pair and table[slot] != -1:
             slot = (slot + _U1) & np.uint64(mask)
         if table[slot] == pair:
@@ -460,8 +446,49 @@ def segment(
             for j in range(n_pairs):
                 a = np.uint64(pairs[j] >> 32)
                 b = np.uint64(pairs[j] & _LOW_64)
-                slot = ((a * _MIX_1 + b * _MIX_2) >> _SHIFT) & np.uint64(mask)
+                slot = _slot(a, b, np.uint64(mask))
                 while table[slot] != -1:
                     slot = (slot + _U1) & np.uint64(mask)
                 table[slot] = pairs[j]
-    return number, pairs[:n_pairs].copy()
+    return pairs[:n_pairs].copy()
+
+
+@kernel("Tuple((i4[::1], i8[::1]))(i4[::1], i4[::1], i4[::1], i4[::1], i4[::1], i8, i8)")
+def segment(
+    sizes: Any,
+    inner: Any,
+    left: Any,
+    right: Any,
+    starts: Any,
+    k: int,
+    min_size: int,
+) -> Any:
+    """Finish the segmentation for one k, then merge segments smaller than `min_size`.
+
+    In that last pass every edge, by rising weight, merges two segments of which at least one is
+    smaller than `min_size`.
+
+    Args:
+        sizes: with the next four, what `contract` returned for a threshold of at most `k`.
+        inner: see `contract`.
+        left: see `contract`.
+        right: see `contract`.
+        starts: see `contract`.
+        k: threshold.
+        min_size: in pixels.
+
+    Returns:
+        numbers: the segment of each cluster, 0 .. n-1 in raster order of the image.
+        pairs: the segments that touch, each pair once, as low << 32 | high.
+    """
+    parent = np.arange(len(sizes)).astype(np.int32)
+    size_of = sizes.copy()
+    limit = np.empty(len(sizes), np.int32)
+    for p in range(len(sizes)):
+        limit[p] = inner[p] + k * WEIGHT_UNIT // sizes[p]
+    open_left, open_right = np.empty(len(left), np.int32), np.empty(len(left), np.int32)
+    n_open = _merge(left, right, starts, k * WEIGHT_UNIT, parent, size_of, limit, open_left, open_right)
+    _merge_small(open_left, open_right, n_open, min_size, parent, size_of)
+    numbers = limit
+    _number(parent, numbers)
+    return numbers, _touching(left, right, numbers, open_left, open_right)

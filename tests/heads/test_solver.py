@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from sklearn.svm import LinearSVC
 from threadpoolctl import threadpool_limits
 
-from rcnn_svm.heads.block_solver import BlockSolver, MatrixSource, Solution
+from rcnn_svm.heads.solver import BlockSolver, MatrixSource, Solution
 
 
 class _Parts(MatrixSource):
