@@ -37,7 +37,7 @@ _CLASS_FILES = ("classes.txt", "obj.names", "classes.names", "_darknet.labels", 
 # Texts that lie beside labels and are none.
 _NO_LABELS = frozenset({*_CLASS_FILES, "readme.txt", "notes.txt", "labels.txt"})
 _DEEPEST_YAML = 20
-_MOST_YAML_VALUES = 1_000_000
+_MOST_YAML_VALUES = 100_000
 
 
 @dataclass

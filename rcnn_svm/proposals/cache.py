@@ -12,7 +12,7 @@ import numpy as np
 from rcnn_svm.boxes import Boxes, as_boxes
 from rcnn_svm.cache import note_use
 from rcnn_svm.errors import CacheError, ConfigError, ShapeError
-from rcnn_svm.files import atomic_path, digest
+from rcnn_svm.files import atomic_path, digest, is_sealed, seal
 from rcnn_svm.progress import say, track
 from rcnn_svm.structures import Image, RegionSet, Sample
 from rcnn_svm.threads import in_order
@@ -118,14 +118,10 @@ def proposals_of(sample: Sample, proposer: Proposer, folder: Path | None) -> Reg
         except CacheError as error:
             say(f"{error} It is computed again.")
     regions = regions_of(proposer, sample.read(), sample.image_id)
-    with atomic_path(path, durable=False) as temporary, open(temporary, "wb") as stream:
-        np.savez(
-            stream,
-            size=np.array(regions.size),
-            boxes=regions.boxes,
-            priority=regions.priority,
-            key=np.frombuffer(name.encode(), np.uint8),
-        )
+    with atomic_path(path, durable=False) as temporary:
+        with open(temporary, "wb") as stream:
+            np.savez(stream, size=np.array(regions.size), boxes=regions.boxes, priority=regions.priority)
+        seal(temporary, name)
     return regions
 
 
@@ -152,16 +148,15 @@ def regions_of(proposer: Proposer, image: Image, image_id: str) -> RegionSet:
 
 def _load(path: Path, sample: Sample, name: str) -> RegionSet:
     try:
+        if not is_sealed(path, name):
+            raise CacheError(f"{path}: is damaged, or holds proposals of another image or other settings.")
         with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as stored:
             height, width = (int(side) for side in stored["size"])
-            key = stored["key"].tobytes().decode("ascii", errors="replace")
             regions = RegionSet(sample.image_id, (height, width), stored["boxes"], stored["priority"])
-    except FileNotFoundError:
+    except (FileNotFoundError, CacheError):
         raise
     except Exception as error:  # numpy and zipfile raise anything on damaged files
         raise CacheError(f"{path}: is no readable file of proposals ({error}).") from error
-    if key != name:
-        raise CacheError(f"{path}: holds the proposals of another image or of other settings.")
     if regions.size != sample.size:
         raise CacheError(f"{path}: must be of a {sample.size} image, got {regions.size}.")
     return regions

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from rcnn_svm.errors import ConfigError
+from rcnn_svm.files import seal
 from rcnn_svm.proposals import (
     GridConfig,
     SelectiveSearchConfig,
@@ -108,7 +109,7 @@ def test_a_damaged_file_is_computed_again_with_a_word(tmp_path, capsys, damage):
     assert proposer.calls == 2
     assert again.boxes.tobytes() == whole.boxes.tobytes()
     message = capsys.readouterr().err
-    assert message.startswith(f"{path}: is no readable file of proposals (")
+    assert message.startswith(f"{path}: is damaged, or holds ")
     assert message.endswith("It is computed again.\n")
     proposals_of(sample(1), proposer, tmp_path)
     assert proposer.calls == 2
@@ -131,8 +132,8 @@ def test_a_file_of_another_size_is_computed_again(tmp_path, capsys):
     proposals_of(sample(1), Counting(), tmp_path)
     (path,) = tmp_path.rglob("*.npz")
     with open(path, "wb") as stream:
-        key = np.frombuffer(path.stem.encode(), np.uint8)
-        np.savez(stream, size=np.array([4, 4]), boxes=np.zeros((0, 4)), priority=np.zeros(0), key=key)
+        np.savez(stream, size=np.array([4, 4]), boxes=np.zeros((0, 4)), priority=np.zeros(0))
+    seal(path, path.stem)
     assert len(proposals_of(sample(1), Counting(), tmp_path)) > 0
     assert (
         f"{path}: must be of a (40, 60) image, got (4, 4). It is computed again." in capsys.readouterr().err

@@ -1,0 +1,96 @@
+"""The long campaign: `python -m tests.campaign --out results/campaign/campaign.json`, under an hour.
+
+It writes what was tried and what was found, and ends with 1 where a defect was found. `--parts` runs some of
+its parts; what the file says about the others stays.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+from random import Random
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # children are forked: no pool of threads may be running
+
+from rcnn_svm.files import write_json
+from rcnn_svm.report.provenance import provenance
+from tests.campaign.faults import FAULTS, Faults
+from tests.campaign.fuzz import READERS, fuzz
+from tests.campaign.kills import KILLED, Kills
+from tests.campaign.scene import Scene
+from tests.campaign.tally import Tally
+
+_PARTS = ("fuzz", "kills", "faults")
+# Runs of train and compare take ten times as long as the others.
+_OFTEN = {"propose": 50, "extract": 30, "train": 40, "compare": 40, "detect": 80, "finetune": 60}
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.campaign", description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--parts", default=",".join(_PARTS), help="(default: all)")
+    parser.add_argument("--inputs", type=int, default=1300, help="of each reader (default 1300)")
+    parser.add_argument("--kills", type=float, default=1.0, help="times 300 (default 1)")
+    parser.add_argument("--faults", type=int, default=120, help="(default 120)")
+    return parser.parse_args()
+
+
+def _kills(seed: int, times: float, kills: Kills) -> Tally:
+    tally = Tally()
+    for verb in KILLED:
+        for number in range(round(_OFTEN[verb] * times)):
+            kills.try_one(verb, seed, number, tally)
+        print(f"{verb}: {tally.n} kills so far, {len(tally.defects)} kinds of defects", file=sys.stderr)
+    return tally
+
+
+def _faults(seed: int, n: int, faults: Faults) -> Tally:
+    tally, rng = Tally(), Random(seed)
+    names = list(FAULTS)
+    for number in range(n):
+        name = names[number % len(names)] if number < 5 * len(names) else rng.choice(names)
+        faults.try_one(name, seed, number, tally)
+    return tally
+
+
+def main() -> int:
+    """Run the campaign and return the exit code."""
+    options = _options()
+    known: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {}
+    parts = known.get("parts", {})
+    with tempfile.TemporaryDirectory(prefix="campaign-") as name:
+        folder = Path(name)
+        for part in options.parts.split(","):
+            started = time.monotonic()
+            if part == "fuzz":
+                tally = fuzz(list(READERS), options.inputs, options.seed, folder / "fuzz")
+            else:
+                (folder / f"scene-{part}").mkdir()
+                (folder / part).mkdir()
+                scene = Scene(folder / f"scene-{part}")
+                kills = Kills(scene, folder / part)
+                if part == "kills":
+                    tally = _kills(options.seed, options.kills, kills)
+                else:
+                    tally = _faults(options.seed, options.faults, Faults(scene, kills, folder / part))
+            parts[part] = {"seconds": round(time.monotonic() - started), **tally.to_json()}
+            value = {
+                "schema": 1,
+                "campaign": "trust",
+                "parts": parts,
+                "provenance": provenance(seed=options.seed),
+            }
+            write_json(options.out, value)
+            print(f"{part}: {tally.n} tried\n{tally.summary()}", file=sys.stderr)
+    return int(any(one["defects"] for one in parts.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
