@@ -105,10 +105,16 @@ def without_links(app: Sphinx, doctree: nodes.document) -> None:
             link.replace_self(link.children)
 
 
+def without_routing(app: Sphinx, what: str, name: str, member: Any, skip: bool, options: Any) -> bool | None:
+    """Leave out what scikit-learn adds to its estimators for metadata: its texts point into its own pages."""
+    return True if name.startswith("set_") and name.endswith("_request") else None
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     """Add `printed`, and what is put right in what Sphinx reads."""
     app.add_config_value("run_examples", False, "env", bool)
     app.add_directive("printed", Printed)
     app.connect("autodoc-process-signature", plain_types)
+    app.connect("autodoc-skip-member", without_routing)
     app.connect("doctree-read", without_links, priority=400)
     return {"parallel_read_safe": True}
