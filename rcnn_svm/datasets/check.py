@@ -176,7 +176,9 @@ class CheckReport:
                 rows, count[order], left=left, label=part.split, color=_split_colour(part.split), height=0.75
             )
             left += count[order]
-        ax.set_yticks(rows, [textwrap.shorten(self.classes[i], 18, placeholder="...") for i in order])
+        ax.set_yticks(
+            rows, [textwrap.shorten(self.classes[i], 18, placeholder="...") for i in order], parse_math=False
+        )
         ax.tick_params(axis="y", labelsize=9 if len(order) <= 12 else 7)
         ax.invert_yaxis()
         title = (
@@ -424,10 +426,22 @@ def _draw(
     from matplotlib.patches import Rectangle
 
     ax.imshow(image, interpolation="antialiased")
-    ax.set_title(textwrap.shorten(sample.image_id, 32, placeholder="..."), fontsize=8, color="0.35")
+    ax.set_title(
+        textwrap.shorten(sample.image_id, 32, placeholder="..."), fontsize=8, color="0.35", parse_math=False
+    )
     for box, label in zip(sample.truth.boxes, sample.truth.labels, strict=True):
         x, y, width, height = box[0] - 0.5, box[1] - 0.5, box[2] - box[0], box[3] - box[1]
         ax.add_patch(Rectangle((x, y), width, height, fill=False, lw=1.4, edgecolor=colours[label]))
         if len(sample.truth) <= 8:
             style = {"facecolor": colours[label], "edgecolor": "none", "pad": 0.8, "alpha": 0.9}
-            ax.text(x, y, classes[label], fontsize=6.5, color="white", va="bottom", bbox=style, clip_on=True)
+            ax.text(
+                x,
+                y,
+                classes[label],
+                fontsize=6.5,
+                color="white",
+                va="bottom",
+                bbox=style,
+                clip_on=True,
+                parse_math=False,
+            )
