@@ -8,7 +8,7 @@ BIN := .venv/bin
 READY := .venv/ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format lint type docs bench clean
+.PHONY: help install demo test check format lint type docs bench campaign clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -52,6 +52,9 @@ docs: $(READY) ## The pages, with the API: build/docs/index.html (EXAMPLES=1 run
 
 bench: $(READY) ## Every benchmark; writes results/benchmarks (about an hour)
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+
+campaign: $(READY) ## Broken files, kills and faults; writes results/campaign (under an hour)
+	$(BIN)/python -m tests.campaign --seed 0 --out results/campaign/campaign.json
 
 clean: ## Remove the environment and caches
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build runs .cache

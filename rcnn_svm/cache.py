@@ -51,6 +51,9 @@ _DEFAULT_SHARE = 10
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kMGT]?)B", re.IGNORECASE)
 
 
+_WRITER = "[0-9a-f]{8}-[0-9]+-[a-z0-9_]+"
+
+
 class _Place(NamedTuple):
     """Where files of one kind lie: patterns of the folders from the root on, and of file names."""
 
@@ -62,7 +65,7 @@ class _Place(NamedTuple):
 
 def _place(kind: str, folders: str, names: str) -> _Place:
     # What `files.atomic_path` calls its temporary files.
-    unfinished = re.compile(rf"\.({names})\.[a-z0-9_]+\.part")
+    unfinished = re.compile(rf"\.({names})@{_WRITER}\.part")
     return _Place(kind, tuple(map(re.compile, folders.split("/"))), re.compile(names), unfinished)
 
 

@@ -24,7 +24,7 @@ from rcnn_svm.features.build import FeatureConfig, build_featurizer
 from rcnn_svm.features.fc_layers import FcLayers
 from rcnn_svm.features.scaling import FeatureScaler
 from rcnn_svm.features.store import Featurizer, RowReader
-from rcnn_svm.files import atomic_path, bytes_digest, file_digest, read_json, remove_stale_parts, write_json
+from rcnn_svm.files import atomic_path, bytes_digest, file_digest, read_json, write_json
 from rcnn_svm.heads.base import Scorer
 from rcnn_svm.heads.bbox_regressor import BoxRegressor
 from rcnn_svm.heads.scorers import (
@@ -281,7 +281,6 @@ class Detector:
             for name, array in named.items()
         }
         require_finite(f"Detector {self.head}", arrays)
-        remove_stale_parts(folder)
         # Named after their content: what an older detector needs is not touched before it is replaced.
         content = [part for name in sorted(arrays) for part in (name.encode(), arrays[name].tobytes())]
         paths = {"head": folder / f"head.{bytes_digest(*content)[:12]}.safetensors"}

@@ -11,6 +11,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 import threading
@@ -36,7 +37,6 @@ __all__ = [
     "read_json",
     "read_text",
     "remove_marker",
-    "remove_stale_parts",
     "require_free_space",
     "scratch_file",
     "seal",
@@ -46,11 +46,15 @@ __all__ = [
 
 _OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _PART = ".part"
+# Who writes it is in the name, so that what a killed process left can be told.
+_PART_NAME = re.compile(r"\..*@([0-9a-f]{8})-([0-9]+)-[^.]*\.part", re.DOTALL)
 _SEAL = b"seal"
 _N_DIGITS = 20
 SEAL_BYTES = len(_SEAL) + 4 + _N_DIGITS
 """What `seal` appends to a file."""
 _CHECK_BYTES = 1 << 20
+_tidied: set[str] = set()
+"""Folders that this process has cleared of what killed ones left."""
 _checked: set[tuple[int, int, int, int]] = set()
 """Device, inode, size and time of change of the files whose seal was found whole."""
 
@@ -61,7 +65,8 @@ def atomic_path(path: Path, *, durable: bool = True) -> Iterator[Path]:
 
     Several processes may write the same path at once: each has a temporary name of its own
     and the last rename wins. On any exception the temporary file is removed. A killed process
-    can leave a hidden `.part` file behind, which `remove_stale_parts` clears, never a half-written `path`.
+    can leave a hidden `.part` file behind, never a half-written `path`; the next process that writes into
+    the folder clears it.
 
     Args:
         path: where the file shall be.
@@ -119,22 +124,18 @@ def _umask() -> int:
 _UMASK = threading.Lock()
 
 
-def remove_stale_parts(folder: Path) -> int:
-    """Remove what killed processes of this machine left half-written in or below a folder.
-
-    Returns:
-        How many files were removed.
-    """
-    n_removed = 0
-    for part in folder.rglob(f".*{_PART}") if folder.is_dir() else ():
-        host, _, rest = part.name.removesuffix(_PART).rpartition("@")[2].partition("-")
-        owner = rest.partition("-")[0]
-        if host != _host() or not owner.isdecimal() or _alive(int(owner)):
-            continue
+def _remove_stale_parts(folder: str) -> None:
+    """Remove what killed processes of this machine left half-written in a folder."""
+    with os.scandir(folder) as entries:
+        parts = [entry.path for entry in entries if _is_stale(entry.name)]
+    for part in parts:
         with contextlib.suppress(OSError):  # another process clears it, or it is not ours to remove
-            part.unlink()
-            n_removed += 1
-    return n_removed
+            os.unlink(part)
+
+
+def _is_stale(name: str) -> bool:
+    found = _PART_NAME.fullmatch(name)
+    return found is not None and found[1] == _host() and not _alive(int(found[2]))
 
 
 def _host() -> str:
@@ -227,7 +228,9 @@ def _temporary_beside(path: Path) -> Path:
         attempts -= 1
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            # Who writes it is in the name, so that what a killed process left can be told.
+            if str(path.parent) not in _tidied:
+                _remove_stale_parts(str(path.parent))
+                _tidied.add(str(path.parent))
             prefix = f".{path.name[:100]}@{_host()}-{os.getpid()}-"
             handle, name = tempfile.mkstemp(prefix=prefix, suffix=_PART, dir=path.parent)
         except (FileNotFoundError, FileExistsError):  # another process tidied the empty folder away meanwhile

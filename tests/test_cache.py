@@ -64,7 +64,7 @@ def put(path: Path, n_bytes: int, used: float) -> Path:
 
 def unfinished(path: Path) -> Path:
     """Name a temporary file as `atomic_path` does."""
-    return path.with_name(f".{path.name}.ab_c1234.part")
+    return path.with_name(f".{path.name}@0123abcd-7-ab_c1234.part")
 
 
 def files(folder: Path) -> set[Path]:

@@ -12,7 +12,7 @@ import pytest
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SAID = {
     "own_data": "HeadResult(softmax-finetuned",
-    "own_proposals": "Detector(softmax-finetuned",
+    "own_proposals": "Detections('image': ",
     "own_network": ", SelectiveSearchConfig, mine)",
     "own_head": "Detector(nearest-mean",
     "own_kernel": "laplacian+bbox HeadResult(laplacian+bbox",

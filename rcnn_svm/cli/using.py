@@ -65,7 +65,7 @@ def _detect(options: argparse.Namespace) -> None:
     from rcnn_svm.cli.images import open_images, refuse_to_overwrite
     from rcnn_svm.detector import load_detector
     from rcnn_svm.evaluation.exchange import DetectionLines, write_detections
-    from rcnn_svm.files import file_digest, inside, remove_marker, remove_stale_parts
+    from rcnn_svm.files import file_digest, inside, remove_marker
     from rcnn_svm.report.draw import draw_detections, save_picture
 
     detector = load_detector(options.detector, device=shared.device_of(options))
@@ -79,7 +79,6 @@ def _detect(options: argparse.Namespace) -> None:
     pictures = {} if options.no_pictures else {name: inside(options.out, name, ".png") for name in samples}
     whole = options.out / "detections.json"
     refuse_to_overwrite([*pictures.values(), whole], [s.path for s in samples.values()])
-    remove_stale_parts(options.out)
     remove_marker(whole)  # where it lies, the rest is whole
     believed = _threshold(options, detector)
     made_by = {

@@ -59,7 +59,7 @@ def write_dataset_picture(
         title = (
             f"{report.datasets[0].name}: {images} images, {len(boxes)} objects of {n} class{'es' * (n > 1)}"
         )
-        figure.suptitle(title, fontsize=14, weight="bold")
+        figure.suptitle(title, fontsize=14, weight="bold", parse_math=False)
         counts, sizes, shapes = charts.subplots(1, 3, width_ratios=(1.25, 1, 1))
         _plot_counts(counts, report.distinct)
         _plot_sizes(sizes, sides, np.array(class_colours(n))[labels] / 255)
@@ -84,7 +84,9 @@ def _plot_counts(axes: Axes, parts: Sequence[Dataset]) -> None:
         colour = next(known, palette.PURPLE)
         axes.barh(rows, count[order], left=left, label=part.split, color=colour, height=0.75)
         left += count[order]
-    axes.set_yticks(rows, [textwrap.shorten(classes[i], 18, placeholder="...") for i in order])
+    axes.set_yticks(
+        rows, [textwrap.shorten(classes[i], 18, placeholder="...") for i in order], parse_math=False
+    )
     axes.tick_params(axis="y", labelsize=9 if len(order) <= 12 else 7)
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
@@ -150,4 +152,4 @@ def _show(axes: Axes, sample: Sample, classes: tuple[str, ...]) -> None:
     ]
     axes.imshow(draw_marks(sample.read(), marks, longer_side=_TILE), interpolation="antialiased")
     title = textwrap.shorten(sample.image_id, 32, placeholder="...")
-    axes.set_title(title, fontsize=8, color=palette.SOFT)
+    axes.set_title(title, fontsize=8, color=palette.SOFT, parse_math=False)

@@ -70,7 +70,7 @@ def map_figure(metrics: Mapping[str, Any]) -> Figure:
             axes.plot([low, high], [y, y], color=palette.INK, linewidth=1.6, solid_capstyle="butt")
             axes.plot([low, high], [y, y], "|", color=palette.INK, markersize=8, markeredgewidth=1.6)
             axes.text(max(value, high) + 1, y, f"{value:.1f}", va="center", fontweight="bold")
-        axes.set_yticks(range(len(names)), names)
+        axes.set_yticks(range(len(names)), names, parse_math=False)
         axes.set_xlim(0, 100)
         axes.set_xlabel("mAP in percent, with 95 % interval")
         axes.grid(axis="y", visible=False)
@@ -102,7 +102,7 @@ def class_ap_figure(evals: Mapping[str, EvalResult], heads: Mapping[str, Any]) -
                 label=name,
                 zorder=3,
             )
-        axes.set_yticks(range(len(order)), [classes[k] for k in order])
+        axes.set_yticks(range(len(order)), [classes[k] for k in order], parse_math=False)
         axes.set_ylim(-0.6, len(order) - 0.4)
         axes.set_xlim(0, 100)
         axes.set_xlabel("AP in percent")
@@ -138,7 +138,8 @@ def precision_recall_figure(evals: Mapping[str, EvalResult], heads: Mapping[str,
             axes.set_ylim(0, 1.03)
             axes.set_xticks([0, 0.5, 1])
             axes.set_yticks([0, 0.5, 1])
-            axes.set_title(f"{first.classes[k]} ({first.n_positives[k]})", fontsize=12, loc="left")
+            title = f"{first.classes[k]} ({first.n_positives[k]})"
+            axes.set_title(title, fontsize=12, loc="left", parse_math=False)
         for axes in cells[len(shown) :]:
             axes.set_visible(False)
         for row in grid:
@@ -173,7 +174,7 @@ def error_type_figure(errors: Mapping[str, FalsePositives]) -> Figure:
                     middle = left[y] + share[y, i] / 2
                     axes.text(middle, y, f"{share[y, i]:.0f}", ha="center", va="center", fontsize=11)
             left += share[:, i]
-        axes.set_yticks(range(len(names)), names)
+        axes.set_yticks(range(len(names)), names, parse_math=False)
         axes.set_xlim(0, 100)
         axes.set_xlabel("percent of the N surest detections of each class, N its number of objects")
         axes.grid(visible=False)
@@ -204,7 +205,7 @@ def score_figure(evals: Mapping[str, EvalResult]) -> Figure:
                         np.clip(scores, edges[0], edges[-1]), edges, color=colour, alpha=0.85, label=label
                     )
                 axes.set_yscale("log")
-            axes.set_title(name, fontsize=11.5, loc="left")
+            axes.set_title(name, fontsize=11.5, loc="left", parse_math=False)
             axes.tick_params(labelsize=10)
             axes.minorticks_off()
         for axes in cells[len(names) :]:
@@ -260,13 +261,15 @@ def _grid(n_rows: int, n_columns: int, size: tuple[float, float]) -> tuple[Figur
 
 def _legend(figure: Figure, axes: Axes) -> None:
     handles, labels = axes.get_legend_handles_labels()
-    figure.legend(
+    legend = figure.legend(
         handles,
         labels,
         loc="outside lower center",
         ncols=len(labels) if len(labels) <= 5 else 4,
         frameon=False,
     )
+    for text in legend.get_texts():
+        text.set_parse_math(False)
 
 
 @contextmanager

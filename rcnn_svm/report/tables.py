@@ -13,6 +13,7 @@ from rcnn_svm.evaluation.bootstrap import BootstrapResult, Difference, Interval
 from rcnn_svm.evaluation.coco import CocoResult
 from rcnn_svm.evaluation.voc import EvalResult
 from rcnn_svm.files import write_json, write_text
+from rcnn_svm.progress import printable
 
 __all__ = [
     "DIFFERENCES",
@@ -316,6 +317,7 @@ def difference_cells(each: Difference) -> list[str]:
 
 def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     """Return a Markdown table with padded columns: names to the left, numbers to the right."""
+    head, *body = [[_cell(text) for text in row] for row in [head, *body]]
     widths = [max(len(row[i]) for row in [head, *body]) for i in range(len(head))]
 
     def line(row: Sequence[str]) -> str:
@@ -333,5 +335,22 @@ def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
     if rows:
         writer = csv.DictWriter(stream, fieldnames=list(rows[0]), lineterminator="\n")
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows({key: _inert(value) for key, value in row.items()} for row in rows)
     return stream.getvalue()
+
+
+def _cell(text: str) -> str:
+    """Return a text that Markdown shows as it stands and that does not end its cell."""
+    return printable(text).translate(_MARKS)
+
+
+def _inert(value: Any) -> Any:
+    """Return a cell of a spreadsheet; a text that it would run as a formula is marked as a text."""
+    return (
+        f"'{value}"
+        if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
+        else value
+    )
+
+
+_MARKS = str.maketrans({"|": "\\|", "<": "&lt;", ">": "&gt;", "&": "&amp;", "\n": " ", "\t": " "})

@@ -166,7 +166,7 @@ def test_streams_that_are_closed_or_full(tmp_path: Path, line: str, code: int, n
 @pytest.mark.parametrize("delay", [0.0, 0.4])
 def test_signals_while_the_command_starts(number: int, code: int, delay: float) -> None:
     script = (
-        "import sys, rcnn_svm.cli as cli; sys.argv = ['rcnn-svm', 'bench', 'speed'];"
+        "import sys, rcnn_svm.cli as cli; sys.argv = ['rcnn-svm', 'bench'];"
         "print('ready', flush=True); sys.exit(cli.main())"
     )
     child = subprocess.Popen(

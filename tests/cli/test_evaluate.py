@@ -140,6 +140,7 @@ def test_classes_of_files_are_matched_by_name(
     assert rows == ["class", *order, "mean"]
     # The labels are COCO's, so its results format is written too, with its numbers, and read back.
     assert run("evaluate", tmp_path / "out" / "coco_results.json", coco) == 0
+    assert means(capsys)[0] == ["100.0"] * 5
     assert run("evaluate", tmp_path / "out" / "comp4", coco, "--classes", "bar") == 0
     assert means(capsys)[0] == ["100.0"] * 5
     assert run("evaluate", tmp_path / "out" / "detections.json", coco) == 0

@@ -162,15 +162,16 @@ def interrupt(options: argparse.Namespace) -> None:
     raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("verb", ["train", "detect"])
+@pytest.mark.parametrize("verb", ["train", "detect", "evaluate"])
 def test_interrupting_promises_what_is_true(
     run: Run, verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(training, "_train", interrupt)
     monkeypatch.setattr(using, "_detect", interrupt)
+    monkeypatch.setattr(using, "_evaluate", interrupt)
     arguments = ["digits"] if verb == "train" else [tmp_path, tmp_path]
     assert run(verb, *arguments, "--out", tmp_path / "out") == 130
-    kept = " Finished work is kept: the same command goes on from there." if verb == "train" else ""
+    kept = " Finished work is kept: the same command goes on from there." if verb != "evaluate" else ""
     assert capsys.readouterr().err == f"rcnn-svm: interrupted.{kept}\n"
 
 
