@@ -28,7 +28,7 @@ from rcnn_svm.errors import RcnnSvmError, printable
 __all__ = ["Ending", "Stopped"]
 
 _NO_MEMORY = re.compile(
-    "(alloc.*memory|insufficient memory|out of memory|bad allocation|bad_alloc|start new thread)",
+    "alloc.*memory|(insufficient|out of) memory|bad.?alloc|start new thread|failed to map",
     re.IGNORECASE,
 )
 """What torch, OpenCV and Python say with errors of other kinds where there is no memory."""
@@ -146,6 +146,6 @@ def _flushed() -> OSError | None:
 def _is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
-    # torch's errors are RuntimeErrors, OpenCV's are its own.
-    named = isinstance(error, RuntimeError) or type(error).__module__ == "cv2"
+    # torch's errors are RuntimeErrors, OpenCV's are its own, and libraries may be loaded as late as now.
+    named = isinstance(error, RuntimeError | ImportError) or type(error).__module__ == "cv2"
     return isinstance(error, MemoryError) or (named and _NO_MEMORY.search(str(error)) is not None)

@@ -153,6 +153,8 @@ class Faults:
             resource.setrlimit(resource.RLIMIT_AS, (bound, bound))
 
         done = forked(self._scene.job(verb, before=limit), place, limit_s=120)
+        if done.code == 134 and "LLVM ERROR: out of memory" in done.err:  # it ends the process itself
+            return verb, done, self._again(verb, place)
         return verb, done, self._judge(verb, done, place, 3)
 
     def signals(self, rng: Random, place: Path) -> tuple[str, Finished, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import importlib
 import os
 import shutil
 import time
@@ -18,7 +19,7 @@ from PIL import Image as pillow
 from rcnn_svm import files
 from rcnn_svm.cli import main
 from rcnn_svm.datasets import write_dataset
-from rcnn_svm.detector import Detector, Model
+from rcnn_svm.detector import Detector, Model, load_detector
 from rcnn_svm.evaluation.thresholds import Thresholds
 from rcnn_svm.experiment import measure
 from rcnn_svm.features.build import FeatureConfig, build_featurizer
@@ -104,6 +105,7 @@ class Scene:
         for i in range(4):
             pillow.fromarray(picture(i)).save(self.photos / f"p{i}.png")
         save_detector(self.detector)
+        _load_libraries(self.detector)
 
     def words(self, verb: str, *, seed: int = 0) -> list[str]:
         """Return the command line of a verb; its outputs are `out` and `cache` where it runs."""
@@ -157,6 +159,18 @@ class _Never(datetime.datetime):
 class _Datetime:
     UTC = datetime.UTC
     datetime = _Never
+
+
+def _load_libraries(detector: Path) -> None:
+    """Load here, once, what children would load each for themselves: libraries and compiled loops.
+
+    Where memory is short, LLVM ends the process and OpenBLAS waits for ever while they are loaded. Neither is
+    in our hands, and what the campaign is after comes later.
+    """
+    for name in ("matplotlib.backends.backend_agg", "scipy.linalg", "sklearn.datasets", "sklearn.svm"):
+        importlib.import_module(name)
+    torch.set_num_threads(1)
+    load_detector(detector).detect(picture())
 
 
 def _stop_clocks() -> None:

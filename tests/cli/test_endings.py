@@ -61,6 +61,7 @@ MEMORY = "needs more memory than there is."
             MEMORY,
         ),
         (RuntimeError("can't start new thread"), 3, MEMORY),
+        (ImportError("x.so: failed to map segment from shared object"), 3, MEMORY),
         (OSError(errno.ENOMEM, "Cannot allocate memory"), 3, MEMORY),
         (OSError(errno.EMFILE, "Too many open files", "f.npy"), 3, "f.npy: cannot be used (Too many open"),
         (OSError(errno.ENOSPC, "No space left on device"), 3, "the output: cannot be used (No space left"),
