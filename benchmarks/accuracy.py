@@ -16,7 +16,8 @@ former   what the default was before 2026-11-26: MobileNetV2, linear SVM, 1500 s
 checkout `train DATA` of an older checkout of this repository, which `--checkout` names: that of 1aee549.
 
 All settings were chosen on folds of train and val. On another machine scale what is matrix products by the
-GFLOP/s that `rcnn-svm bench` prints, stated for this one.
+GFLOP/s that `rcnn-svm bench` prints, stated for this one. A row whose `alone` is false was measured with
+`--busy`, beside other work: its mAP counts, its seconds are a few percent too many.
 """
 
 from __future__ import annotations
@@ -187,6 +188,9 @@ def main() -> None:
     parser.add_argument(
         "--sets", nargs="+", choices=SETS, default=SETS, metavar="NAME", help="some data sets"
     )
+    parser.add_argument(
+        "--busy", action="store_true", help="say in each row that other work ran on the machine meanwhile"
+    )
     parser.add_argument("--seeds", nargs="+", type=int, help="instead of 0")
     parser.add_argument("--checkout", type=Path, help="of the section of this name")
     parser.add_argument("--out", type=Path, default=Path("results/benchmarks/presets.json"))
@@ -203,6 +207,7 @@ def main() -> None:
                 row = {"name": f"{name}, {section}, seed {seed}", "section": section, "data": name}
                 checkout = options.checkout.resolve() if section == "checkout" else None
                 row |= train(options.data.resolve() / name, words, seed, checkout)
+                row["alone"] = not options.busy
                 row |= {"gflops": gflops, "commit": about["commit"], "command": about["command"]}
                 say(str({k: row[k] for k in ("name", "head", "mAP", "cpu_s", "wall_s")}))
                 old = [*(one for one in old if one["name"] != row["name"]), row]
