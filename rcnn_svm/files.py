@@ -15,7 +15,6 @@ import re
 import shutil
 import tempfile
 import threading
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -50,9 +49,10 @@ _PART = ".part"
 _PART_NAME = re.compile(r"\..*@([0-9a-f]{8})-([0-9]+)-[^.]*\.part", re.DOTALL)
 _SEAL = b"seal"
 _N_DIGITS = 20
-SEAL_BYTES = len(_SEAL) + 4 + _N_DIGITS
+_CHECKSUM_BYTES = 8
+SEAL_BYTES = len(_SEAL) + _CHECKSUM_BYTES + _N_DIGITS
 """What `seal` appends to a file."""
-_CHECK_BYTES = 1 << 20
+_PAGE_WORDS = 512
 _tidied: set[str] = set()
 """Folders that this process has cleared of what killed ones left."""
 _checked: set[tuple[int, int, int, int]] = set()
@@ -161,10 +161,9 @@ def seal(path: Path, name: str) -> None:
         path: a file that is not in use.
         name: 20 hexadecimal digits, as of `digest`.
     """
-    with open(path, "r+b") as stream:
-        checksum = _checksum(stream, path.stat().st_size)
-        stream.seek(0, os.SEEK_END)
-        stream.write(_SEAL + checksum.to_bytes(4, "little") + name[:_N_DIGITS].encode())
+    mark = _SEAL + _checksum(path, path.stat().st_size).to_bytes(_CHECKSUM_BYTES, "little")
+    with open(path, "ab") as stream:
+        stream.write(mark + name[:_N_DIGITS].encode())
 
 
 def is_sealed(path: Path, name: str) -> bool:
@@ -181,25 +180,39 @@ def is_sealed(path: Path, name: str) -> bool:
         identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
         stream.seek(max(0, status.st_size - SEAL_BYTES))
         mark = stream.read(SEAL_BYTES)
-        if len(mark) < SEAL_BYTES or mark[:4] != _SEAL or mark[8:] != name[:_N_DIGITS].encode():
-            return False
-        if identity in _checked:
-            return True
-        stream.seek(0)
-        whole = _checksum(stream, status.st_size - SEAL_BYTES) == int.from_bytes(mark[4:8], "little")
+    at = len(_SEAL) + _CHECKSUM_BYTES
+    if len(mark) < SEAL_BYTES or mark[: len(_SEAL)] != _SEAL or mark[at:] != name[:_N_DIGITS].encode():
+        return False
+    if identity in _checked:
+        return True
+    checksum = int.from_bytes(mark[len(_SEAL) : at], "little")
+    whole = _checksum(path, status.st_size - SEAL_BYTES) == checksum
     if whole:
         _checked.add(identity)
     return whole
 
 
-def _checksum(stream: IO[bytes], n_bytes: int) -> int:
-    checksum = 0
-    while n_bytes > 0:
-        block = stream.read(min(_CHECK_BYTES, n_bytes))
-        if not block:
-            return -1
-        checksum, n_bytes = zlib.crc32(block, checksum), n_bytes - len(block)
-    return checksum
+def _checksum(path: Path, n_bytes: int) -> int:
+    """Return the sum of a file's words of 8 bytes, each page weighed by its odd number, modulo 2^64.
+
+    Any single bit that flips, a tail of zeros, and pages that change places are found; all is as fast as
+    memory, where a cyclic redundancy check costs a quarter of what reading features does.
+    """
+    import numpy as np
+
+    n_words, rest = divmod(n_bytes, 8)
+    words = np.memmap(path, "<u8", "r", shape=(n_words,)) if n_words else np.zeros(0, np.uint64)
+    n_pages = n_words // _PAGE_WORDS
+    with np.errstate(over="ignore"):
+        pages = words[: n_pages * _PAGE_WORDS].reshape(n_pages, _PAGE_WORDS).sum(axis=1, dtype=np.uint64)
+        weights = 2 * np.arange(n_pages, dtype=np.uint64) + np.uint64(1)
+        total = int((pages * weights).sum(dtype=np.uint64))
+        total += (2 * n_pages + 1) * int(words[n_pages * _PAGE_WORDS :].sum(dtype=np.uint64))
+    if rest:
+        with open(path, "rb") as stream:
+            stream.seek(8 * n_words)
+            total += (2 * n_pages + 3) * int.from_bytes(stream.read(rest), "little")
+    return total % 2**64
 
 
 def file_name(text: str) -> str:
