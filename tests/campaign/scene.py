@@ -113,6 +113,8 @@ class Scene:
         tiny = [*TINY, "--set", "n_bootstrap=20", *cached]
         data, photos = str(self.data), str(self.photos)
         steps = [f"finetune.{one}" for one in ("n_steps=4", "batch_size=8", "checkpoint_every=1")]
+        steps += ["features.path=warped", "proposals.max_regions=60", "proposals.min_size=10"]
+        network = ["--backbone", "small_cnn", "--weights", "random"]
         finetune = [word for step in steps for word in ("--set", step)]
         one_job = ["--jobs", "1"]
         return {
@@ -120,7 +122,7 @@ class Scene:
             "extract": ["extract", photos, "--out", "out/f.safetensors", *_SMALL, "--taps", "fc7", *one_job],
             "train": ["train", data, "--out", "out", "--head", "linear-svm", "--no-choice", *tiny],
             "compare": ["compare", data, "--out", "out", "--heads", _HEADS, "--no-choice", *tiny],
-            "finetune": ["finetune", data, "--out", "out/w.safetensors", *tiny, *finetune],
+            "finetune": ["finetune", data, "--out", "out/w.safetensors", *network, *finetune, *cached],
             "detect": ["detect", str(self.detector), photos, "--out", "out", *one_job],
             "evaluate": ["evaluate", str(self.detector), data, "--out", "out", *one_job],
             "check": ["data", "check", data, "--json", "out/check.json", "--plot", "out/check.png"],

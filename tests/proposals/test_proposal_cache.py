@@ -124,7 +124,7 @@ def test_a_file_of_another_image_is_computed_again(tmp_path, capsys):
     other.write_bytes(content[0])
     for i in (1, 3):
         proposals_of(sample(i), Counting(), tmp_path)
-    assert capsys.readouterr().err.count("holds the proposals of another image or of other settings") == 2
+    assert capsys.readouterr().err.count("is damaged, or holds proposals of another image") == 2
     assert (one.read_bytes(), other.read_bytes()) == content
 
 
