@@ -19,6 +19,7 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # children are forked: no pool of threads may be running
 
 from rcnn_svm.files import write_json
+from rcnn_svm.progress import say
 from rcnn_svm.report.provenance import provenance
 from tests.campaign.faults import FAULTS, Faults
 from tests.campaign.fuzz import READERS, fuzz
@@ -39,24 +40,28 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--inputs", type=int, default=1300, help="of each reader (default 1300)")
     parser.add_argument("--kills", type=float, default=1.0, help="times 300 (default 1)")
     parser.add_argument("--faults", type=int, default=120, help="(default 120)")
+    parser.add_argument("--minutes", type=float, default=25, help="for each part at most (default 25)")
     return parser.parse_args()
 
 
-def _kills(seed: int, times: float, kills: Kills) -> Tally:
+def _kills(seed: int, times: float, kills: Kills, deadline: float) -> Tally:
     tally = Tally()
     for verb in KILLED:
         for number in range(round(_OFTEN[verb] * times)):
-            kills.try_one(verb, seed, number, tally)
-        print(f"{verb}: {tally.n} kills so far, {len(tally.defects)} kinds of defects", file=sys.stderr)
+            if time.monotonic() < deadline:
+                kills.try_one(verb, seed, number, tally)
+        say(f"{verb}: {tally.n} kills so far, {len(tally.defects)} kinds of defects")
     return tally
 
 
-def _faults(seed: int, n: int, faults: Faults) -> Tally:
+def _faults(seed: int, n: int, faults: Faults, deadline: float) -> Tally:
     tally, rng = Tally(), Random(seed)
     names = list(FAULTS)
     for number in range(n):
         name = names[number % len(names)] if number < 5 * len(names) else rng.choice(names)
         faults.try_one(name, seed, number, tally)
+        if time.monotonic() > deadline:
+            break
     return tally
 
 
@@ -69,17 +74,20 @@ def main() -> int:
         folder = Path(name)
         for part in options.parts.split(","):
             started = time.monotonic()
+            deadline = started + 60 * options.minutes
             if part == "fuzz":
-                tally = fuzz(list(READERS), options.inputs, options.seed, folder / "fuzz")
+                tally = fuzz(list(READERS), options.inputs, options.seed, folder / "fuzz", deadline=deadline)
             else:
                 (folder / f"scene-{part}").mkdir()
                 (folder / part).mkdir()
                 scene = Scene(folder / f"scene-{part}")
                 kills = Kills(scene, folder / part)
                 if part == "kills":
-                    tally = _kills(options.seed, options.kills, kills)
+                    tally = _kills(options.seed, options.kills, kills, deadline)
                 else:
-                    tally = _faults(options.seed, options.faults, Faults(scene, kills, folder / part))
+                    tally = _faults(
+                        options.seed, options.faults, Faults(scene, kills, folder / part), deadline
+                    )
             parts[part] = {"seconds": round(time.monotonic() - started), **tally.to_json()}
             value = {
                 "schema": 1,
@@ -88,7 +96,7 @@ def main() -> int:
                 "provenance": provenance(seed=options.seed),
             }
             write_json(options.out, value)
-            print(f"{part}: {tally.n} tried\n{tally.summary()}", file=sys.stderr)
+            say(f"{part}: {tally.n} tried\n{tally.summary()}")
     return int(any(one["defects"] for one in parts.values()))
 
 
