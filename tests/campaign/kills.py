@@ -28,7 +28,7 @@ KILLED = ("propose", "extract", "train", "compare", "detect", "finetune")
 """The verbs that are killed."""
 _STEPS = ("replace", "unlink", "mkdir", "rmdir", "fsync", "rename", "link")
 _MARKERS = ("out/detector.json", "out/metrics.json", "out/evaluation/metrics.json", "out/detections.json")
-_GROWING = "out/detections.jsonl"
+_GROWING = ("out/detections.jsonl", "out/config.json")
 
 
 def _at_step(n: int, *, after: bool, count: Path | None = None) -> Callable[[], None]:
@@ -138,8 +138,9 @@ class Kills:
         runs = [run.files for run in (new, old) if run is not None]
         for name, digest in found.items():
             known = [run[name] for run in runs if name in run]
-            # A checkpoint of fewer steps, and lines of fewer images, are whole for what they are.
-            if digest not in known and name != _GROWING and not name.endswith(".checkpoint"):
+            # A checkpoint of fewer steps and lines of fewer images are whole for what they are; the settings
+            # of a run are written before it, and again with its report.
+            if digest not in known and name not in _GROWING and not name.endswith(".checkpoint"):
                 return f"{Path(name).name} is neither of this run nor of the older one"
         for marker in _MARKERS:
             if marker not in found:

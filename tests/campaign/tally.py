@@ -150,6 +150,8 @@ def forked(
         meanwhile: (seconds, signal) to be sent, in order.
     """
     out, err = (folder.parent / f"{folder.name}.{name}" for name in ("out", "err"))
+    for path in (out, err):  # of the child before: this one may end before it has its own
+        path.unlink(missing_ok=True)
     sys.stdout.flush()
     sys.stderr.flush()
     started = time.monotonic()
