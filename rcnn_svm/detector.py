@@ -284,7 +284,7 @@ class Detector:
         # Named after their content: what an older detector needs is not touched before it is replaced.
         content = [part for name in sorted(arrays) for part in (name.encode(), arrays[name].tobytes())]
         paths = {"head": folder / f"head.{bytes_digest(*content)[:12]}.safetensors"}
-        with atomic_path(paths["head"]) as temporary:
+        with atomic_path(paths["head"], apart=True) as temporary:
             save_file(arrays, temporary)
         if self.backbone is not None:
             paths["backbone"] = folder / f"backbone.{self.backbone.digest[:12]}.safetensors"

@@ -60,7 +60,7 @@ _checked: set[tuple[int, int, int, int]] = set()
 
 
 @contextlib.contextmanager
-def atomic_path(path: Path, *, durable: bool = True) -> Iterator[Path]:
+def atomic_path(path: Path, *, durable: bool = True, apart: bool = False) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it over `path` once the block succeeds.
 
     Several processes may write the same path at once: each has a temporary name of its own
@@ -72,13 +72,15 @@ def atomic_path(path: Path, *, durable: bool = True) -> Iterator[Path]:
         path: where the file shall be.
         durable: also wait until the bytes are on the disk, so that a power cut cannot undo
             the write. Caches, whose loss costs only time, go without.
+        apart: for writers that make further files beside the one that they write, as safetensors does: they
+            get a hidden folder.
 
     Raises:
         DiskSpaceError: the disk filled up while writing.
         DataError: the folder cannot be written to, or `path` is a folder.
     """
     try:
-        temporary = _temporary_beside(path)
+        temporary = _temporary_beside(path, apart=apart)
     except (OSError, ValueError) as error:  # a NUL in the name, or half a surrogate pair
         raise _write_error(path, error) from error
     try:
@@ -102,7 +104,10 @@ def atomic_path(path: Path, *, durable: bool = True) -> Iterator[Path]:
             raise _write_error(path, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))) from error
         raise
     finally:
-        temporary.unlink(missing_ok=True)
+        if apart:
+            shutil.rmtree(temporary.parent, ignore_errors=True)
+        else:
+            temporary.unlink(missing_ok=True)
 
 
 def _sync(path: Path) -> None:
@@ -130,7 +135,7 @@ def _remove_stale_parts(folder: str) -> None:
         parts = [entry.path for entry in entries if _is_stale(entry.name)]
     for part in parts:
         with contextlib.suppress(OSError):  # another process clears it, or it is not ours to remove
-            os.unlink(part)
+            shutil.rmtree(part) if os.path.isdir(part) else os.unlink(part)
 
 
 def _is_stale(name: str) -> bool:
@@ -235,7 +240,7 @@ def inside(folder: Path, text: str, suffix: str) -> Path:
     return folder.joinpath(*folders, name + suffix)
 
 
-def _temporary_beside(path: Path) -> Path:
+def _temporary_beside(path: Path, *, apart: bool = False) -> Path:
     attempts = 3
     while True:
         attempts -= 1
@@ -245,6 +250,8 @@ def _temporary_beside(path: Path) -> Path:
                 _remove_stale_parts(str(path.parent))
                 _tidied.add(str(path.parent))
             prefix = f".{path.name[:100]}@{_host()}-{os.getpid()}-"
+            if apart:
+                return Path(tempfile.mkdtemp(prefix=prefix, suffix=_PART, dir=path.parent)) / path.name
             handle, name = tempfile.mkstemp(prefix=prefix, suffix=_PART, dir=path.parent)
         except (FileNotFoundError, FileExistsError):  # another process tidied the empty folder away meanwhile
             if not attempts:

@@ -104,3 +104,20 @@ def test_a_scratch_file_leaves_nothing(tmp_path: Path) -> None:
 def test_a_scratch_file_on_a_full_disk(tmp_path: Path) -> None:
     with pytest.raises(DiskSpaceError, match="the disk is full"), scratch_file(tmp_path):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_writer_that_makes_files_of_its_own_leaves_none(tmp_path: Path) -> None:
+    """safetensors writes a file of a name of its own first: a kill would leave it among the user's files."""
+    target = tmp_path / "weights.safetensors"
+    with atomic_path(target, apart=True) as temporary:
+        (temporary.parent / ".tmpabcdef").write_text("half")
+        temporary.write_text("whole")
+        assert [path.name for path in tmp_path.iterdir()] == [temporary.parent.name]
+        assert temporary.parent.name.startswith(".")
+    assert [path.name for path in tmp_path.iterdir()] == ["weights.safetensors"]
+    assert target.read_text() == "whole"
+    with pytest.raises(KeyError), atomic_path(target, apart=True) as temporary:
+        temporary.write_text("other")
+        raise KeyError
+    assert [path.name for path in tmp_path.iterdir()] == ["weights.safetensors"]
+    assert target.read_text() == "whole"

@@ -50,14 +50,14 @@ def _digits(options: argparse.Namespace) -> None:
 
 def _check(options: argparse.Namespace) -> None:
     from rcnn_svm.datasets.check import check_dataset
-    from rcnn_svm.errors import DataError
+    from rcnn_svm.errors import DataError, printable
     from rcnn_svm.files import write_json
 
     names = [name.strip() for name in options.classes.split(",") if name.strip()]
     report = check_dataset(
         options.path, format=None if options.format == "auto" else options.format, classes=names or None
     )
-    print(report.to_text())
+    print("\n".join(map(printable, report.to_text().split("\n"))))
     if options.json is not None:
         write_json(options.json, report.to_json())
     if options.plot is not None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rcnn_svm.cli import options as shared
-from rcnn_svm.errors import ConfigError, DataError
+from rcnn_svm.errors import ConfigError, DataError, printable
 from rcnn_svm.progress import emit, say, track
 
 if TYPE_CHECKING:
@@ -188,7 +188,8 @@ def _print_table(voc: EvalResult, coco: CocoResult) -> None:
     width = max(map(len, (*voc.classes, "class")))
     print(f"{'class':<{width}}" + "".join(f"{head:>9}" for head in columns))
     for k, name in enumerate(voc.classes):
-        print(f"{name:<{width}}" + "".join(f"{100 * ap[k]:9.1f}" for ap, _ in columns.values()))
+        values = "".join(f"{100 * ap[k]:9.1f}" for ap, _ in columns.values())
+        print(f"{printable(name):<{width}}{values}")
     print(f"{'mean':<{width}}" + "".join(f"{100 * mean:9.1f}" for _, mean in columns.values()))
     print("\nCOCO: " + "  ".join(f"{key} {100 * value:.1f}" for key, value in summary.items()))
     print(LOCALISATION)

@@ -224,7 +224,7 @@ class Backbone(nn.Module):
         state = {k: v.detach().cpu().contiguous() for k, v in self.net.state_dict().items()}
         # One entry only: safetensors writes several in an order that differs from run to run.
         about = json.dumps({"backbone": self.name, "classes": self.classes})
-        with atomic_path(path) as temporary:
+        with atomic_path(path, apart=True) as temporary:
             save_file(state, temporary, metadata={_ABOUT: about})
 
 

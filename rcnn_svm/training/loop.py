@@ -259,7 +259,7 @@ def _save(path: Path, trainer: Trainer, identity: str, history: list[Progress]) 
             tensors[f"optimizer.{i}.{name}"] = torch.as_tensor(value).detach().cpu().contiguous()
     # One entry only: safetensors writes several in an order that differs from run to run.
     about = json.dumps({"identity": identity, "history": history})
-    with atomic_path(path) as temporary:
+    with atomic_path(path, apart=True) as temporary:
         save_file(tensors, temporary, metadata={_ABOUT: about})
 
 
