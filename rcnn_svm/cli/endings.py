@@ -28,7 +28,8 @@ from rcnn_svm.errors import RcnnSvmError, printable
 __all__ = ["Ending", "Stopped"]
 
 _NO_MEMORY = re.compile(
-    "alloc.*memory|(insufficient|out of) memory|bad.?alloc|start new thread|failed to map|failed to load glyph",
+    "alloc.*memory|(insufficient|out of) memory|bad.?alloc|start new thread|failed to map|"
+    "failed to load glyph",
     re.IGNORECASE,
 )
 """What torch, OpenCV and Python say with errors of other kinds where there is no memory."""
