@@ -251,7 +251,8 @@ def _temporary_beside(path: Path, *, apart: bool = False) -> Path:
                 _tidied.add(str(path.parent))
             prefix = f".{path.name[:100]}@{_host()}-{os.getpid()}-"
             if apart:
-                return Path(tempfile.mkdtemp(prefix=prefix, suffix=_PART, dir=path.parent)) / path.name
+                folder = tempfile.mkdtemp(prefix=prefix, suffix=_PART, dir=path.parent)
+                return Path(folder) / (path.name + _PART)
             handle, name = tempfile.mkstemp(prefix=prefix, suffix=_PART, dir=path.parent)
         except (FileNotFoundError, FileExistsError):  # another process tidied the empty folder away meanwhile
             if not attempts:

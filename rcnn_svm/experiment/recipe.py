@@ -191,6 +191,7 @@ def run_experiment(
             chosen = hold_out(parts, network, base, pairs, run)
     room.hold()
     names = ", ".join(recipe.name for recipe in parts.heads)
+    names = names if len(parts.heads) < 6 else f"{len(parts.heads)} heads"
     with stages("train", f"{names} on {len(trainval)} images of {trainval.dataset.split}"):
         final = parts.learner.learn(parts, network, base, trainval, run)
         trained = train_heads(parts, final, trainval, chosen or settle(parts, final), run)

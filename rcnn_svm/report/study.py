@@ -176,8 +176,8 @@ def _readme(
         f"| factor | change | mAP | 95 % interval | pairs | p, corrected | would be found |\n"
         f"|---|---|--:|--:|--:|--:|--:|\n"
         + "".join(
-            f"| {e['factor']} | {e['first']} less {e['second']} | {e['change']:+.1f} | {e['low']:+.1f} to "
-            f"{e['high']:+.1f} | {e['n_pairs']} | {e['p_holm']:.3g} | {e['detectable']:.1f} |\n"
+            f"| {e['factor']} | {e['first']} less {e['second']} | {signed(e['change'])} | {signed(e['low'])} to "
+            f"{signed(e['high'])} | {e['n_pairs']} | {e['p_holm']:.3g} | {e['detectable']:.1f} |\n"
             for e in main
         )
         + "\nInteractions are in [effects.csv](effects.csv), all cells in [cells.csv](cells.csv); the best "
@@ -211,6 +211,6 @@ def effects_figure(study: Study) -> Figure:
         names = [f"{e.factor}: {e.first} less {e.second}" for e in effects]
         axes.set_yticks(range(len(effects)), names, parse_math=False)
         axes.set_ylim(-0.6, len(effects) - 0.4)
-        axes.set_xlabel("points of mAP, with 95 % interval; full where the corrected p is below 0.05")
+        axes.set_xlabel("points of mAP, 95 % interval; full: corrected p < 0.05")
         axes.grid(axis="y", visible=False)
     return figure
