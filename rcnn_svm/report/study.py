@@ -176,8 +176,8 @@ def _readme(
         f"| factor | change | mAP | 95 % interval | pairs | p, corrected | would be found |\n"
         f"|---|---|--:|--:|--:|--:|--:|\n"
         + "".join(
-            f"| {e['factor']} | {e['first']} less {e['second']} | {signed(e['change'])} | {signed(e['low'])} to "
-            f"{signed(e['high'])} | {e['n_pairs']} | {e['p_holm']:.3g} | {e['detectable']:.1f} |\n"
+            f"| {e['factor']} | {e['first']} less {e['second']} | {signed(e['change'])} | "
+            f"{signed(e['low'])} to {signed(e['high'])} | {e['n_pairs']} | {e['p_holm']:.3g} | {e['detectable']:.1f} |\n"
             for e in main
         )
         + "\nInteractions are in [effects.csv](effects.csv), all cells in [cells.csv](cells.csv); the best "
