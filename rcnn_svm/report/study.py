@@ -177,7 +177,8 @@ def _readme(
         f"|---|---|--:|--:|--:|--:|--:|\n"
         + "".join(
             f"| {e['factor']} | {e['first']} less {e['second']} | {signed(e['change'])} | "
-            f"{signed(e['low'])} to {signed(e['high'])} | {e['n_pairs']} | {e['p_holm']:.3g} | {e['detectable']:.1f} |\n"
+            f"{signed(e['low'])} to {signed(e['high'])} | {e['n_pairs']} | {e['p_holm']:.3g} | "
+            f"{e['detectable']:.1f} |\n"
             for e in main
         )
         + "\nInteractions are in [effects.csv](effects.csv), all cells in [cells.csv](cells.csv); the best "
