@@ -29,7 +29,7 @@ __all__ = ["Ending", "Stopped"]
 
 _NO_MEMORY = re.compile(
     "alloc.*memory|(insufficient|out of) memory|bad.?alloc|start new thread|failed to map|"
-    "failed to load glyph",
+    "failed to load glyph|error return without exception set",
     re.IGNORECASE,
 )
 """What torch, OpenCV and Python say with errors of other kinds where there is no memory."""
@@ -70,6 +70,7 @@ class Ending:
         self.resumes = False
         self._last = last
         self._handlers: dict[int, Any] = {}
+        self._unraisable = sys.unraisablehook
 
     def __enter__(self) -> Self:
         for name in ("stdout", "stderr"):
@@ -80,11 +81,13 @@ class Ending:
             for number in (signal.SIGTERM, signal.SIGHUP):
                 if self._handlers[number] == signal.SIG_DFL:
                     signal.signal(number, _stop)
+            sys.unraisablehook = self._raised_in_vain
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
+        sys.unraisablehook = self._unraisable
         stopped = isinstance(error, KeyboardInterrupt | Stopped)
         for number, handler in self._handlers.items():
             at_once = stopped and self._last and handler != signal.SIG_IGN
@@ -104,6 +107,15 @@ class Ending:
             with contextlib.suppress(OSError):  # there is nobody to tell
                 print(f"rcnn-svm: {sentence}", file=sys.stderr, flush=True)
         return True
+
+    def _raised_in_vain(self, lost: Any) -> None:
+        """Send a signal again that came while Python could not stop, as in the midst of freeing an object."""
+        number = lost.exc_value.number if isinstance(lost.exc_value, Stopped) else signal.SIGINT
+        if isinstance(lost.exc_value, Stopped | KeyboardInterrupt):
+            # Not at once: this is still that moment.
+            threading.Timer(0.05, os.kill, (os.getpid(), number)).start()
+        else:
+            self._unraisable(lost)
 
     def _told(self, error: BaseException) -> tuple[int, str] | None:
         """Return exit code and sentence of an error; None for a mistake of ours."""
@@ -148,5 +160,5 @@ def _is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
     # torch's errors are RuntimeErrors, OpenCV's are its own, and libraries may be loaded as late as now.
-    named = isinstance(error, RuntimeError | ImportError) or type(error).__module__ == "cv2"
+    named = isinstance(error, RuntimeError | ImportError | SystemError) or type(error).__module__ == "cv2"
     return isinstance(error, MemoryError) or (named and _NO_MEMORY.search(str(error)) is not None)

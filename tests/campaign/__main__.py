@@ -88,13 +88,10 @@ def main() -> int:
                     tally = _faults(
                         options.seed, options.faults, Faults(scene, kills, folder / part), deadline
                     )
-            parts[part] = {"seconds": round(time.monotonic() - started), **tally.to_json()}
-            value = {
-                "schema": 1,
-                "campaign": "trust",
-                "parts": parts,
-                "provenance": provenance(seed=options.seed),
-            }
+            about = provenance(seed=options.seed)
+            seconds = round(time.monotonic() - started)
+            parts[part] = {"commit": about["commit"], "seconds": seconds, **tally.to_json()}
+            value = {"schema": 1, "campaign": "trust", "parts": parts, "provenance": about}
             write_json(options.out, value)
             say(f"{part}: {tally.n} tried\n{tally.summary()}")
     return int(any(one["defects"] for one in parts.values()))

@@ -184,3 +184,23 @@ def test_signals_while_the_command_starts(number: int, code: int, delay: float) 
     _, errors = child.communicate(timeout=60)
     assert child.returncode == code, errors
     assert len(errors.splitlines()) == 1
+
+
+def test_a_signal_that_comes_while_an_object_is_freed_is_not_lost() -> None:
+    """What is raised there is lost: Python prints it and goes on."""
+    script = (
+        "import os, signal, sys, time, weakref\n"
+        "from rcnn_svm.cli.endings import Ending\n"
+        "class Thing: pass\n"
+        "with Ending() as ending:\n"
+        "    thing = Thing()\n"
+        "    ref = weakref.ref(thing, lambda _: (os.kill(os.getpid(), signal.SIGTERM), sum(range(10**5))))\n"
+        "    del thing\n"
+        "    time.sleep(5)\n"
+        "    print('not stopped')\n"
+        "sys.exit(ending.code)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 143, done.stderr
+    assert done.stderr == "rcnn-svm: stopped by SIGTERM.\n"
+    assert done.stdout == ""
