@@ -161,4 +161,7 @@ def _is_out_of_memory(error: BaseException) -> bool:
         return error.errno == errno.ENOMEM
     # torch's errors are RuntimeErrors, OpenCV's are its own, and libraries may be loaded as late as now.
     named = isinstance(error, RuntimeError | ImportError | SystemError) or type(error).__module__ == "cv2"
-    return isinstance(error, MemoryError) or (named and _NO_MEMORY.search(str(error)) is not None)
+    try:
+        return isinstance(error, MemoryError) or (named and _NO_MEMORY.search(str(error)) is not None)
+    except MemoryError:  # there is none to look at the words
+        return True
