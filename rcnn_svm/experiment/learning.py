@@ -138,13 +138,16 @@ class Learner(Protocol):
         ...
 
 
+def _start(parts: Parts) -> Backbone:
+    """Return the network before anything is learned: the one handed in, or the one that its words name."""
+    return parts.backbone or load_backbone(parts.features.backbone, parts.features.weights, seed=parts.seed)
+
+
 def _loaded(parts: Parts, device: str) -> Network:
     """Return the network as it is."""
     if parts.featurizer is not None:
         return Network(None, parts.featurizer, None, 0.0, 0.0)
-    backbone = parts.backbone or load_backbone(
-        parts.features.backbone, parts.features.weights, seed=parts.seed
-    )
+    backbone = _start(parts)
     return Network(backbone, build_featurizer(parts.features, backbone, device=device), None, 0.0, 0.0)
 
 
@@ -346,9 +349,7 @@ class FineTuned:
         self, parts: Parts, train: SplitRegions, proposals: Mapping[str, RegionSet], run: Run
     ) -> Network:
         """See `Learner`; also refuses taps that do not end before the softmax."""
-        start = parts.backbone or load_backbone(
-            parts.features.backbone, parts.features.weights, seed=parts.seed
-        )
+        start = _start(parts)
         boxes = [proposals[sample.image_id].boxes for sample in train.dataset]
         identity = {
             "start": start.digest,
