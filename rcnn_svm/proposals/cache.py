@@ -108,7 +108,7 @@ def proposals_of(sample: Sample, proposer: Proposer, folder: Path | None) -> Reg
         return regions_of(proposer, sample.read(), sample.image_id)
     if isinstance(proposer, CutProposer) and proposer.max_regions is not None:
         return proposals_of(sample, proposer.whole(), folder).top(proposer.max_regions)
-    name = digest({"image": sample.digest(), "proposer": proposer.key()})
+    name = digest({"image": sample.digest(), "proposer": proposer.key(), "sealed": True})
     path = folder / name[:2] / f"{name}.npz"
     if note_use(path):
         try:

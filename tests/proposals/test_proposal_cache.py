@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rcnn_svm.errors import ConfigError
-from rcnn_svm.files import seal
+from rcnn_svm.files import digest, seal
 from rcnn_svm.proposals import (
     GridConfig,
     SelectiveSearchConfig,
@@ -75,6 +75,18 @@ def test_content_and_settings_are_the_key(tmp_path):
     renamed = Sample("other", renamed.size, renamed.truth, render=renamed.render)
     assert proposals_of(renamed, SelectiveSearchConfig(), tmp_path).image_id == "other"
     assert len(list(tmp_path.rglob("*.npz"))) == 3
+
+
+def test_files_of_the_release_before_seals_are_not_called_damaged(tmp_path, capfd):
+    one, proposer = sample(1), Counting()
+    name = digest({"image": one.digest(), "proposer": proposer.key()})  # as that release named them
+    older = tmp_path / name[:2] / f"{name}.npz"
+    older.parent.mkdir()
+    older.write_bytes(b"without a seal")
+    proposals_of(one, proposer, tmp_path)
+    assert proposer.calls == 1
+    assert capfd.readouterr() == ("", "")
+    assert older.read_bytes() == b"without a seal"
 
 
 @pytest.mark.parametrize("ranking", ["paper", "diverse"])
