@@ -31,7 +31,7 @@ from rcnn_svm.experiment.selection import (
     detected,
     scored_once,
 )
-from rcnn_svm.features.scaling import FeatureScaler, Scaling
+from rcnn_svm.features.scaling import FeatureScaler
 from rcnn_svm.features.store import FeatureStore, to_float32
 from rcnn_svm.heads.bbox_regressor import BoxRegressor
 from rcnn_svm.heads.recipe import HeadRecipe
@@ -114,12 +114,12 @@ class _Scalers:
     def __init__(self, rows: StoredBlocks) -> None:
         self._rows, self._fitted = rows, dict[str, FeatureScaler]()
 
-    def get(self, scaling: Scaling) -> FeatureScaler | None:
+    def get(self, scaling: str) -> FeatureScaler | None:
         """Return a fitted scaler, or None for rows as they are."""
         if scaling == "none":
             return None
         if scaling not in self._fitted:
-            self._fitted[scaling] = FeatureScaler(scaling).fit(self._rows)
+            self._fitted[scaling] = FeatureScaler(scaling).fit(self._rows)  # type: ignore[arg-type]
         return self._fitted[scaling]
 
 

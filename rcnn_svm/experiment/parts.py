@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from rcnn_svm.errors import ConfigError
 from rcnn_svm.evaluation.voc import Rule
 from rcnn_svm.features.build import FeatureConfig
-from rcnn_svm.features.scaling import Scaling
 from rcnn_svm.features.store import Featurizer
 from rcnn_svm.heads.recipe import HeadRecipe
 from rcnn_svm.postprocess import Postprocess, PostprocessConfig
@@ -65,7 +64,7 @@ class BoxRecipe:
     """
 
     strengths: Sequence[float] = (0.3, 3.0, 30.0)
-    scaling: Scaling = "l2"
+    scaling: str = "l2"
     min_iou: float = 0.6
 
     def settled(self) -> dict[str, Any]:

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rcnn_svm.errors import ConfigError
-from rcnn_svm.features.scaling import Scaling
 from rcnn_svm.heads.base import DrawnBlocks, Fitted, HeadBase, RegionBlocks
 from rcnn_svm.heads.kernels import shown
 
@@ -37,7 +36,7 @@ class HeadRecipe:
     name: str
     head: HeadBase
     grid: Mapping[str, Sequence[Any]] = field(default_factory=dict)
-    scaling: Scaling = "l2"
+    scaling: str = "l2"
     random_negatives: int | None = None
     seed: int = 0
 
