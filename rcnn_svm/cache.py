@@ -76,6 +76,7 @@ _PLACES = (
     _place("features", f"features/{_HASH}", rf"{_HASH}\.npy|{re.escape(_IDENTITY)}"),
     _place("fine-tuned networks", "finetuned", rf"{_HASH}\.checkpoint"),
     _place("tuned trunks", "tuned", rf"{_HASH}\.checkpoint"),
+    _place("cells of studies", "study", rf"{_HASH}\.npz"),
     _place("maps of frozen blocks", f"tuned/maps/{_HASH}", rf"{_HASH}(-mirrored)?\.npy"),
 )
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 
 from rcnn_svm.cli import options as shared
+from rcnn_svm.errors import ConfigError
 from rcnn_svm.progress import emit, say
 
 __all__ = ["add_study"]
 
-_FACTORS = ("label", "negatives", "loss")
-"""What is studied where nothing else is said: what R-CNN and Fast R-CNN changed at once."""
+_FACTORS = ("label", "negatives", "loss", "kernel", "rows", "layer", "proposals")
 
 
 def add_study(study: argparse.ArgumentParser) -> None:
@@ -21,9 +20,15 @@ def add_study(study: argparse.ArgumentParser) -> None:
     study.add_argument("--out", type=Path, required=True, metavar="DIR", help="tables and figures go here")
     study.add_argument(
         "--factors",
-        default=",".join(_FACTORS),
         metavar="A,B",
-        help=f"some of label, negatives, loss, kernel, rows (default {','.join(_FACTORS)})",
+        help=f"some of {', '.join(_FACTORS)} (default all that there are; label, negatives and loss with "
+        f"--quick)",
+    )
+    study.add_argument(
+        "--seeds", type=int, metavar="N", help="train everything so many times (default 3, 1 with --quick)"
+    )
+    study.add_argument(
+        "--dense", action="store_true", help="among --factors proposals, a grid of 10,000 boxes as well"
     )
     shared.add_experiment_options(study, without=("choice",))
     study.set_defaults(run=_study, resumes=True)
@@ -32,20 +37,29 @@ def add_study(study: argparse.ArgumentParser) -> None:
 def _study(options: argparse.Namespace) -> None:
     from rcnn_svm.cli.training import configured
     from rcnn_svm.experiment.data import load_data
-    from rcnn_svm.experiment.study import design, run_study
+    from rcnn_svm.experiment.design import design, factors_of
+    from rcnn_svm.experiment.study import run_study
     from rcnn_svm.report.provenance import typed
     from rcnn_svm.report.study import write_study
 
-    names = tuple(name.strip() for name in options.factors.split(",") if name.strip())
-    config = replace(configured(options, choose=True), choose=True)
-    cells = design(names, seed=config.seed)
-    parts, run = config.build(), shared.run_of(options)
-    n_cells = sum(cell.recipe is not None for cell in cells)
+    quick = options.preset == "quick"
+    config = configured(options, choose=True)
+    parts = config.build()
+    n_seeds = options.seeds if options.seeds is not None else 1 if quick else 3
+    if n_seeds < 1:
+        raise ConfigError(f"--seeds must be 1 or more, got {n_seeds}.")
+    there = [name for name, factor in factors_of(parts).items() if len(factor.levels) > 1]
+    names = _FACTORS[:3] if quick else tuple(there)
+    if options.factors is not None:
+        names = tuple(name.strip() for name in options.factors.split(",") if name.strip())
+    plan = design(names, parts, dense=options.dense)
+    n_cells = len(plan.trained)
     say(
-        f"{n_cells} heads, each with five costs to choose from; {len(cells) - n_cells} combinations are none."
+        f"{n_cells} cells, each with six settings to choose from, "
+        f"{f'{n_seeds} times' if n_seeds > 1 else 'once'}; {len(plan.cells) - n_cells} combinations are none."
     )
-    splits = load_data(config.data, seed=config.seed)
-    study = run_study(parts, splits, run, names)
+    splits = load_data(config.data, seed=parts.seed)
+    study = run_study(parts, splits, shared.run_of(options), plan, n_seeds=n_seeds)
     command = " ".join(["rcnn-svm", *map(typed, options.words)])
     for sentence in write_study(options.out, study, command=command):
         emit(sentence)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from rcnn_svm.errors import ConfigError
 from rcnn_svm.evaluation.voc import HIT, IGNORED, RECALL_GRID, EvalResult, Rule
 
-__all__ = ["BootstrapResult", "Difference", "Interval", "paired_bootstrap"]
+__all__ = ["BootstrapResult", "Difference", "Interval", "draw_images", "paired_bootstrap", "resampled_ap"]
 
 # Hits are taken so many at a time, which bounds the memory by about 10 MB per 1000 resamples.
 _BLOCK = 256
@@ -166,15 +166,8 @@ def paired_bootstrap(
                 "differ in classes or objects. Evaluate both on the same images."
             )
     rule = reference.rule if rule is None else rule
-    n_images = len(n_objects)
-    generator = np.random.default_rng(seed)
-    shares = np.full(n_images, 1 / n_images)
-    weights = generator.multinomial(n_images, shares, size=n_resamples).T  # (n_images, B)
-    # float32 multiplies fast and holds these counts exactly: all stay far below 2 ** 24.
-    drawn = np.ascontiguousarray(weights, np.float32)
-    positives = n_objects.T @ weights  # (K, B)
-
-    samples = {name: _resampled_ap(result, drawn, positives, rule) for name, result in results.items()}
+    drawn = draw_images(len(n_objects), n_resamples, seed)
+    samples = {name: resampled_ap(result, drawn, rule) for name, result in results.items()}
     means = {name: _mean_of_present(ap) for name, ap in samples.items()}  # (B,)
     differences = []
     for first, second in itertools.combinations(results, 2):
@@ -207,10 +200,23 @@ def paired_bootstrap(
     )
 
 
-def _resampled_ap(
-    result: EvalResult, drawn: NDArray[np.float32], positives: NDArray[np.int64], rule: Rule
-) -> NDArray[np.float64]:
-    """Return (K, B) average precision, nan where a resample has no object of the class."""
+def draw_images(n_images: int, n_resamples: int, seed: int) -> NDArray[np.float32]:
+    """Return (n_images, B) how often each image counts in each of B resamples with replacement."""
+    shares = np.full(n_images, 1 / n_images)
+    weights = np.random.default_rng(seed).multinomial(n_images, shares, size=n_resamples).T
+    # float32 multiplies fast and holds these counts exactly: all stay far below 2 ** 24.
+    return np.ascontiguousarray(weights, np.float32)
+
+
+def resampled_ap(result: EvalResult, drawn: NDArray[np.float32], rule: Rule) -> NDArray[np.float64]:
+    """Return (K, B) average precision on every resample, nan where it has no object of the class.
+
+    Args:
+        result: of a split.
+        drawn: as `draw_images` returns it.
+        rule: of average precision.
+    """
+    positives = result.matches.n_objects.T @ drawn.astype(np.int64)  # (K, B)
     ap = np.full(positives.shape, np.nan)
     matches = result.matches
     for k in range(len(result.classes)):
