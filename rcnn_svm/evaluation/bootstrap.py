@@ -17,7 +17,14 @@ from numpy.typing import NDArray
 from rcnn_svm.errors import ConfigError
 from rcnn_svm.evaluation.voc import HIT, IGNORED, RECALL_GRID, EvalResult, Rule
 
-__all__ = ["BootstrapResult", "Difference", "Interval", "paired_bootstrap"]
+__all__ = [
+    "BootstrapResult",
+    "Difference",
+    "Interval",
+    "centred_interval",
+    "paired_bootstrap",
+    "resampled_images",
+]
 
 # Hits are taken so many at a time, which bounds the memory by about 10 MB per 1000 resamples.
 _BLOCK = 256
@@ -166,10 +173,7 @@ def paired_bootstrap(
                 "differ in classes or objects. Evaluate both on the same images."
             )
     rule = reference.rule if rule is None else rule
-    n_images = len(n_objects)
-    generator = np.random.default_rng(seed)
-    shares = np.full(n_images, 1 / n_images)
-    weights = generator.multinomial(n_images, shares, size=n_resamples).T  # (n_images, B)
+    weights = resampled_images(len(n_objects), n_resamples, seed).T  # (n_images, B)
     # float32 multiplies fast and holds these counts exactly: all stay far below 2 ** 24.
     drawn = np.ascontiguousarray(weights, np.float32)
     positives = n_objects.T @ weights  # (K, B)
@@ -179,7 +183,7 @@ def paired_bootstrap(
     differences = []
     for first, second in itertools.combinations(results, 2):
         per_class = {
-            label: _interval(
+            label: centred_interval(
                 float(results[first].ap(rule)[k] - results[second].ap(rule)[k]),
                 samples[first][k] - samples[second][k],
             )
@@ -189,15 +193,18 @@ def paired_bootstrap(
         gaps = means[first] - means[second]
         signs = np.sign(_centred(measured, gaps)) * np.sign(measured)
         flip_share = float(np.mean((1 - signs) / 2)) if len(signs) else float("nan")
-        differences.append(Difference(first, second, _interval(measured, gaps), per_class, flip_share))
+        differences.append(Difference(first, second, centred_interval(measured, gaps), per_class, flip_share))
     return BootstrapResult(
         rule,
         n_resamples,
         seed,
-        {name: _interval(result.map(rule), means[name], floor=0.0) for name, result in results.items()},
+        {
+            name: centred_interval(result.map(rule), means[name], floor=0.0)
+            for name, result in results.items()
+        },
         {
             name: {
-                label: _interval(float(result.ap(rule)[k]), samples[name][k], floor=0.0)
+                label: centred_interval(float(result.ap(rule)[k]), samples[name][k], floor=0.0)
                 for k, label in enumerate(result.classes)
             }
             for name, result in results.items()
@@ -205,6 +212,31 @@ def paired_bootstrap(
         tuple(differences),
         means,
     )
+
+
+def resampled_images(n_images: int, n_resamples: int, seed: int) -> NDArray[np.int64]:
+    """Return (B, n_images): how often each image counts in each resample, the same for the same arguments."""
+    generator = np.random.default_rng(seed)
+    return generator.multinomial(n_images, np.full(n_images, 1 / n_images), size=n_resamples)
+
+
+def centred_interval(
+    value: float, samples: NDArray[np.float64], *, floor: float = -1.0, ceiling: float = 1.0
+) -> Interval:
+    """Return the 95 % interval of a measure that lies in [floor, ceiling].
+
+    Args:
+        value: measured on the split itself.
+        samples: (B,) measured on the resamples, nan where it is not defined; they are moved so that their
+            mean is `value`, see `paired_bootstrap`.
+        floor: of the measure.
+        ceiling: of the measure.
+    """
+    centred = _centred(value, samples)
+    if not len(centred):
+        return Interval(value, float("nan"), float("nan"))
+    low, high = np.clip(np.percentile(centred, [2.5, 97.5]), floor, ceiling)
+    return Interval(value, float(low), float(high))
 
 
 def _resampled_ap(
@@ -293,15 +325,6 @@ def _centred(value: float, samples: NDArray[np.float64]) -> NDArray[np.float64]:
     shift = value - present.mean()
     # Equal detectors must stay exactly level.
     return present if abs(shift) < 1e-12 else present + shift
-
-
-def _interval(value: float, samples: NDArray[np.float64], *, floor: float = -1.0) -> Interval:
-    """Return the interval of a measure that lies in [floor, 1]."""
-    centred = _centred(value, samples)
-    if not len(centred):
-        return Interval(value, float("nan"), float("nan"))
-    low, high = np.clip(np.percentile(centred, [2.5, 97.5]), floor, 1.0)
-    return Interval(value, float(low), float(high))
 
 
 def _turned(interval: Interval) -> Interval:
