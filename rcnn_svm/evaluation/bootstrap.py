@@ -17,7 +17,15 @@ from numpy.typing import NDArray
 from rcnn_svm.errors import ConfigError
 from rcnn_svm.evaluation.voc import HIT, IGNORED, RECALL_GRID, EvalResult, Rule
 
-__all__ = ["BootstrapResult", "Difference", "Interval", "draw_images", "paired_bootstrap", "resampled_ap"]
+__all__ = [
+    "BootstrapResult",
+    "Difference",
+    "Interval",
+    "centred_interval",
+    "paired_bootstrap",
+    "resampled_ap",
+    "resampled_images",
+]
 
 # Hits are taken so many at a time, which bounds the memory by about 10 MB per 1000 resamples.
 _BLOCK = 256
@@ -166,13 +174,13 @@ def paired_bootstrap(
                 "differ in classes or objects. Evaluate both on the same images."
             )
     rule = reference.rule if rule is None else rule
-    drawn = draw_images(len(n_objects), n_resamples, seed)
+    drawn = resampled_images(len(n_objects), n_resamples, seed)
     samples = {name: resampled_ap(result, drawn, rule) for name, result in results.items()}
     means = {name: _mean_of_present(ap) for name, ap in samples.items()}  # (B,)
     differences = []
     for first, second in itertools.combinations(results, 2):
         per_class = {
-            label: _interval(
+            label: centred_interval(
                 float(results[first].ap(rule)[k] - results[second].ap(rule)[k]),
                 samples[first][k] - samples[second][k],
             )
@@ -182,15 +190,18 @@ def paired_bootstrap(
         gaps = means[first] - means[second]
         signs = np.sign(_centred(measured, gaps)) * np.sign(measured)
         flip_share = float(np.mean((1 - signs) / 2)) if len(signs) else float("nan")
-        differences.append(Difference(first, second, _interval(measured, gaps), per_class, flip_share))
+        differences.append(Difference(first, second, centred_interval(measured, gaps), per_class, flip_share))
     return BootstrapResult(
         rule,
         n_resamples,
         seed,
-        {name: _interval(result.map(rule), means[name], floor=0.0) for name, result in results.items()},
+        {
+            name: centred_interval(result.map(rule), means[name], floor=0.0)
+            for name, result in results.items()
+        },
         {
             name: {
-                label: _interval(float(result.ap(rule)[k]), samples[name][k], floor=0.0)
+                label: centred_interval(float(result.ap(rule)[k]), samples[name][k], floor=0.0)
                 for k, label in enumerate(result.classes)
             }
             for name, result in results.items()
@@ -200,23 +211,42 @@ def paired_bootstrap(
     )
 
 
-def draw_images(n_images: int, n_resamples: int, seed: int) -> NDArray[np.float32]:
-    """Return (n_images, B) how often each image counts in each of B resamples with replacement."""
-    shares = np.full(n_images, 1 / n_images)
-    weights = np.random.default_rng(seed).multinomial(n_images, shares, size=n_resamples).T
-    # float32 multiplies fast and holds these counts exactly: all stay far below 2 ** 24.
-    return np.ascontiguousarray(weights, np.float32)
+def resampled_images(n_images: int, n_resamples: int, seed: int) -> NDArray[np.int64]:
+    """Return (B, n_images): how often each image counts in each resample, the same for the same arguments."""
+    generator = np.random.default_rng(seed)
+    return generator.multinomial(n_images, np.full(n_images, 1 / n_images), size=n_resamples)
 
 
-def resampled_ap(result: EvalResult, drawn: NDArray[np.float32], rule: Rule) -> NDArray[np.float64]:
+def centred_interval(
+    value: float, samples: NDArray[np.float64], *, floor: float = -1.0, ceiling: float = 1.0
+) -> Interval:
+    """Return the 95 % interval of a measure that lies in [floor, ceiling].
+
+    Args:
+        value: measured on the split itself.
+        samples: (B,) measured on the resamples, nan where it is not defined; they are moved so that their
+            mean is `value`, see `paired_bootstrap`.
+        floor: of the measure.
+        ceiling: of the measure.
+    """
+    centred = _centred(value, samples)
+    if not len(centred):
+        return Interval(value, float("nan"), float("nan"))
+    low, high = np.clip(np.percentile(centred, [2.5, 97.5]), floor, ceiling)
+    return Interval(value, float(low), float(high))
+
+
+def resampled_ap(result: EvalResult, drawn: NDArray[np.int64], rule: Rule) -> NDArray[np.float64]:
     """Return (K, B) average precision on every resample, nan where it has no object of the class.
 
     Args:
         result: of a split.
-        drawn: as `draw_images` returns it.
+        drawn: (B, n_images), as `resampled_images` returns it.
         rule: of average precision.
     """
-    positives = result.matches.n_objects.T @ drawn.astype(np.int64)  # (K, B)
+    positives = result.matches.n_objects.T @ drawn.T  # (K, B)
+    # float32 multiplies fast and holds these counts exactly: all stay far below 2 ** 24.
+    weights = np.ascontiguousarray(drawn.T, np.float32)
     ap = np.full(positives.shape, np.nan)
     matches = result.matches
     for k in range(len(result.classes)):
@@ -224,7 +254,7 @@ def resampled_ap(result: EvalResult, drawn: NDArray[np.float32], rule: Rule) -> 
         counted = matches.outcome[rows] != IGNORED
         hits = matches.outcome[rows][counted] == HIT
         present = positives[k] > 0
-        value = _weighted_ap(hits, matches.image[rows][counted], drawn, np.maximum(positives[k], 1), rule)
+        value = _weighted_ap(hits, matches.image[rows][counted], weights, np.maximum(positives[k], 1), rule)
         ap[k, present] = value[present]
     return ap
 
@@ -299,15 +329,6 @@ def _centred(value: float, samples: NDArray[np.float64]) -> NDArray[np.float64]:
     shift = value - present.mean()
     # Equal detectors must stay exactly level.
     return present if abs(shift) < 1e-12 else present + shift
-
-
-def _interval(value: float, samples: NDArray[np.float64], *, floor: float = -1.0) -> Interval:
-    """Return the interval of a measure that lies in [floor, 1]."""
-    centred = _centred(value, samples)
-    if not len(centred):
-        return Interval(value, float("nan"), float("nan"))
-    low, high = np.clip(np.percentile(centred, [2.5, 97.5]), floor, 1.0)
-    return Interval(value, float(low), float(high))
 
 
 def _turned(interval: Interval) -> Interval:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rcnn_svm.errors import ConfigError
-from rcnn_svm.evaluation.bootstrap import Interval, draw_images, resampled_ap
+from rcnn_svm.evaluation.bootstrap import Interval, centred_interval, resampled_ap, resampled_images
 from rcnn_svm.evaluation.voc import EvalResult, Rule
 
 __all__ = [
@@ -51,7 +51,7 @@ class Measured:
     @property
     def interval(self) -> Interval:
         """The mAP with its 95 % interval."""
-        return _interval(self.value[0], self.samples[0])
+        return centred_interval(float(self.value[0]), self.samples[0])
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,7 +143,7 @@ def measure(
         )
     (S,) = n_seeds
     some = next(iter(results.values()))[0]
-    drawn = draw_images(len(some.matches.n_objects), n_resamples, seed)
+    drawn = resampled_images(len(some.matches.n_objects), n_resamples, seed)
     # (S, B): how often each seed counts in each resample, as a share.
     shares = np.random.default_rng([seed, 1]).multinomial(S, np.full(S, 1 / S), size=n_resamples).T / S
     weights = 1 / S + (shares - 1 / S) * (math.sqrt(S / (S - 1)) if S > 1 else 0.0)
@@ -208,8 +208,8 @@ def _effect(table: Table, *contrasts: tuple[int, str, str]) -> Effect | None:
         " x ".join(table.factors[at] for at, *_ in contrasts),
         " and ".join(first for _, first, _ in contrasts),
         " and ".join(second for *_, second in contrasts),
-        _interval(value[0], spread[0]),
-        tuple(_interval(*own) for own in zip(value[1:], spread[1:], strict=True)),
+        centred_interval(float(value[0]), spread[0]),
+        tuple(centred_interval(*own) for own in zip(value[1:], spread[1:], strict=True)),
         len(changes),
         p,
         p,
@@ -255,9 +255,9 @@ def shares(table: Table, first: Sequence[str], second: Sequence[str]) -> list[Sh
                 with_it, without = cell(taken | {at}), cell(taken)
                 value += weight * float(with_it.value[0] - without.value[0])
                 spread += weight * (with_it.samples[0] - without.samples[0])
-        found.append(Share(table.factors[at], _interval(value, spread)))
+        found.append(Share(table.factors[at], centred_interval(value, spread)))
     a, b = cell(frozenset(places)), cell(frozenset())
-    whole = _interval(float(a.value[0] - b.value[0]), a.samples[0] - b.samples[0])
+    whole = centred_interval(float(a.value[0] - b.value[0]), a.samples[0] - b.samples[0])
     return [*found, Share("all", whole)]
 
 
@@ -276,14 +276,6 @@ def _p(value: float, error: float, n_resamples: int) -> float:
     if value == 0:
         return 1.0
     return math.erfc(abs(value) / error / math.sqrt(2)) if error > 0 else 1 / n_resamples
-
-
-def _interval(value: float, samples: NDArray[np.float64]) -> Interval:
-    present = samples[~np.isnan(samples)]
-    if math.isnan(value) or not len(present):
-        return Interval(float(value), math.nan, math.nan)
-    low, high = np.percentile(present, [2.5, 97.5])
-    return Interval(float(value), float(low), float(high))
 
 
 def _mean(ap: NDArray[np.float64]) -> NDArray[np.float64]:
