@@ -8,15 +8,11 @@ found is kept in the cache, so that a study that was cut short goes on where it 
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from rcnn_svm.cache import CacheLimit, note_use
+from rcnn_svm.cache import CacheLimit
 from rcnn_svm.datasets import Splits
 from rcnn_svm.detector import Model
 from rcnn_svm.evaluation.coco import evaluate_coco
@@ -33,26 +29,28 @@ from rcnn_svm.evaluation.effects import (
 from rcnn_svm.evaluation.effects import shares as shares_of
 from rcnn_svm.evaluation.voc import EvalResult, Rule, evaluate_voc
 from rcnn_svm.experiment.choosing import Chosen, Scalers, Trained, Variant, detect_all
+from rcnn_svm.experiment.closer import CloserLook, look_closer
 from rcnn_svm.experiment.design import BOXES, SOFTMAX, SVM, Cell, Design, Layer
+from rcnn_svm.experiment.kept import Kept
 from rcnn_svm.experiment.learning import Representation
 from rcnn_svm.experiment.measure import Meter
 from rcnn_svm.experiment.parts import Parts, Run
 from rcnn_svm.experiment.recipe import Prepared, prepare
 from rcnn_svm.experiment.regions import StoredBlocks
 from rcnn_svm.experiment.selection import Choice, choose_head
-from rcnn_svm.files import atomic_path, bytes_digest, digest, is_sealed, seal
 from rcnn_svm.heads.bbox_regressor import BoxRegressor
 from rcnn_svm.heads.recipe import HeadRecipe
 from rcnn_svm.postprocess import PAPER
-from rcnn_svm.progress import Stages, note, say
+from rcnn_svm.progress import Stages, note
 from rcnn_svm.structures import Dataset, Detections
 
 __all__ = ["Outcome", "Study", "analyse", "run_study"]
 
-_VERSION = 1
-"""Of what a cell does: a higher number makes the cells that are kept unknown."""
-_NOT_OF_A_CELL = ("data", "heads", "detect", "n_bootstrap", "choose", "seed")
-"""What a cell does not depend on, of a configuration: the data are known by their content."""
+_LOOKED_AT = {
+    "linear SVM": SVM,
+    "RBF SVM": {**SVM, "kernel": "RBF"},
+    "softmax": {**SOFTMAX, "negatives": "all"},
+}
 _PLAIN = replace(PAPER, regression="off")
 _NOTHING = Choice({}, None, ())
 
@@ -94,6 +92,8 @@ class Study:
         shares: without and with box regression, what the label rule, the negatives and the loss have of the
             difference between R-CNN's SVMs and its softmax; empty where the study does not cross all three.
         seconds: wall clock by stage.
+        looks: a closer look at the linear SVM, the RBF SVM and the softmax, those that the study has.
+        n_kept: cells that an earlier run had finished, all seeds together.
     """
 
     parts: Parts
@@ -106,6 +106,8 @@ class Study:
     interactions: Sequence[Effect]
     shares: Mapping[bool, Sequence[Share]]
     seconds: Mapping[str, float]
+    looks: Sequence[CloserLook] = ()
+    n_kept: int = 0
 
     def __repr__(self) -> str:
         return (
@@ -129,28 +131,84 @@ def run_study(parts: Parts, splits: Splits, run: Run, design: Design, *, n_seeds
         DataError: as `run_experiment`.
     """
     seeds = tuple(range(parts.seed, parts.seed + n_seeds))
-    stages = Stages([f"seed {seed}" for seed in seeds])
-    images = _images_digest(splits)
+    stages = Stages([*(f"seed {seed}" for seed in seeds), "closer look"])
     room = CacheLimit(run.cache, run.cache_limit)
     outcomes: dict[tuple[tuple[str, ...], int], Outcome] = {}
+    n_kept = 0
     for seed in seeds:
         seeded = replace(parts, seed=seed)
-        kept = _Kept(run.cache / "study", splits, seeded, images)
+        kept = Kept(run.cache, splits, seeded)
         missing: list[Cell] = []
         for cell in design.trained:
-            outcome = kept.read(cell)
-            if outcome is None:
+            known = kept.read(cell.levels)
+            if known is None:
                 missing.append(cell)
             else:
-                outcomes[cell.key, seed] = outcome
-        n_kept = len(design.trained) - len(missing)
-        words = f"{len(missing)} cells" + (f", {n_kept} more are kept from before" if n_kept else "")
+                about, found = known
+                by_level = {BOXES.levels[level]: own for level, own in found.items()}
+                outcomes[cell.key, seed] = _measured(
+                    **about, found=by_level, test=splits.test, rule=parts.rule
+                )
+                n_kept += 1
+        old = len(design.trained) - len(missing)
+        words = f"{len(missing)} cells" + (f", {old} more are kept from before" if old else "")
         with stages(f"seed {seed}", words):
             for cell, outcome in _train(seeded, splits, run, design, missing, room):
-                kept.write(cell, outcome)
+                about = {name: getattr(outcome, name) for name in ("settings", "tried", "train_s")}
+                by_name = {level: outcome.detections[boxed] for level, boxed in BOXES.levels.items()}
+                kept.write(cell.levels, about, by_name)
                 outcomes[cell.key, seed] = outcome
+    with stages("closer look", "probabilities and mistakes of three heads"):
+        looks = _look(parts, splits, run, design, outcomes, room)
     room.hold(finished=True)
-    return analyse(parts, splits, design, seeds, outcomes, dict(stages.seconds))
+    seconds = dict(stages.seconds)
+    return replace(analyse(parts, splits, design, seeds, outcomes, seconds), looks=looks, n_kept=n_kept)
+
+
+def _look(
+    parts: Parts,
+    splits: Splits,
+    run: Run,
+    design: Design,
+    outcomes: Mapping[tuple[tuple[str, ...], int], Outcome],
+    room: CacheLimit,
+) -> list[CloserLook]:
+    """Look closer at those of three heads that the design holds."""
+    cells = {
+        name: design.cells[key]
+        for name, levels in _LOOKED_AT.items()
+        if (key := tuple({**design.home, **levels}[factor] for factor in design.home)) in design.cells
+    }
+    if not cells:
+        return []
+    seeded = design.parts_of(next(iter(cells.values())), parts)
+    ready = prepare(seeded, splits, run, Stages(("proposals", "network", "features")), room)
+    learned = Layer().rows(ready.learn(ready.train))
+    for split in (ready.train, ready.val, ready.test):
+        learned.fill(split)
+    train, val, test = (learned.blocks(split) for split in (ready.train, ready.val, ready.test))
+    scalers = Scalers(train)
+    looks = []
+    for name, cell in cells.items():
+        recipe, tried = cell.head(parts.seed), outcomes[cell.key, parts.seed].tried
+        best = max(range(len(tried)), key=lambda i: float(tried[i]["val_map"]))
+        looks.append(
+            look_closer(
+                name,
+                recipe,
+                recipe.settings()[best],
+                train,
+                val,
+                test,
+                scalers.get(recipe.scaling),
+                _PLAIN,
+                parts.rule,
+                n_jobs=run.n_jobs,
+                seed=parts.seed,
+                n_resamples=parts.n_bootstrap,
+            )
+        )
+    return looks
 
 
 def _train(
@@ -252,83 +310,6 @@ def _measured(
     coco = {boxed: evaluate_coco(own, truths, test.classes).summary() for boxed, own in found.items()}
     few = {boxed: {name: own[name] for name in ("AP", "AP50", "AP75")} for boxed, own in coco.items()}
     return Outcome(settings, tried, train_s, found, evaluations, few)
-
-
-class _Kept:
-    """The cells that are kept in a cache, each under a hash of all that it depends on.
-
-    Parts of one's own have a name at most, which does not tell what they do: with them nothing is met again.
-    """
-
-    def __init__(self, folder: Path, splits: Splits, parts: Parts, images: str) -> None:
-        self._folder, self._test, self._rule = folder, splits.test, parts.rule
-        own = {name: value for name, value in parts.described.items() if name not in _NOT_OF_A_CELL}
-        self._foreign = "own" in own
-        self._identity = {
-            "version": _VERSION,
-            "parts": own,
-            "seed": parts.seed,
-            "images": _images_digest(splits),
-        }
-
-    def _path(self, cell: Cell) -> Path:
-        return self._folder / f"{digest({**self._identity, 'levels': dict(cell.levels)})}.npz"
-
-    def read(self, cell: Cell) -> Outcome | None:
-        """Return what a cell found, None where it is not kept or damaged."""
-        path = self._path(cell)
-        if self._foreign or not note_use(path):
-            return None
-        try:
-            if not is_sealed(path, path.stem):
-                say(f"{path}: damaged; the cell is trained again.")
-                return None
-            with np.load(path, allow_pickle=False) as stored:
-                about = json.loads(bytes(stored["about"]))
-                found = {boxed: _unpacked(stored, boxed, self._test) for boxed in (False, True)}
-        except FileNotFoundError:  # another process made room since the line before
-            return None
-        return _measured(about["settings"], about["tried"], about["train_s"], found, self._test, self._rule)
-
-    def write(self, cell: Cell, outcome: Outcome) -> None:
-        """Keep what a cell found."""
-        about = {"settings": outcome.settings, "tried": outcome.tried, "train_s": outcome.train_s}
-        arrays = {"about": np.frombuffer(json.dumps(about).encode(), np.uint8)}
-        for boxed, found in outcome.detections.items():
-            arrays |= _packed(found, boxed)
-        path = self._path(cell)
-        with atomic_path(path, durable=False) as temporary:
-            with open(temporary, "wb") as stream:
-                np.savez(stream, **arrays)  # type: ignore[arg-type]
-            seal(temporary, path.stem)
-
-
-def _packed(found: Sequence[Detections], boxed: bool) -> dict[str, Any]:
-    return {
-        f"counts{boxed:d}": np.array([len(own) for own in found]),
-        f"boxes{boxed:d}": np.concatenate([own.boxes for own in found]),
-        f"scores{boxed:d}": np.concatenate([own.scores for own in found]),
-        f"labels{boxed:d}": np.concatenate([own.labels for own in found]),
-    }
-
-
-def _unpacked(stored: Mapping[str, Any], boxed: bool, test: Dataset) -> list[Detections]:
-    ends = np.cumsum(stored[f"counts{boxed:d}"])[:-1]
-    columns = (np.split(stored[f"{name}{boxed:d}"], ends) for name in ("boxes", "scores", "labels"))
-    return [Detections(s.image_id, *own) for s, *own in zip(test, *columns, strict=True)]
-
-
-def _images_digest(splits: Splits) -> str:
-    """Return a hash of all pixels and labels of a data set."""
-    parts: list[bytes] = []
-    for dataset in (splits.train, splits.val, splits.test):
-        parts.append("/".join((dataset.split, *dataset.classes)).encode())
-        for sample in dataset:
-            truth = sample.truth
-            parts.append(sample.digest().encode())
-            columns = (truth.boxes, truth.labels, truth.difficult, truth.crowd, truth.area)
-            parts += [np.ascontiguousarray(column).tobytes() for column in columns]
-    return bytes_digest(*parts)
 
 
 def analyse(

@@ -177,7 +177,7 @@ def test_a_study_from_images_to_a_verdict(run: Run, digits_folder: Path, tmp_pat
     assert run("study", digits_folder, "--out", tmp_path / "t", "--cache", tmp_path / "c", *words) == 0
     told = capsys.readouterr().err
     assert "1 cells, 9 more are kept from before" in told
-    assert f"{kept[0]}: damaged; the cell is trained again." in told
+    assert f"{kept[0]}: damaged; it is trained again." in told
     assert (tmp_path / "t" / "effects.csv").read_bytes() == (tmp_path / "s" / "effects.csv").read_bytes()
     assert run("study", digits_folder, "--out", tmp_path / "s", "--factors", "magic") == 2
     assert run("study", digits_folder, "--out", tmp_path / "s", "--seeds", "0") == 2
