@@ -38,6 +38,7 @@ VERBS: Mapping[str, Verb] = {
     "study": Verb(
         "studying", "why SVMs and not the softmax: label rule, negatives, loss and kernel one at a time"
     ),
+    "curve": Verb("studying", "how many images do I need: mAP against the number of labelled images"),
     "presets": Verb("training", "the recipes that --preset names, and what tells them apart"),
     "finetune": Verb("training", "train a network on warped regions by R-CNN's recipe"),
     "detect": Verb("using", "find objects in images: JSON, and boxes drawn on them"),

@@ -33,6 +33,7 @@ __all__ = [
     "FACTORS",
     "SOFTMAX",
     "SVM",
+    "THREE",
     "Cell",
     "Design",
     "Factor",
@@ -40,6 +41,7 @@ __all__ = [
     "Plane",
     "design",
     "factors_of",
+    "three_heads",
 ]
 
 _COSTS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
@@ -141,6 +143,14 @@ SVM = {"label": "objects against IoU < 0.3", "negatives": "all", "loss": "hinge"
 """R-CNN's SVMs, every negative seen."""
 SOFTMAX = {"label": "IoU >= 0.5 against the rest", "negatives": "random", "loss": "softmax"}
 """Its softmax, as fine-tuning trains it."""
+
+
+THREE = {
+    "linear SVM": SVM,
+    "RBF SVM": {**SVM, "kernel": "RBF"},
+    "softmax": {**SOFTMAX, "negatives": "all"},
+}
+"""The heads that are looked at closer: all see every negative."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -276,6 +286,17 @@ def design(names: Sequence[str], parts: Parts, *, dense: bool = False) -> Design
                 levels = dict(zip(FACTORS, key, strict=True))
                 cells[key] = Cell(levels, *_recipe(levels, factors))
     return Design(factors, tuple(planes), cells)
+
+
+def three_heads() -> tuple[HeadRecipe, ...]:
+    """Return the heads of `THREE`, under those names."""
+    found = []
+    for name, levels in THREE.items():
+        home = {factor: next(iter(FACTORS[factor].levels)) for factor in FACTORS if FACTORS[factor].levels}
+        recipe, _ = _recipe({**home, **levels}, FACTORS)
+        assert recipe is not None
+        found.append(replace(recipe, name=name))
+    return tuple(found)
 
 
 def factors_of(parts: Parts, *, dense: bool = False) -> dict[str, Factor]:

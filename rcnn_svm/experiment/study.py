@@ -30,7 +30,7 @@ from rcnn_svm.evaluation.effects import shares as shares_of
 from rcnn_svm.evaluation.voc import EvalResult, Rule, evaluate_voc
 from rcnn_svm.experiment.choosing import Chosen, Scalers, Trained, Variant, detect_all
 from rcnn_svm.experiment.closer import CloserLook, look_closer
-from rcnn_svm.experiment.design import BOXES, SOFTMAX, SVM, Cell, Design, Layer
+from rcnn_svm.experiment.design import BOXES, SOFTMAX, SVM, THREE, Cell, Design, Layer
 from rcnn_svm.experiment.kept import Kept
 from rcnn_svm.experiment.learning import Representation
 from rcnn_svm.experiment.measure import Meter
@@ -46,11 +46,6 @@ from rcnn_svm.structures import Dataset, Detections
 
 __all__ = ["Outcome", "Study", "analyse", "run_study"]
 
-_LOOKED_AT = {
-    "linear SVM": SVM,
-    "RBF SVM": {**SVM, "kernel": "RBF"},
-    "softmax": {**SOFTMAX, "negatives": "all"},
-}
 _PLAIN = replace(PAPER, regression="off")
 _NOTHING = Choice({}, None, ())
 
@@ -176,7 +171,7 @@ def _look(
     """Look closer at those of three heads that the design holds."""
     cells = {
         name: design.cells[key]
-        for name, levels in _LOOKED_AT.items()
+        for name, levels in THREE.items()
         if (key := tuple({**design.home, **levels}[factor] for factor in design.home)) in design.cells
     }
     if not cells:

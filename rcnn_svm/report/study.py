@@ -3,26 +3,45 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
 
 from rcnn_svm.evaluation.bootstrap import Interval
-from rcnn_svm.evaluation.effects import Effect, Share
+from rcnn_svm.evaluation.effects import Effect
+from rcnn_svm.evaluation.tide import TIDE_TYPES
+from rcnn_svm.experiment.closer import disagreement
+from rcnn_svm.experiment.curve import Curve
 from rcnn_svm.experiment.design import BOXES, SOFTMAX, SVM
 from rcnn_svm.experiment.study import Study
 from rcnn_svm.files import atomic_path, remove_marker, write_json, write_text
-from rcnn_svm.report.plots import style, svg
+from rcnn_svm.report.curve import curve_json, curve_sentences, point_rows
+from rcnn_svm.report.plots import svg
 from rcnn_svm.report.provenance import portable_path, provenance
-from rcnn_svm.report.tables import csv_text, signed
+from rcnn_svm.report.study_plots import (
+    curve_figure,
+    effects_figure,
+    mistakes_figure,
+    reliability_figure,
+    shares_figure,
+)
+from rcnn_svm.report.tables import csv_text, signed, span
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-__all__ = ["effects_figure", "shares_figure", "verdict", "write_study"]
+__all__ = ["verdict", "write_study"]
 
 
-def verdict(study: Study) -> list[str]:
+_PICTURES = {
+    "curve": ("mAP against the number of images", "curve"),
+    "reliability_detections": ("Can its probabilities be believed? Of detections", "reliability"),
+    "reliability_regions": ("The same of regions", "reliability"),
+    "mistakes": ("What mending each type of mistake would bring", "mistakes"),
+}
+"""Title of a figure, and the table that it shows."""
+
+
+def verdict(study: Study, curve: Curve | None = None) -> list[str]:
     """Return the answer, a sentence for each question, which claims no more than its interval."""
     words = [_question(study, boxed) for boxed in study.shares]
     for factor in (*study.design.factors.values(), BOXES):
@@ -38,10 +57,13 @@ def verdict(study: Study) -> list[str]:
             f"{factor.question} Not decided: {_undecided(own)}. The study would have found a difference of "
             f"{100 * least:.1f} points in four of five cases."
         )
+    words += _probable(study)
+    if curve is not None:
+        words += curve_sentences(curve)
     (levels, boxed), best = max(study.values.items(), key=lambda item: item[1].value[0])
     words.append(
         f"The best of {len(study.values)} cells is {_named(study, levels)}"
-        f"{', boxes regressed' if boxed else ''}: {_span(best.interval)} mAP. The best of many is better by "
+        f"{', boxes regressed' if boxed else ''}: {span(best.interval)} mAP. The best of many is better by "
         f"luck too: what it would reach on other images is less."
     )
     return words
@@ -54,11 +76,11 @@ def _question(study: Study, boxed: bool) -> str:
     n_images, seeds = len(study.splits.test), len(study.seeds)
     where = f"on these {n_images} images" + (f", over {seeds} seeds" if seeds > 1 else "")
     boxes = "with box regression" if boxed else "without box regression"
-    shown = "; ".join(f"{share.factor} {_signed_span(share.change)}" for share in parts)
+    shown = "; ".join(f"{share.factor} {_signed(share.change)}" for share in parts)
     if low <= 0 <= high:
         return (
             f"Why SVMs and not the softmax? {boxes.capitalize()} {where} R-CNN's SVM less its softmax is "
-            f"{_signed_span(whole.change)} mAP: neither is shown to be ahead. Of the difference: {shown}."
+            f"{_signed(whole.change)} mAP: neither is shown to be ahead. Of the difference: {shown}."
         )
     ahead, behind = ("SVM", "softmax") if low > 0 else ("softmax", "SVM")
     return (
@@ -66,6 +88,23 @@ def _question(study: Study, boxed: bool) -> str:
         f"{behind} by {100 * abs(whole.change.value):.1f} mAP, {_bounds(whole.change)}. Of SVM less softmax, "
         f"{signed(100 * whole.change.value)}: {shown}."
     )
+
+
+def _probable(study: Study) -> Iterator[str]:
+    """Say how the softmax's own probabilities compare with those that curves make of margins."""
+    by_name = {look.name: look for look in study.looks}
+    if "softmax" not in by_name or len(by_name) < 2:
+        return
+    own = by_name["softmax"].probabilities.detections["as it is"]
+    for name, look in by_name.items():
+        if name == "softmax":
+            continue
+        change = look.probabilities.detections["Platt"].less(own)["log_loss"]
+        side = "undecided" if change.low <= 0 <= change.high else "less" if change.value < 0 else "more"
+        yield (
+            f"Probabilities of detections: the log loss of the {name} with Platt's curve less that of the "
+            f"softmax as it is is {change.value:+.3f} ({change.low:+.3f} to {change.high:+.3f}): {side}."
+        )
 
 
 def _bounds(change: Interval) -> str:
@@ -89,15 +128,11 @@ def _pairs(effect: Effect) -> str:
 
 
 def _undecided(effects: Sequence[Effect]) -> str:
-    return ", ".join(f"`{e.first}` less `{e.second}` is {_signed_span(e.change)}" for e in effects)
+    return ", ".join(f"`{e.first}` less `{e.second}` is {_signed(e.change)}" for e in effects)
 
 
-def _signed_span(value: Interval) -> str:
+def _signed(value: Interval) -> str:
     return f"{signed(100 * value.value)} ({signed(100 * value.low)} to {signed(100 * value.high)})"
-
-
-def _span(value: Interval) -> str:
-    return f"{100 * value.value:.1f} ({100 * value.low:.1f} to {100 * value.high:.1f})"
 
 
 def _named(study: Study, levels: Sequence[str]) -> str:
@@ -111,8 +146,14 @@ def _named(study: Study, levels: Sequence[str]) -> str:
     return " / ".join(named)
 
 
-def write_study(folder: str | Path, study: Study, *, command: str) -> list[str]:
+def write_study(folder: str | Path, study: Study, curve: Curve | None = None, *, command: str) -> list[str]:
     """Write the study as JSON, tables, figures and README; return the verdict.
+
+    Args:
+        folder: made where missing.
+        study: finished.
+        curve: the learning curve that goes with it.
+        command: that made it.
 
     Raises:
         DataError: the folder cannot be written to.
@@ -121,20 +162,36 @@ def write_study(folder: str | Path, study: Study, *, command: str) -> list[str]:
     folder, parts = Path(folder), study.parts
     remove_marker(folder / "study.json")  # where it lies, the rest is whole
     cells, effects, classes = list(_cells(study)), list(_effects(study)), list(_by_class(study))
-    for name, rows in (("cells", cells), ("effects", effects), ("effects_by_class", classes)):
-        write_text(folder / f"{name}.csv", csv_text(rows))
-    figures = {"effects": effects_figure(study)}
+    tables = {"cells": cells, "effects": effects, "effects_by_class": classes}
+    figures = {"effects": effects_figure(study.effects)}
     if study.shares:
-        write_text(folder / "shares.csv", csv_text(list(_shares(study))))
-        figures["shares"] = shares_figure(study)
+        tables["shares"] = list(_shares(study))
+        figures["shares"] = shares_figure(study.shares)
+    if study.looks:
+        tables |= {
+            "probabilities": list(_probabilities(study)),
+            "reliability": list(_bins(study)),
+            "mistakes": list(_mistakes(study)),
+            "groups": list(_groups(study)),
+        }
+        figures["mistakes"] = mistakes_figure(study.looks)
+        for what in ("regions", "detections"):
+            figures[f"reliability_{what}"] = reliability_figure(study.looks, what)
+    if len(study.looks) > 1:
+        tables["flips"] = list(_flips(study))
+    if curve is not None:
+        tables["curve"] = list(point_rows(curve))
+        figures["curve"] = curve_figure(curve)
+    for name, rows in tables.items():
+        write_text(folder / f"{name}.csv", csv_text(rows))
     for name, figure in figures.items():
         with atomic_path(folder / f"{name}.svg") as temporary:
             temporary.write_bytes(svg(figure))
     values = copy.deepcopy(dict(parts.described))
     values["data"]["path"] = portable_path(values["data"]["path"])
     write_json(folder / "config.json", values)
-    about, words = provenance(seed=parts.seed, command=command), verdict(study)
-    write_text(folder / "README.md", _readme(study, words, cells, effects, about))
+    about, words = provenance(seed=parts.seed, command=command), verdict(study, curve)
+    write_text(folder / "README.md", _readme(study, words, tables, figures, about))
     splits = study.splits
     write_json(
         folder / "study.json",
@@ -155,7 +212,12 @@ def write_study(folder: str | Path, study: Study, *, command: str) -> list[str]:
                 if cell.recipe is None
             ],
             "effects": effects,
+            "probabilities": tables.get("probabilities", []),
+            "mistakes": tables.get("mistakes", []),
+            "groups": tables.get("groups", []),
+            "curve": None if curve is None else curve_json(curve),
             "stages_s": dict(study.seconds),
+            "cells_kept_from_an_earlier_run": study.n_kept,
             "provenance": about,
         },
     )
@@ -223,6 +285,86 @@ def _shares(study: Study) -> Iterator[dict[str, Any]]:
             }
 
 
+def _probabilities(study: Study) -> Iterator[dict[str, Any]]:
+    """Yield what is measured of probabilities: fractions, and nats for the log loss."""
+    for look in study.looks:
+        for what in ("regions", "detections"):
+            for way, judged in getattr(look.probabilities, what).items():
+                row: dict[str, Any] = {"head": look.name, "of": what, "made": way}
+                for name, value in judged.measures.items():
+                    row |= {name: value.value, f"{name}_low": value.low, f"{name}_high": value.high}
+                yield row
+
+
+def _bins(study: Study) -> Iterator[dict[str, Any]]:
+    for look in study.looks:
+        for what in ("regions", "detections"):
+            for way, judged in getattr(look.probabilities, what).items():
+                for b in np.flatnonzero(judged.count):
+                    yield {
+                        "head": look.name,
+                        "of": what,
+                        "made": way,
+                        "count": int(judged.count[b]),
+                        **{n: float(getattr(judged, n)[b]) for n in ("probability", "share", "low", "high")},
+                    }
+
+
+def _mistakes(study: Study) -> Iterator[dict[str, Any]]:
+    """Yield what each type of mistake costs, in points of AP, and how many there are."""
+    for look in study.looks:
+        counts = dict(zip(TIDE_TYPES, look.tide.counts.sum(axis=0), strict=True))
+        for kind, cost in look.tide.costs().items():
+            n = counts.get(kind)
+            yield {
+                "head": look.name,
+                "AP50": 100 * look.tide.map(),
+                "mistake": kind,
+                "cost": 100 * cost,
+                "count": None if n is None else int(n),
+            }
+
+
+def _groups(study: Study) -> Iterator[dict[str, Any]]:
+    for look in study.looks:
+        for by, broken in look.by.items():
+            columns = (broken.grouping.groups, broken.n_objects.sum(axis=1), broken.recall(), broken.map())
+            for group, n, recall, value in zip(*columns, strict=True):
+                yield {
+                    "head": look.name,
+                    "by": by,
+                    "group": group,
+                    "n_objects": int(n),
+                    "recall": _or_none(recall),
+                    "mAP": _or_none(value),
+                }
+
+
+def _flips(study: Study) -> Iterator[dict[str, Any]]:
+    """Yield the test images, those first in which the first head is furthest ahead of the softmax."""
+    first, second = study.looks[0], study.looks[-1]
+    found = disagreement(first, second)
+    ids = [sample.image_id for sample in study.splits.test]
+    for row, at in enumerate(found.image):
+        yield {
+            "image": ids[at],
+            "n_objects": int(found.n_objects[row]),
+            **{
+                f"{what} by {look.name}": int(getattr(found, name)[row, side])
+                for what, name in (
+                    ("found", "found"),
+                    ("found only", "only"),
+                    ("false alarms", "false_alarms"),
+                )
+                for side, look in enumerate((first, second))
+            },
+        }
+
+
+def _or_none(value: float) -> float | None:
+    return None if np.isnan(value) else 100 * float(value)
+
+
 def _percent(name: str, value: Interval) -> dict[str, float | None]:
     """Return an interval in percent, None for what is not defined."""
     numbers = {name: value.value, "low": value.low, "high": value.high}
@@ -232,10 +374,11 @@ def _percent(name: str, value: Interval) -> dict[str, float | None]:
 def _readme(
     study: Study,
     words: Sequence[str],
-    cells: Sequence[dict[str, Any]],
-    effects: Sequence[dict[str, Any]],
+    tables: Mapping[str, Sequence[dict[str, Any]]],
+    figures: Collection[str],
     about: dict[str, Any],
 ) -> str:
+    cells, effects = tables["cells"], tables["effects"]
     splits, left = study.splits, [c for c in study.design.cells.values() if c.recipe is None]
     best = sorted(cells, key=lambda cell: -cell["mAP"])[:10]
     hidden = {"mAP_low", "mAP_high", "coco_AP50", "val_mAP", "train_s"} | {
@@ -270,6 +413,11 @@ def _readme(
         "[effects_by_class.csv](effects_by_class.csv), all cells in [cells.csv](cells.csv); the best ten:\n\n"
         + f"| {' | '.join(names)} |\n|{'---|' * len(names)}\n"
         + "".join(f"| {' | '.join(_cell(row[name]) for name in names)} |\n" for row in best)
+        + "".join(
+            f"\n## {title}\n\n![{title}]({name}.svg)\n\nThe numbers: [{table}.csv]({table}.csv).\n"
+            for name, (title, table) in _PICTURES.items()
+            if name in figures
+        )
         + f"\nMade by `{about['command']}` at commit {about['commit'][:12]} on {about['date']}, seed "
         f"{about['seed']}, {about['machine']['cpu']} with {about['machine']['cores']} cores.\n"
     )
@@ -277,49 +425,3 @@ def _readme(
 
 def _cell(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def effects_figure(study: Study) -> Figure:
-    """Draw every effect of a factor as a dot with its interval; those that stand are full, others hollow."""
-    rows = [(f"{e.factor}: {e.first} less {e.second}", e.change, e.decided) for e in study.effects]
-    return _dots(rows, "points of mAP, 95 % interval; full: corrected p < 0.05")
-
-
-def shares_figure(study: Study) -> Figure:
-    """Draw what each factor has of the difference between R-CNN's SVM and its softmax."""
-    rows = []
-    for boxed, shares in study.shares.items():
-        boxes = "boxes regressed" if boxed else "as proposed"
-        rows += [(_share_name(share, boxes), share.change, not _holds_zero(share.change)) for share in shares]
-    return _dots(rows, "points of mAP, SVM less softmax, 95 % interval; full: zero lies outside")
-
-
-def _share_name(share: Share, boxes: str) -> str:
-    if share.factor == "all":
-        return f"{boxes}: R-CNN's SVM less its softmax"
-    return f"{boxes}, {share.factor}: {SVM[share.factor]} less {SOFTMAX[share.factor]}"
-
-
-def _holds_zero(change: Interval) -> bool:
-    return change.low <= 0 <= change.high
-
-
-def _dots(rows: Sequence[tuple[str, Interval, bool]], label: str) -> Figure:
-    from matplotlib.figure import Figure
-
-    with style():
-        figure = Figure(figsize=(11.1, 0.42 * len(rows) + 1.2), layout="constrained")
-        axes = figure.add_subplot()
-        axes.axvline(0, color="#9aa3ad", linewidth=1)
-        for y, (_, change, full) in enumerate(rows[::-1]):
-            low, value, high = (100 * v for v in (change.low, change.value, change.high))
-            colour = "#0072b2" if full else "#9aa3ad"
-            axes.plot([low, high], [y, y], color=colour, linewidth=2.2, solid_capstyle="butt")
-            axes.plot(
-                [value], [y], "o", color=colour, markerfacecolor=colour if full else "white", markersize=8
-            )
-        axes.set_yticks(range(len(rows)), [name for name, *_ in rows[::-1]], parse_math=False)
-        axes.set_ylim(-0.6, len(rows) - 0.4)
-        axes.set_xlabel(label)
-        axes.grid(axis="y", visible=False)
-    return figure

@@ -167,8 +167,20 @@ def test_a_study_from_images_to_a_verdict(run: Run, digits_folder: Path, tmp_pat
     cells = list(csv.DictReader((tmp_path / "s" / "cells.csv").open()))
     assert len(cells) == (3 * 4 - 2) * 2 == len(study["cells"])
     assert {cell["loss"] for cell in cells} == set(FACTORS["loss"].levels)
-    names = {"README.md", "cells.csv", "config.json", "effects.csv", "effects.svg", "effects_by_class.csv"}
-    assert {path.name for path in (tmp_path / "s").iterdir()} == {*names, "study.json"}
+    names = {"README.md", "config.json", "study.json"} | {
+        f"{name}.csv"
+        for name in (
+            "cells",
+            "effects",
+            "effects_by_class",
+            "probabilities",
+            "reliability",
+            "mistakes",
+            "groups",
+        )
+    }
+    pictures = {"effects.svg", "mistakes.svg", "reliability_regions.svg", "reliability_detections.svg"}
+    assert {path.name for path in (tmp_path / "s").iterdir()} == names | pictures
 
     # What is kept is met again, damage is seen, and the end is the same.
     kept = sorted((tmp_path / "c" / "study").glob("*.npz"))
