@@ -56,7 +56,7 @@ from tests.campaign.mutations import mutate
 from tests.campaign.scene import CLASSES, SIZE, picture, save_detector, tiny_dataset
 from tests.campaign.tally import Defect, Tally, fault_in, is_one_sentence
 
-__all__ = ["READERS", "Reader", "fuzz"]
+__all__ = ["READERS", "Reader", "fuzz", "judge", "settle"]
 
 SECONDS = 5.0
 """An input must be done with after so long."""
@@ -464,7 +464,7 @@ def _input(reader: str, seeds: Mapping[str, bytes], seed: int, i: int) -> tuple[
     return name, mutate(name, seeds[name], rng), rng
 
 
-def _judge(reader: str, read: Callable[[], None]) -> tuple[str, str]:
+def judge(read: Callable[[], None]) -> tuple[str, str]:
     """Return how reading ended: `read`, `refused`, or the kind of a defect, and the last words."""
     said = io.StringIO()
     started = time.monotonic()
@@ -561,9 +561,9 @@ def _note(tally: Tally, reader: str, seed: int, i: int, outcome: str, words: str
         tally.add(reader, outcome, Defect(reader, outcome, f"{seed}/{reader}/{i}", words, example))
 
 
-def _work(
-    reader: str, numbers: range, seed: int, folder: Path, stream: io.TextIOBase | Any, deadline: float
-) -> None:
+def settle(reader: str, folder: Path) -> Reader:
+    """Make a reader and its good files, and bound the time and memory of this process."""
+
     def stop(number: int, frame: object) -> None:
         raise TooLong
 
@@ -573,13 +573,20 @@ def _work(
     signal.signal(signal.SIGALRM, stop)
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     resource.setrlimit(resource.RLIMIT_AS, (int(status["VmSize"].split()[0]) * 1024 + MEMORY,) * 2)
+    return made
+
+
+def _work(
+    reader: str, numbers: range, seed: int, folder: Path, stream: io.TextIOBase | Any, deadline: float
+) -> None:
+    made = settle(reader, folder)
     for i in numbers:
         if time.monotonic() > deadline:
             return
         stream.write(json.dumps([i, "", "", ""]) + "\n")
         stream.flush()
         name, content, rng = _input(reader, made.seeds, seed, i)
-        outcome, words = _judge(reader, lambda: made.read(name, content, rng))  # noqa: B023
+        outcome, words = judge(lambda: made.read(name, content, rng))  # noqa: B023
         example = b"" if outcome in ("read", "refused") else f"{name}: ".encode() + content[:100_000]
         stream.write(json.dumps([i, outcome, words[:2000], example.hex()]) + "\n")
         stream.flush()
