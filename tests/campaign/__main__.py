@@ -90,7 +90,7 @@ def main() -> int:
                     options.seed,
                     folder / "guided",
                     seconds=options.guided,
-                    deadline=deadline,
+                    limit=60 * options.minutes,
                 )
                 more = {
                     "by": f"atheris {version('atheris')}",

@@ -3,32 +3,35 @@
 An input is two bytes, which name the file and settle the chances of the reader, and the content of the file.
 Half of the inputs are mutated by bytes, half by what their format means (`mutations`); what reaches code that
 nothing has reached before is mutated further. The oracle is that of `fuzz`. libFuzzer ends its process, so
-each reader has one of its own: `python -m tests.campaign.guided READER SEED RUNS SECONDS FOLDER`.
+each reader has one of its own, forked from one in which all code was instrumented as it was imported:
+`python -m tests.campaign.guided SEED RUNS SECONDS LIMIT FOLDER READER ...`, which `guided` runs.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import json
-import math
 import mmap
 import os
 import re
+import shutil
 import struct
 import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, Self
 
-from tests.campaign.tally import Defect, Tally
+from tests.campaign.tally import Defect, Tally, forked
 
 __all__ = ["Coverage", "guided", "missing"]
 
+_GUIDING = ["rcnn_svm", "PIL", "yaml"]
+"""Packages whose Python code guides."""
 # Functions that are compiled cannot be instrumented.
 _COMPILED = [
     f"rcnn_svm.{name}"
@@ -46,7 +49,7 @@ _COMPILED = [
 ]
 _STARTING = 120.0
 """Seconds in which a reader must be ready."""
-_LONGEST = 1 << 20
+_LONGEST = 1 << 24
 """Bytes of an input."""
 _MOST_STARTS = 5
 _LINE = re.compile(
@@ -56,9 +59,9 @@ _STATE = struct.Struct("<QQQQ")
 """Inputs that were read, refused and wrong, and the length of the one that is tried, which follows."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Coverage:
-    """What the inputs of a reader reached in our code.
+    """What the inputs of a reader reached in our code and in that of Pillow and PyYAML.
 
     Attributes:
         edges: branches that the good files reach, and that all inputs reach.
@@ -66,9 +69,9 @@ class Coverage:
         corpus: inputs that reached something new, the good files among them.
     """
 
-    edges: list[int] = field(default_factory=lambda: [0, 0])
-    features: list[int] = field(default_factory=lambda: [0, 0])
-    corpus: int = 0
+    edges: tuple[int, int]
+    features: tuple[int, int]
+    corpus: int
 
     def to_json(self) -> dict[str, Any]:
         names = ("start", "end")
@@ -78,15 +81,12 @@ class Coverage:
             "corpus": self.corpus,
         }
 
-    def note(self, log: str) -> None:
-        """Take in what libFuzzer printed."""
-        found = [tuple(map(int, (one[3], one[4], one[5]))) for one in _LINE.finditer(log)]
-        if found:
-            if not self.edges[0]:
-                self.edges[0], self.features[0], _ = found[0]
-            self.edges[1] = max(self.edges[1], *(edges for edges, _, _ in found))
-            self.features[1] = max(self.features[1], *(features for _, features, _ in found))
-            self.corpus = found[-1][2]
+    @classmethod
+    def of(cls, log: str) -> Self:
+        """Return what libFuzzer printed."""
+        found = [(int(one[3]), int(one[4]), int(one[5])) for one in _LINE.finditer(log)]
+        edges, features, corpus = zip(*found, strict=True)
+        return cls((edges[0], max(edges)), (features[0], max(features)), corpus[-1])
 
 
 def missing() -> str:
@@ -103,84 +103,99 @@ def guided(
     *,
     runs: int = 0,
     seconds: float = 60.0,
-    deadline: float = math.inf,
+    limit: float = 3600.0,
 ) -> tuple[Tally, dict[str, Coverage]]:
     """Try inputs on each reader, one after the other.
 
     Args:
         readers: of `fuzz.READERS`.
         seed: of libFuzzer; the same inputs come again where it ends by `runs`.
-        folder: an empty one.
+        folder: one of this name is made.
         runs: inputs of each reader; 0 for as many as there is time for.
         seconds: for each reader at most, beside what it takes to start.
-        deadline: after which no reader is begun.
+        limit: in seconds, after which no reader is begun.
     """
+    folder.mkdir(parents=True, exist_ok=True)
+    numbers = [str(number) for number in (seed, runs, int(seconds), int(limit))]
+    command = [sys.executable, "-m", __spec__.name, *numbers, str(folder), *readers]
+    environment = {**os.environ, "PYTHONHASHSEED": "0"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise AssertionError(f"The campaign itself fails:\n{done.stderr[-3000:]}")
     tally, coverage = Tally(), {}
     for reader in readers:
-        if time.monotonic() < deadline:
-            coverage[reader] = _one(reader, seed, runs, seconds, folder / reader, tally)
+        place = folder / reader
+        if place.exists():
+            coverage[reader] = Coverage.of((place / "log").read_text())
+            read, refused, _, _ = _STATE.unpack((place / "state").read_bytes()[: _STATE.size])
+            tally.counts[reader] = Counter(read=read, refused=refused)
+            for line in (place / "defects").read_text().splitlines():
+                what, words, example = json.loads(line)
+                tally.add(
+                    reader, what, Defect(reader, what, f"{seed}/{reader}", words, bytes.fromhex(example))
+                )
     return tally, coverage
 
 
-def _one(reader: str, seed: int, runs: int, seconds: float, folder: Path, tally: Tally) -> Coverage:
-    """Try one reader, again where an input ends the process."""
-    (folder / "corpus").mkdir(parents=True)
-    (folder / "defects").touch()
-    state, coverage = folder / "state", Coverage()
-    state.write_bytes(bytes(_STATE.size + _LONGEST))
-    left, begun = float(seconds), 0
-    while left >= 1 and begun < _MOST_STARTS:
-        command = [
-            sys.executable,
-            "-m",
-            __spec__.name,
-            reader,
-            str(seed + begun),
-            str(runs),
-            str(int(left)),
-            str(folder),
-        ]
-        environment = {**os.environ, "PYTHONHASHSEED": "0"}
-        started = time.monotonic()
-        with open(folder / "log", "w+") as log:
-            child = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
-            try:
-                code = child.wait(_STARTING + left + 60)
-                what = f"the process ended with {code}"
-            except subprocess.TimeoutExpired:
-                child.kill()
-                code, what = child.wait(), "a hang"
-        words = (folder / "log").read_text(errors="replace")
-        coverage.note(words)
-        if code == 0:
-            break
-        content = state.read_bytes()
-        *_, n = _STATE.unpack(content[: _STATE.size])
-        if not coverage.edges[0] and not n:
-            raise AssertionError(f"{reader}: its good files could not be made\n{words[-3000:]}")
-        example = content[_STATE.size : _STATE.size + n]
-        tally.add(reader, what, Defect(reader, what, f"{seed + begun}/{reader}", words[-500:], example))
-        left -= time.monotonic() - started
-        begun += 1
-    read, refused, _, _ = _STATE.unpack(state.read_bytes()[: _STATE.size])
-    tally.counts.setdefault(reader, Counter()).update(read=read, refused=refused)
-    for line in (folder / "defects").read_text().splitlines():
-        what, told, example = json.loads(line)
-        tally.add(reader, what, Defect(reader, what, f"{seed}/{reader}", told, bytes.fromhex(example)))
-    return coverage
-
-
 def _main() -> None:
-    reader, seed, runs, seconds, place = sys.argv[1:]
-    folder = Path(place)
+    """Import what is read with, instrumented, and try each reader in children."""
+    seed, runs, seconds, limit = map(int, sys.argv[1:5])
+    folder, readers = Path(sys.argv[5]), sys.argv[6:]
+    started = time.monotonic()
 
     import atheris
 
-    with atheris.instrument_imports(include=["rcnn_svm"], exclude=_COMPILED):
-        from tests.campaign.fuzz import judge, settle
-        from tests.campaign.mutations import mutate
+    with atheris.instrument_imports(include=_GUIDING, exclude=_COMPILED):
+        import tests.campaign.fuzz  # noqa: F401
 
-    (folder / "files").mkdir(exist_ok=True)
+    for reader in readers:
+        if time.monotonic() - started < limit:
+            _try(reader, seed, runs, seconds, folder / reader)
+
+
+def _try(reader: str, seed: int, runs: int, seconds: int, folder: Path) -> None:
+    """Try one reader, again where an input ends its process."""
+    for name in ("corpus", "files", "work"):
+        (folder / name).mkdir(parents=True)
+    (folder / "defects").touch()
+    (folder / "state").touch()
+    os.truncate(folder / "state", _STATE.size + _LONGEST)
+    left = float(seconds)
+    for start in range(_MOST_STARTS):
+        shutil.rmtree(folder / "files")
+        (folder / "files").mkdir()
+        done = forked(
+            lambda start=start, left=left: _fuzz(reader, seed + start, runs, int(left), folder),  # type: ignore[misc]
+            folder / "work",
+            limit_s=left + _STARTING,
+        )
+        with open(folder / "log", "a") as log:
+            log.write(done.err)
+        if done.code == 0:
+            return
+        content = (folder / "state").read_bytes()
+        *_, n = _STATE.unpack(content[: _STATE.size])
+        if "INITED" not in done.err and not n:
+            raise AssertionError(f"{reader}: its good files could not be made\n{done.err[-3000:]}")
+        what = "a hang" if done.code == -1 else f"the process ended with {done.code}"
+        _found(folder, what, done.err[-500:], content[_STATE.size : _STATE.size + n])
+        left -= done.seconds
+        if left < 1:
+            return
+
+
+def _found(folder: Path, what: str, words: str, example: bytes) -> None:
+    with open(folder / "defects", "a") as stream:
+        stream.write(json.dumps([what, words, example[:100_000].hex()]) + "\n")
+
+
+def _fuzz(reader: str, seed: int, runs: int, seconds: int, folder: Path) -> int:
+    """Hand this process to libFuzzer."""
+    import atheris
+
+    from tests.campaign.fuzz import judge, settle
+    from tests.campaign.mutations import mutate
+
     made = settle(reader, folder / "files")
     names = sorted(made.seeds)
     for k, name in enumerate(names):
@@ -205,9 +220,7 @@ def _main() -> None:
         state[: _STATE.size] = _STATE.pack(*counts)
         if outcome not in ("read", "refused") and outcome not in known:
             known.add(outcome)
-            example = f"{name}: ".encode() + content[:100_000]
-            with open(folder / "defects", "a") as stream:
-                stream.write(json.dumps([outcome, words[:2000], example.hex()]) + "\n")
+            _found(folder, outcome, words[:2000], f"{name}: ".encode() + content)
 
     def changed(data: bytes, most: int, number: int) -> bytes:
         rng = Random(number)
@@ -222,8 +235,8 @@ def _main() -> None:
         return bytes(atheris.Mutate(data, most))
 
     options = {
-        "seed": int(seed) + 1,  # 0 is a random one
-        "runs": int(runs) or -1,
+        "seed": seed + 1,  # 0 is a random one
+        "runs": runs or -1,
         "max_total_time": seconds,
         "max_len": min(_LONGEST, max(4096, 2 * max(map(len, made.seeds.values())))),
         "len_control": 0,
@@ -236,6 +249,7 @@ def _main() -> None:
     words = [f"-{name}={value}" for name, value in options.items()]
     atheris.Setup([sys.argv[0], *words, str(folder / "corpus")], try_one, custom_mutator=changed)
     atheris.Fuzz()
+    return 0
 
 
 if __name__ == "__main__":
