@@ -88,8 +88,8 @@ def read_lines(file: Path) -> list[tuple[int, str]]:
     Raises:
         DataError: the file cannot be read.
     """
-    lines = ((number, line.strip()) for number, line in enumerate(read_text(file).split("\n"), start=1))
-    return [(number, re.sub(r'^(["\'])(.*)\1$', r"\2", line).strip()) for number, line in lines if line]
+    texts = (re.sub(r'^(["\'])(.*)\1$', r"\2", line.strip()).strip() for line in read_text(file).split("\n"))
+    return [(number, text) for number, text in enumerate(texts, start=1) if text]
 
 
 def image_ids(paths: Iterable[Path]) -> dict[Path, str]:

@@ -487,7 +487,7 @@ def read_classes(classes: Sequence[str] | Path | str) -> tuple[str, ...]:
     """Return a class list given as names or as a text file with one name a line.
 
     Raises:
-        ConfigError: the list is empty or names a class twice.
+        ConfigError: the list is empty, or a name is, or it names a class twice.
         DataError: the file cannot be read.
     """
     if isinstance(classes, str | Path):
@@ -500,7 +500,7 @@ def read_classes(classes: Sequence[str] | Path | str) -> tuple[str, ...]:
             ) from error
     else:
         where, names = "classes", list(classes)
-    if not names or len(set(names)) != len(names):
+    if not names or not all(names) or len(set(names)) != len(names):
         raise ConfigError(f"{where}: must name one or more classes, each once, got {names}.")
     return tuple(names)
 

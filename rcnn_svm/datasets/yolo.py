@@ -406,7 +406,7 @@ def _read_yaml(file: Path) -> dict[str, Any]:
             keys = ", ".join(map(short, list(names)[:8]))
             raise DataError(f"{file}: 'names' must number the classes 0 to {len(names) - 1}, got {keys}.")
         names = list(numbered.values())
-    if not all(isinstance(name, str) and name for name in names):
+    if not all(isinstance(name, str) and name.strip() for name in names):
         raise DataError(f"{file}: 'names' must be texts, got {short(names)}.")
     if str(config.get("nc", len(names))) != str(len(names)):
         raise DataError(
