@@ -464,13 +464,13 @@ def _input(reader: str, seeds: Mapping[str, bytes], seed: int, i: int) -> tuple[
     return name, mutate(name, seeds[name], rng), rng
 
 
-def judge(read: Callable[[], None]) -> tuple[str, str]:
+def judge(read: Callable[[], None], seconds: float = SECONDS) -> tuple[str, str]:
     """Return how reading ended: `read`, `refused`, or the kind of a defect, and the last words."""
     said = io.StringIO()
     started = time.process_time()
     try:
         with contextlib.redirect_stderr(said):
-            signal.setitimer(signal.ITIMER_PROF, SECONDS)
+            signal.setitimer(signal.ITIMER_PROF, seconds)
             try:
                 read()
             finally:
@@ -483,13 +483,13 @@ def judge(read: Callable[[], None]) -> tuple[str, str]:
     except Insane as error:
         return f"nonsense taken for good: {str(error).partition(':')[0]:.60}", str(error)
     except TooLong as error:
-        return f"longer than {SECONDS:g} s ({fault_in(error)})", ""
+        return f"longer than {seconds:g} s ({fault_in(error)})", ""
     except MemoryError as error:
         return f"more than {MEMORY >> 20} MB ({fault_in(error)})", ""
     except Exception as error:
         return fault_in(error), f"{type(error).__name__}: {error}"
-    if time.process_time() - started > SECONDS:
-        return f"longer than {SECONDS:g} s", words
+    if time.process_time() - started > seconds:
+        return f"longer than {seconds:g} s", words
     for line in said.getvalue().splitlines():
         if not is_one_sentence(line):
             return "a line said that is not printable", repr(line)

@@ -49,6 +49,8 @@ _COMPILED = [
 ]
 _STARTING = 120.0
 """Seconds in which a reader must be ready."""
+_SECONDS = 30.0
+"""An input must be done with after so long: what is watched at every step is many times slower."""
 _LONGEST = 1 << 24
 """Bytes of an input."""
 _MOST_STARTS = 5
@@ -215,7 +217,7 @@ def _fuzz(reader: str, seed: int, runs: int, seconds: int, folder: Path) -> int:
         counts[3] = len(data)
         state[: _STATE.size] = _STATE.pack(*counts)
         name, chance, content = parts(data)
-        outcome, words = judge(lambda: made.read(name, content, Random(chance)))
+        outcome, words = judge(lambda: made.read(name, content, Random(chance)), _SECONDS)
         counts[{"read": 0, "refused": 1}.get(outcome, 2)] += 1
         state[: _STATE.size] = _STATE.pack(*counts)
         if outcome not in ("read", "refused") and outcome not in known:
