@@ -161,15 +161,16 @@ def _write_coco_results(options: argparse.Namespace, found: Sequence[Detections]
     from rcnn_svm.datasets import coco_category_ids, coco_image_ids, detect_format, list_splits
     from rcnn_svm.evaluation.exchange import write_coco_results
 
-    kind = _format(options) or detect_format(options.data)
-    if kind != "coco" or dataset.split not in list_splits(options.data, format=kind):
+    outside = bool(options.allow_outside)
+    kind = _format(options) or detect_format(options.data, allow_outside=outside)
+    if kind != "coco" or dataset.split not in list_splits(options.data, format=kind, allow_outside=outside):
         return
-    numbers = coco_category_ids(options.data)
+    numbers = coco_category_ids(options.data, allow_outside=outside)
     write_coco_results(
         options.out / "coco_results.json",
         found,
         [numbers[name] for name in dataset.classes],
-        coco_image_ids(options.data, dataset.split),
+        coco_image_ids(options.data, dataset.split, allow_outside=outside),
     )
 
 
@@ -204,7 +205,11 @@ def _read(options: argparse.Namespace) -> tuple[list[Detections], Dataset]:
         return _detected(options)
     split = options.split or "test"
     dataset = load_dataset(
-        options.data, split, format=_format(options), drop_bad_boxes=bool(options.drop_bad_boxes)
+        options.data,
+        split,
+        format=_format(options),
+        drop_bad_boxes=bool(options.drop_bad_boxes),
+        allow_outside=bool(options.allow_outside),
     )
     if path.is_dir():
         from rcnn_svm.evaluation.exchange import read_comp4
@@ -231,6 +236,7 @@ def _detected(options: argparse.Namespace) -> tuple[list[Detections], Dataset]:
         SplitRecord.read(options.detections),
         format=_format(options),
         drop_bad_boxes=bool(options.drop_bad_boxes),
+        allow_outside=bool(options.allow_outside),
     )
     for note in notes:
         say(note)
@@ -250,9 +256,10 @@ def _listed(options: argparse.Namespace, dataset: Dataset) -> tuple[tuple[str, .
 
     path, ids = options.detections, [sample.image_id for sample in dataset]
     if isinstance(read_json(path), list):
-        numbers = coco_category_ids(options.data)
+        outside = bool(options.allow_outside)
+        numbers = coco_category_ids(options.data, allow_outside=outside)
         categories = [numbers[name] for name in dataset.classes]
-        images = coco_image_ids(options.data, dataset.split)
+        images = coco_image_ids(options.data, dataset.split, allow_outside=outside)
         return dataset.classes, read_coco_results(path, categories, ids, images)
     classes, listed = read_detections(path)
     by_id = {one.image_id: one for one in listed}

@@ -37,6 +37,7 @@ def load_data(config: DataConfig, *, seed: int) -> Splits:
             classes=config.classes or None,
             drop_bad_boxes=config.drop_bad_boxes,
             skip_bad=config.skip_bad,
+            allow_outside=config.allow_outside,
             seed=seed,
             max_images=config.max_images,
         )
