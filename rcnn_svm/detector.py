@@ -38,16 +38,17 @@ from rcnn_svm.heads.scorers import (
 from rcnn_svm.networks.architectures import Architecture
 from rcnn_svm.networks.backbone import BACKBONES, Backbone, load_backbone
 from rcnn_svm.postprocess import Postprocess, PostprocessConfig, moved_regions
-from rcnn_svm.proposals import GridConfig, Proposer, SelectiveSearchConfig, regions_of
+from rcnn_svm.proposals import GridConfig, Proposer, SelectiveSearchConfig, WholeImage, regions_of
 from rcnn_svm.structures import Detections, Image, Sample, mirror_image, require_finite
 from rcnn_svm.threads import images_at_once, in_order
 
 __all__ = ["Detector", "Look", "Model", "load_detector", "look_at"]
 
 _FORMAT = 3
-_PROPOSERS: Mapping[str, type[SelectiveSearchConfig] | type[GridConfig]] = {
+_PROPOSERS: Mapping[str, type[SelectiveSearchConfig | GridConfig | WholeImage]] = {
     "selective-search": SelectiveSearchConfig,
     "grid": GridConfig,
+    "whole-image": WholeImage,
 }
 """Our proposers, by the names that files know them by."""
 

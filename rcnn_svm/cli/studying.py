@@ -17,7 +17,7 @@ _FACTORS = ("label", "negatives", "loss")
 
 def add_study(study: argparse.ArgumentParser) -> None:
     """Add the options of `study`."""
-    study.add_argument("data", help="a VOC, COCO or YOLO data set, or `digits`")
+    study.add_argument("data", help=shared.DATA_HELP)
     study.add_argument("--out", type=Path, required=True, metavar="DIR", help="tables and figures go here")
     study.add_argument(
         "--factors",

@@ -7,7 +7,7 @@ each image counts, and every detector sees the same resamples.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rcnn_svm.errors import ConfigError
+from rcnn_svm.evaluation.classification import Classification
 from rcnn_svm.evaluation.voc import HIT, IGNORED, RECALL_GRID, EvalResult, Rule
 
-__all__ = ["BootstrapResult", "Difference", "Interval", "paired_bootstrap"]
+__all__ = ["BootstrapResult", "Difference", "Interval", "Paired", "paired_accuracy", "paired_bootstrap"]
 
 # Hits are taken so many at a time, which bounds the memory by about 10 MB per 1000 resamples.
 _BLOCK = 256
@@ -34,13 +35,13 @@ class Interval:
 
 @dataclass(frozen=True)
 class Difference:
-    """How much mAP detector `first` has above detector `second`, on the same resamples.
+    """How much more of a measure detector `first` has than detector `second`, on the same resamples.
 
     Attributes:
         first: name.
         second: name.
-        mean: of `first` minus `second`, with its interval.
-        per_class: the same for each class's AP.
+        mean: mAP, or another measure, of `first` minus `second`, with its interval.
+        per_class: the same for each class's AP; empty of other measures.
         flip_share: share of the resamples in which the sign of the difference is not the one measured
             on the split itself; 0.5 counts for a resample without difference.
     """
@@ -55,6 +56,27 @@ class Difference:
     def supported(self) -> bool:
         """Whether the interval of the difference excludes zero."""
         return self.mean.low > 0 or self.mean.high < 0
+
+
+@dataclass(frozen=True, eq=False)
+class Paired:
+    """Intervals of one measure of all detectors, and of all differences between two of them.
+
+    Attributes:
+        mean: the measure by detector.
+        differences: one for each pair of detectors, in the order given.
+    """
+
+    mean: Mapping[str, Interval]
+    differences: tuple[Difference, ...]
+
+    def difference(self, first: str, second: str) -> Difference:
+        """Return the difference of two detectors, whichever was given first.
+
+        Raises:
+            ConfigError: there is no such pair.
+        """
+        return _found(self.differences, first, second)
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,21 +107,7 @@ class BootstrapResult:
         Raises:
             ConfigError: there is no such pair.
         """
-        for each in self.differences:
-            if (each.first, each.second) == (first, second):
-                return each
-            if (each.second, each.first) == (first, second):
-                return Difference(
-                    first,
-                    second,
-                    _turned(each.mean),
-                    {name: _turned(of) for name, of in each.per_class.items()},
-                    each.flip_share,
-                )
-        raise ConfigError(
-            f"BootstrapResult: there must be results for both heads, got {first!r} and {second!r}; "
-            f"compared were {', '.join(self.mean)}."
-        )
+        return _found(self.differences, first, second)
 
     def to_json(self) -> dict[str, Any]:
         """Return the intervals, in percent, with null where a class has no object."""
@@ -151,10 +159,7 @@ def paired_bootstrap(
         ConfigError: nothing to compare, `n_resamples` below 1, a split without images, or evaluations
             of different splits or classes.
     """
-    if not results:
-        raise ConfigError("paired_bootstrap: results must hold at least one detector, got none.")
-    if n_resamples < 1:
-        raise ConfigError(f"paired_bootstrap: n_resamples must be at least 1, got {n_resamples}.")
+    _check_resamples("paired_bootstrap", results, n_resamples)
     reference_name, reference = next(iter(results.items()))
     n_objects = reference.matches.n_objects
     if len(n_objects) == 0:
@@ -166,16 +171,14 @@ def paired_bootstrap(
                 "differ in classes or objects. Evaluate both on the same images."
             )
     rule = reference.rule if rule is None else rule
-    n_images = len(n_objects)
-    generator = np.random.default_rng(seed)
-    shares = np.full(n_images, 1 / n_images)
-    weights = generator.multinomial(n_images, shares, size=n_resamples).T  # (n_images, B)
+    weights = _weights(len(n_objects), n_resamples, seed)
     # float32 multiplies fast and holds these counts exactly: all stay far below 2 ** 24.
     drawn = np.ascontiguousarray(weights, np.float32)
     positives = n_objects.T @ weights  # (K, B)
 
     samples = {name: _resampled_ap(result, drawn, positives, rule) for name, result in results.items()}
     means = {name: _mean_of_present(ap) for name, ap in samples.items()}  # (B,)
+    measured = {name: result.map(rule) for name, result in results.items()}
     differences = []
     for first, second in itertools.combinations(results, 2):
         per_class = {
@@ -185,11 +188,7 @@ def paired_bootstrap(
             )
             for k, label in enumerate(reference.classes)
         }
-        measured = results[first].map(rule) - results[second].map(rule)
-        gaps = means[first] - means[second]
-        signs = np.sign(_centred(measured, gaps)) * np.sign(measured)
-        flip_share = float(np.mean((1 - signs) / 2)) if len(signs) else float("nan")
-        differences.append(Difference(first, second, _interval(measured, gaps), per_class, flip_share))
+        differences.append(_difference(first, second, measured, means, per_class))
     return BootstrapResult(
         rule,
         n_resamples,
@@ -205,6 +204,96 @@ def paired_bootstrap(
         tuple(differences),
         means,
     )
+
+
+def paired_accuracy(
+    results: Mapping[str, Classification], *, n_resamples: int = 1000, seed: int = 0
+) -> dict[str, Paired]:
+    """Resample the images with replacement and measure every classifier on each resample.
+
+    The resamples are those of `paired_bootstrap` with the same seed. A class without images in a resample is
+    left out of its balanced accuracy.
+
+    Args:
+        results: one classification by detector, all of the same images.
+        n_resamples: B >= 1.
+        seed: of the resamples.
+
+    Returns:
+        Intervals of `accuracy` and of `balanced accuracy`.
+
+    Raises:
+        ConfigError: nothing to compare, `n_resamples` below 1, no image, or results of different images.
+    """
+    _check_resamples("paired_accuracy", results, n_resamples)
+    reference = next(iter(results.values())).actual
+    if not len(reference) or not all(np.array_equal(one.actual, reference) for one in results.values()):
+        raise ConfigError("paired_accuracy: all results must be of the same images, one at least.")
+    weights = _weights(len(reference), n_resamples, seed)
+    own = np.eye(len(next(iter(results.values())).classes))[:, reference]  # (K, N)
+    n_own = own @ weights  # (K, B)
+    samples: dict[str, dict[str, NDArray[np.float64]]] = {"accuracy": {}, "balanced accuracy": {}}
+    for name, result in results.items():
+        found = (own * result.correct) @ weights
+        samples["accuracy"][name] = found.sum(axis=0) / len(reference)
+        recall = np.divide(found, n_own, out=np.full(found.shape, np.nan), where=n_own > 0)
+        samples["balanced accuracy"][name] = _mean_of_present(recall)
+    measured = {
+        "accuracy": {name: result.accuracy for name, result in results.items()},
+        "balanced accuracy": {name: result.balanced_accuracy for name, result in results.items()},
+    }
+    return {
+        measure: Paired(
+            {name: _interval(measured[measure][name], own, floor=0.0) for name, own in drawn.items()},
+            tuple(
+                _difference(first, second, measured[measure], drawn, {})
+                for first, second in itertools.combinations(results, 2)
+            ),
+        )
+        for measure, drawn in samples.items()
+    }
+
+
+def _found(differences: Sequence[Difference], first: str, second: str) -> Difference:
+    """Return the difference of two detectors, whichever was given first."""
+    for each in differences:
+        if (each.first, each.second) == (first, second):
+            return each
+        if (each.second, each.first) == (first, second):
+            turned = {name: _turned(of) for name, of in each.per_class.items()}
+            return Difference(first, second, _turned(each.mean), turned, each.flip_share)
+    compared = dict.fromkeys(name for each in differences for name in (each.first, each.second))
+    raise ConfigError(
+        f"BootstrapResult: there must be results for both heads, got {first!r} and {second!r}; "
+        f"compared were {', '.join(compared)}."
+    )
+
+
+def _check_resamples(where: str, results: Mapping[str, Any], n_resamples: int) -> None:
+    if not results:
+        raise ConfigError(f"{where}: results must hold at least one detector, got none.")
+    if n_resamples < 1:
+        raise ConfigError(f"{where}: n_resamples must be at least 1, got {n_resamples}.")
+
+
+def _weights(n_images: int, n_resamples: int, seed: int) -> NDArray[np.int64]:
+    """Return (n_images, B) how often each image counts in each resample."""
+    shares = np.full(n_images, 1 / n_images)
+    return np.random.default_rng(seed).multinomial(n_images, shares, size=n_resamples).T
+
+
+def _difference(
+    first: str,
+    second: str,
+    measured: Mapping[str, float],
+    samples: Mapping[str, NDArray[np.float64]],
+    per_class: Mapping[str, Interval],
+) -> Difference:
+    """Return the difference of two detectors from a measure on the split and on its resamples."""
+    gap, gaps = measured[first] - measured[second], samples[first] - samples[second]
+    signs = np.sign(_centred(gap, gaps)) * np.sign(gap)
+    flip_share = float(np.mean((1 - signs) / 2)) if len(signs) else float("nan")
+    return Difference(first, second, _interval(gap, gaps), per_class, flip_share)
 
 
 def _resampled_ap(

@@ -239,7 +239,8 @@ def analyse(cells: Sequence[Cell], experiment: Experiment) -> Study:
     for cell in cells:
         if cell.recipe is not None:
             for level, suffix in zip(BOXES.levels, ("", "+bbox"), strict=True):
-                table[*cell.levels.values(), level] = cell.recipe.name + suffix
+                if cell.recipe.name + suffix in results:  # whole images have no boxes to regress
+                    table[*cell.levels.values(), level] = cell.recipe.name + suffix
     measured = {name: results[name].map(parts.rule) for name in results}
     samples = {name: found.samples[name] - found.samples[name].mean() + measured[name] for name in results}
     effects = [

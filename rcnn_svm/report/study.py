@@ -116,7 +116,10 @@ def _cells(study: Study) -> Iterator[dict[str, Any]]:
         if cell.recipe is None:
             continue
         for level, boxed in BOXES.levels.items():
+            if (cell.recipe.name, boxed) not in study.values:
+                continue
             result = study.experiment.heads[cell.recipe.name + ("+bbox" if boxed else "")]
+            coco = {} if result.coco is None else result.coco.summary()
             value = study.values[cell.recipe.name, boxed]
             yield {
                 **cell.levels,
@@ -124,7 +127,7 @@ def _cells(study: Study) -> Iterator[dict[str, Any]]:
                 "mAP": 100 * value.value,
                 "mAP_low": 100 * value.low,
                 "mAP_high": 100 * value.high,
-                **{f"coco_{name}": 100 * result.coco.summary()[name] for name in ("AP", "AP50", "AP75")},
+                **{f"coco_{name}": 100 * coco[name] for name in ("AP", "AP50", "AP75") if coco},
                 "val_mAP": result.details["val_map"],
                 "C": result.details["settings"].get("C"),
                 "train_s": result.train_s,
