@@ -194,6 +194,11 @@ class Detector:
             f"Detector({self.head}, {len(self.classes)} classes, {type(self.proposer).__name__}, {network})"
         )
 
+    @property
+    def whole_images(self) -> bool:
+        """Whether it classifies images: their only region is the image, and every class gets a score."""
+        return isinstance(self.proposer, WholeImage)
+
     def detect(self, image: Image, image_id: str = "image") -> Detections:
         """Find objects in one image, uint8 (H, W, 3) RGB.
 

@@ -14,7 +14,15 @@ from rcnn_svm.cli import options as shared
 from rcnn_svm.cli import words
 from rcnn_svm.config import to_dict
 from rcnn_svm.errors import ConfigError
-from rcnn_svm.experiment.config import COMPARED, HEADS, PRESETS, ExperimentConfig, HeadName, demo_config, digits_images_config
+from rcnn_svm.experiment.config import (
+    COMPARED,
+    HEADS,
+    PRESETS,
+    ExperimentConfig,
+    HeadName,
+    demo_config,
+    digits_images_config,
+)
 from rcnn_svm.files import remove_marker, write_json
 from rcnn_svm.progress import Stages, say
 

@@ -222,7 +222,9 @@ def _compare_images(parts: Sequence[Dataset], digests: Mapping[Path, str], repor
             named = {file: names[file] for _, file in group if file in names}
             if len(set(named.values())) > 1:
                 listed = ", ".join(f"{' and '.join(own)} in {file}" for file, own in named.items())
-                report(Defect("contradiction", first, f"{first.parent}: the same image is labelled {listed}."))
+                report(
+                    Defect("contradiction", first, f"{first.parent}: the same image is labelled {listed}.")
+                )
 
 
 def _distinct(parts: Sequence[Dataset]) -> list[Dataset]:

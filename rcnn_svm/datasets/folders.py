@@ -36,7 +36,7 @@ def whole_image(name: str, place: str) -> LabelledObject:
     return LabelledObject(name, (0.0, 0.0, 1.0, 1.0), name, place, relative=True)
 
 
-@dataclass(frozen=True)
+@dataclass
 class FolderSource:
     """A data set of whole images with a folder per class.
 
@@ -77,7 +77,9 @@ class FolderSource:
             if len(around) == max(map(len, inside.values())):
                 around = around[:-1]  # one folder with all images, the only class
             base = files.root.joinpath(*around)
-            below = {path: folders[len(around) :] for path, folders in inside.items() if len(folders) > len(around)}
+            below = {
+                path: folders[len(around) :] for path, folders in inside.items() if len(folders) > len(around)
+            }
             top = {folders[0] for folders in below.values()}
             parts = {one[0] for one in below.values() if len(one) > 1 and role_of(one[0])}
             if parts and (parts == top or any(role_of(one) in ("train", "trainval") for one in parts)):

@@ -1,4 +1,4 @@
-"""Whole images in a table: a CSV with a line per image, its file and its class, and its split if there is one."""
+"""Whole images in a table: a CSV with a line per image, its file and class, and its split if there is one."""
 
 from __future__ import annotations
 
@@ -20,8 +20,21 @@ __all__ = ["TABLE_SUFFIXES", "ListSource"]
 TABLE_SUFFIXES = (".csv", ".tsv")
 
 # What columns are called, in lower case and with underscores; the first that is there is taken.
-_IMAGE = ("image", "file", "filename", "file_name", "path", "filepath", "file_path", "image_path", "image_name")
-_IMAGE += ("image_id", "img")
+_IMAGE = tuple(
+    [
+        "image",
+        "file",
+        "filename",
+        "file_name",
+        "path",
+        "filepath",
+        "file_path",
+        "image_path",
+        "image_name",
+        "image_id",
+        "img",
+    ]
+)
 _CLASS = ("class", "class_name", "label", "label_name", "category")
 _SPLIT = ("split", "set", "subset")
 _BOX = frozenset({"xmin", "x_min", "x1", "x", "left", "bbox", "box"})
@@ -65,10 +78,14 @@ class _Table:
             if not insist:
                 return None
             boxes = _BOX.intersection(plain)
-            why = f"has the column {min(boxes)} of boxes" if boxes else f"has {', '.join(map(short, header)) or 'none'}"
+            why = (
+                f"has the column {min(boxes)} of boxes"
+                if boxes
+                else f"has {', '.join(map(short, header)) or 'none'}"
+            )
             raise DataError(
-                f"{file}: must have a line that names its columns, among them image (or file, filename, path) "
-                f"and label (or class, category), and no boxes; it {why}."
+                f"{file}: must have a line that names its columns, among them image (or file, filename, "
+                f"path) and label (or class, category), and no boxes; it {why}."
             )
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
         lines = []
@@ -88,12 +105,12 @@ def _cells(line: str, delimiter: str) -> list[str]:
         return []
 
 
-@dataclass(frozen=True)
+@dataclass
 class ListSource:
     """A data set of whole images that a CSV lists.
 
-    Columns are found by name: `image`, `file`, `filename` or `path`; `class`, `label` or `category`; and, where
-    there is one, `split`. Commas, semicolons or tabs part them. Several CSVs are one data set where each is
+    Columns are found by name: `image`, `file`, `filename` or `path`; `class`, `label` or `category`; and,
+    where there is one, `split`. Commas, semicolons or tabs part them. Several CSVs are one data set where each is
     called after a part, `train.csv` and `test.csv`. An image of several lines has the classes of all.
 
     Attributes:
@@ -171,7 +188,8 @@ class ListSource:
             if len(self.tables) == 1 and _split_of(table, row) != split:
                 continue
             if len(row) <= max(table.columns[:2]) or not all(row[column] for column in table.columns[:2]):
-                message = f"{table.file}: line {number} must name an image and its class, got {short(' '.join(row))}."
+                got = short(" ".join(row))
+                message = f"{table.file}: line {number} must name an image and its class, got {got}."
                 report(Defect("labels", table.file, message))
         for name, label, number in self._rows(split):
             found = self._image(table.file, name, split)

@@ -128,8 +128,8 @@ def detect_format(path: str | Path) -> Format:
     """Return the format of the data set in `path`.
 
     VOC has XMLs of annotations, COCO has JSONs with images and categories, YOLO has a YAML file with class
-    names, an `obj.data` or a `classes.txt`; else a CSV may name images and their classes, or folders of images
-    be the classes. It is the first of them that is found, in this order.
+    names, an `obj.data` or a `classes.txt`; else a CSV may name images and their classes, or each class be a
+    folder of images. It is the first of them that is found, in this order.
 
     Raises:
         DataError: `path` does not exist or holds none of them.
@@ -473,8 +473,8 @@ def open_source(path: str | Path, format: str | None = None) -> Opened:
     sources = {name: source for name, source in found.items() if source is not None}
     if not sources:
         what = {
-            None: "a data set with VOC's Annotations/*.xml, COCO's annotations/*.json or YOLO's data.yaml, or "
-            "of whole images in a folder for each of two or more classes or a CSV of images and labels",
+            None: "a data set with VOC's Annotations/*.xml, COCO's annotations/*.json or YOLO's data.yaml, "
+            "or whole images in a folder for each of two or more classes or in a CSV of images and labels",
             "voc": "a VOC data set with Annotations/*.xml",
             "coco": "a COCO data set with annotations/instances_SPLIT.json or SPLIT/_annotations.coco.json",
             "yolo": "a YOLO data set with data.yaml",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,7 +39,7 @@ class Classification:
     @property
     def correct(self) -> NDArray[np.bool_]:
         """(N,) bool, the images whose class was found."""
-        return self.actual == self.predicted
+        return np.asarray(self.actual == self.predicted, np.bool_)
 
     @property
     def accuracy(self) -> float:
@@ -50,7 +51,9 @@ class Classification:
         """(K,) share of the images of each class that was found; nan where there is none."""
         confusion = self.confusion
         n = confusion.sum(axis=1)
-        return np.divide(np.diag(confusion), n, out=np.full(len(n), np.nan), where=n > 0)
+        shares = np.full(len(n), np.nan)
+        np.divide(np.diag(confusion), n, out=shares, where=n > 0)
+        return shares
 
     @property
     def balanced_accuracy(self) -> float:
@@ -64,6 +67,16 @@ class Classification:
         """(K, K) numbers of images, by actual class (rows) and predicted class (columns)."""
         n = len(self.classes)
         return np.bincount(self.actual * n + self.predicted, minlength=n * n).reshape(n, n)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the figures, in percent, and the numbers of images by actual and by predicted class."""
+        return {
+            "classes": list(self.classes),
+            "n_images": len(self.actual),
+            "accuracy": 100 * self.accuracy,
+            "balanced_accuracy": 100 * self.balanced_accuracy,
+            "confusion": self.confusion.tolist(),
+        }
 
 
 def labels_of(truths: Sequence[GroundTruth]) -> NDArray[np.int64] | None:
@@ -98,4 +111,6 @@ def classify(
     empty = next((found.image_id for found in detections if not len(found)), None)
     if empty is not None:
         raise ShapeError(f"classify: every image must have a score for its classes, got none for {empty!r}.")
-    return Classification(tuple(classes), actual, np.array([found.labels[0] for found in detections], np.int64))
+    return Classification(
+        tuple(classes), actual, np.array([found.labels[0] for found in detections], np.int64)
+    )

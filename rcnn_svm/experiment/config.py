@@ -55,8 +55,8 @@ class DataConfig:
     """Which labelled images.
 
     Attributes:
-        path: a VOC, COCO or YOLO data set, whole images in a folder per class or in a CSV, or `digits` for the
-            embedded digits in scenes, `digits-images` for the digits themselves.
+        path: a VOC, COCO or YOLO data set, whole images in a folder per class or in a CSV, `digits` for the
+            embedded digits in scenes, or `digits-images` for the digits themselves.
         format: `auto` looks at the files.
         whole_images: every image is its only region, with the set of its classes: what data without boxes
             need. Proposals, NMS and box regression play no part, and softmaxes know no background.

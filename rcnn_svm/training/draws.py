@@ -133,9 +133,7 @@ class RegionIndex:
 
 
 def split_batch(batch_size: int, positive_share: float) -> tuple[int, int]:
-    """Return how many positives and how much background a batch has: one of each at least, unless all are
-    positives.
-    """
+    """Return how many positives and background a batch has, at least one of each unless the share is 1."""
     if positive_share == 1:
         return batch_size, 0
     n_positive = min(max(1, round(batch_size * positive_share)), batch_size - 1)

@@ -194,9 +194,7 @@ def train_fc_module(blocks: RegionBlocks, config: FcConfig | None, seed: int, de
     """Train as `train_fc_layers` does; return the module, which can be trained further."""
     config = config or FcConfig()
     truths = (blocks.truth(i) for i in range(len(blocks)))
-    index = RegionIndex(
-        truths, config.rule, len(blocks.classes), "train_fc_layers", config.positive_share
-    )
+    index = RegionIndex(truths, config.rule, len(blocks.classes), "train_fc_layers", config.positive_share)
     batches = _stored_batches(blocks, index, config, np.random.default_rng(seed))
     return train_on_batches(batches, config, len(blocks.classes), seed, device)
 
