@@ -7,12 +7,17 @@ from dataclasses import replace
 from pathlib import Path
 
 from rcnn_svm.cli import options as shared
+from rcnn_svm.errors import ConfigError
 from rcnn_svm.progress import emit, say
 
 __all__ = ["add_study"]
 
 _FACTORS = ("label", "negatives", "loss")
 """What is studied where nothing else is said: what R-CNN and Fast R-CNN changed at once."""
+_OF_REGIONS = ("label", "negatives")
+"""What says nothing of whole images, each of which is a positive of its class and a negative of all others."""
+_FACTORS_OF_IMAGES = ("loss", "kernel", "rows")
+"""What is studied of them."""
 
 
 def add_study(study: argparse.ArgumentParser) -> None:
@@ -21,9 +26,9 @@ def add_study(study: argparse.ArgumentParser) -> None:
     study.add_argument("--out", type=Path, required=True, metavar="DIR", help="tables and figures go here")
     study.add_argument(
         "--factors",
-        default=",".join(_FACTORS),
         metavar="A,B",
-        help=f"some of label, negatives, loss, kernel, rows (default {','.join(_FACTORS)})",
+        help=f"some of label, negatives, loss, kernel, rows (default {','.join(_FACTORS)}, of whole images "
+        f"{','.join(_FACTORS_OF_IMAGES)})",
     )
     shared.add_experiment_options(study, without=("choice",))
     study.set_defaults(run=_study, resumes=True)
@@ -36,8 +41,16 @@ def _study(options: argparse.Namespace) -> None:
     from rcnn_svm.report.provenance import typed
     from rcnn_svm.report.study import write_study
 
-    names = tuple(name.strip() for name in options.factors.split(",") if name.strip())
     config = replace(configured(options, choose=True), choose=True)
+    whole = config.data.whole_images
+    names = _FACTORS_OF_IMAGES if whole else _FACTORS
+    if options.factors is not None:
+        names = tuple(name.strip() for name in options.factors.split(",") if name.strip())
+    if whole and (none := [name for name in names if name in _OF_REGIONS]):
+        raise ConfigError(
+            f"--factors: {' and '.join(none)} make no difference on whole images, each of which is a positive "
+            f"of its class and a negative of the others. Some of {', '.join(_FACTORS_OF_IMAGES)} do."
+        )
     cells = design(names, seed=config.seed)
     parts, run = config.build(), shared.run_of(options)
     n_cells = sum(cell.recipe is not None for cell in cells)

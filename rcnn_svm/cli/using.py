@@ -108,9 +108,7 @@ def _detect(options: argparse.Namespace) -> None:
             save_picture(pictures[sample.image_id], picture)
         lines.add(detections, sample.digest())
         done[sample.image_id] = detections
-        names, counts = np.unique(detections.labels, return_counts=True)
-        words = ", ".join(f"{n} {detector.classes[k]}" for k, n in zip(names, counts, strict=True))
-        emit(f"{sample.path}: {words or 'nothing'}")
+        emit(f"{sample.path}: {_words(detections, detector) or 'nothing'}")
     found = [done[name] for name in samples if name in done]
     write_detections(whole, found, detector.classes)
     lines.remove()
@@ -121,6 +119,15 @@ def _detect(options: argparse.Namespace) -> None:
             f"{len(left_out)} of {len(found) + len(left_out)} images could not be read and were left out. "
             f"The first: {left_out[0]}"
         )
+
+
+def _words(found: Detections, detector: Detector) -> str:
+    """Return the number of objects of each class; of a whole image its classes and their scores."""
+    if detector.whole_images:
+        scored = zip(found.labels, found.scores, strict=True)
+        return ", ".join(f"{detector.classes[k]} {score:.2f}" for k, score in scored)
+    names, counts = np.unique(found.labels, return_counts=True)
+    return ", ".join(f"{n} {detector.classes[k]}" for k, n in zip(names, counts, strict=True))
 
 
 def _threshold(options: argparse.Namespace, detector: Detector) -> Callable[[Detections], Detections]:

@@ -1,8 +1,8 @@
 """Labelled photographs from disk, and digits in scenes from none.
 
 `load_dataset` and `load_splits` read Pascal VOC, COCO and YOLO folders, and whole images in a folder per
-class or a CSV; `write_dataset` writes the first three, `check_dataset` reports on all, and `digits_in_scenes` and
-`digits_images` are embedded data sets.
+class or in a CSV; `write_dataset` writes the first three, `check_dataset` reports on all. `digits_in_scenes`
+and `digits_images` are embedded data sets.
 """
 
 from __future__ import annotations

@@ -110,8 +110,8 @@ class ListSource:
     """A data set of whole images that a CSV lists.
 
     Columns are found by name: `image`, `file`, `filename` or `path`; `class`, `label` or `category`; and,
-    where there is one, `split`. Commas, semicolons or tabs part them. Several CSVs are one data set where each is
-    called after a part, `train.csv` and `test.csv`. An image of several lines has the classes of all.
+    where there is one, `split`. Commas, semicolons or tabs part them. Several CSVs are one data set where each
+    is called after a part, `train.csv` and `test.csv`. An image of several lines has the classes of all.
 
     Attributes:
         root: the folder of the CSV.

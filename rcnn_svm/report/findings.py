@@ -42,7 +42,8 @@ def findings(metrics: Mapping[str, Any], bootstrap: BootstrapResult) -> list[Fin
     measure = "% accuracy" if is_classified(metrics) else "mAP"
     first = compared.difference(names[0], names[1])
     if first.supported:
-        lead = f"{names[0]} wins with {value[names[0]]:.1f} {measure}, {_points(first)} points ahead of {names[1]}"
+        lead = f"{names[0]} wins with {value[names[0]]:.1f} {measure}, "
+        lead += f"{_points(first)} points ahead of {names[1]}"
     else:
         lead = (
             f"No clear winner: {names[0]} comes first with {value[names[0]]:.1f} {measure}, "
