@@ -15,7 +15,7 @@ __all__ = ["add_study"]
 _FACTORS = ("label", "negatives", "loss")
 """What is studied where nothing else is said: what R-CNN and Fast R-CNN changed at once."""
 _OF_REGIONS = ("label", "negatives")
-"""What says nothing of whole images, each of which is a positive of its class and a negative of all others."""
+"""What says nothing of whole images, each a positive of its class and a negative of all others."""
 _FACTORS_OF_IMAGES = ("loss", "kernel", "rows")
 """What is studied of them."""
 
@@ -48,8 +48,8 @@ def _study(options: argparse.Namespace) -> None:
         names = tuple(name.strip() for name in options.factors.split(",") if name.strip())
     if whole and (none := [name for name in names if name in _OF_REGIONS]):
         raise ConfigError(
-            f"--factors: {' and '.join(none)} make no difference on whole images, each of which is a positive "
-            f"of its class and a negative of the others. Some of {', '.join(_FACTORS_OF_IMAGES)} do."
+            f"--factors: must make a difference on whole images, each a positive of its class and a negative "
+            f"of the others, got {' and '.join(none)}. Some of {', '.join(_FACTORS_OF_IMAGES)} do."
         )
     cells = design(names, seed=config.seed)
     parts, run = config.build(), shared.run_of(options)

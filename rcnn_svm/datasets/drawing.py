@@ -28,8 +28,8 @@ def draw_parts(dataset: Dataset, sizes: Sequence[int], rng: np.random.Generator)
     Classes go first, those of few images before those of many; only classes of fewer images than there are
     parts, which cannot be in all, go last. The first part takes an image of each class that it does not show
     yet, as far as it has room, then the second part does with what is left, and so on. Then all parts are
-    filled at random, of whole images so that each class has its share of every part. A first part of at least as many images as there are classes thus shows every class
-    that the data set shows.
+    filled at random, with whole images so that each class has its share of every part. A first part of at
+    least as many images as there are classes thus shows every class that the data set shows.
 
     Args:
         dataset: to draw from.

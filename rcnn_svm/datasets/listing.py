@@ -110,8 +110,8 @@ class ListSource:
     """A data set of whole images that a CSV lists.
 
     Columns are found by name: `image`, `file`, `filename` or `path`; `class`, `label` or `category`; and,
-    where there is one, `split`. Commas, semicolons or tabs part them. Several CSVs are one data set where each
-    is called after a part, `train.csv` and `test.csv`. An image of several lines has the classes of all.
+    where there is one, `split`. Commas, semicolons or tabs part them. Several CSVs are one data set where
+    each is called after a part, `train.csv` and `test.csv`. An image of several lines has the classes of all.
 
     Attributes:
         root: the folder of the CSV.
@@ -174,9 +174,10 @@ class ListSource:
         return str(self._table(split).file)
 
     def paths(self, split: str) -> list[Path]:
-        """Return the images of one split, as far as they are found."""
-        ways = (self._image(self._table(split).file, name, split) for name, _, _ in self._rows(split))
-        return list(dict.fromkeys(found[0] for found in ways if len(found) == 1))
+        """Return the images of one split; where there is none of a name, the place where it should be."""
+        file = self._table(split).file
+        ways = ((name, self._image(file, name, split)) for name, _, _ in self._rows(split))
+        return list(dict.fromkeys(_place(file, name, found) for name, found in ways if len(found) < 2))
 
     def read(self, split: str, report: Report) -> list[LabelledImage]:
         """Return the images of one split in the order of their first lines.
@@ -198,7 +199,7 @@ class ListSource:
                 message = f"{table.file}: line {number} must name one image, {short(name)} may be {which}."
                 report(Defect("labels", table.file, message))
                 continue
-            path = found[0] if found else table.file.parent / name.replace("\0", "")
+            path = _place(table.file, name, found)
             objects.setdefault(path, []).append(whole_image(shown(label), f"line {number}"))
         several = [path for path, own in objects.items() if len({one.name for one in own}) > 1]
         if several:
@@ -230,6 +231,11 @@ class ListSource:
             if found := self.files.image_named(name + suffix, by=file, split=role):
                 return found
         return []
+
+
+def _place(file: Path, name: str, found: Sequence[Path]) -> Path:
+    """Return the image that a cell of a CSV means, or where it should be."""
+    return found[0] if found else file.parent / name.replace("\0", "").replace("\\", "/")
 
 
 def _split_of(table: _Table, row: Sequence[str]) -> str:

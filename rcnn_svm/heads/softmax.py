@@ -142,8 +142,8 @@ class SoftmaxHead(HeadBase):
         names = (*self.classes_, "background")
         counts = sum(np.bincount(part[part >= 0], minlength=len(names)) for part in labels)
         missing = [name for name, count in zip(names, np.atleast_1d(counts), strict=True) if count == 0]
-        if missing == ["background"] and all(len(part) == 1 for part in labels):
-            return labels  # whole images have none
+        if all(len(part) == 1 for part in labels):  # whole images have no background
+            missing = [name for name in missing if name != "background"]
         if missing:
             raise DataError(
                 f"SoftmaxHead: every class needs a region, got none for {', '.join(missing)} in "
