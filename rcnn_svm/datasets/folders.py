@@ -142,9 +142,9 @@ class FolderSource:
 
 
 def _others(files: Files, classes: set[str]) -> bool:
-    """Tell whether labels of boxes lie there, though nothing describes them: in folders, or beside images."""
+    """Tell whether folders are no classes: called after images or parts, or beside labels of boxes."""
     folders = {folder.lower() for path in files.paths for folder in files.folders_of(path)}
     stems = {path.with_suffix("") for path in files.images}
     beside = any(path.with_suffix("") in stems for path in files.of(".txt", ".xml", ".json"))
-    called_so = not IMAGE_FOLDERS.isdisjoint(name.lower() for name in classes)
+    called_so = not IMAGE_FOLDERS.isdisjoint(name.lower() for name in classes) or all(map(role_of, classes))
     return beside or called_so or not LABEL_FOLDERS.isdisjoint(folders)

@@ -7,7 +7,7 @@ each image counts, and every detector sees the same resamples.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,7 +76,7 @@ class Paired:
         Raises:
             ConfigError: there is no such pair.
         """
-        return _found(self.differences, first, second)
+        return _found(self.differences, self.mean, first, second)
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +107,7 @@ class BootstrapResult:
         Raises:
             ConfigError: there is no such pair.
         """
-        return _found(self.differences, first, second)
+        return _found(self.differences, self.mean, first, second)
 
     def to_json(self) -> dict[str, Any]:
         """Return the intervals, in percent, with null where a class has no object."""
@@ -254,7 +254,7 @@ def paired_accuracy(
     }
 
 
-def _found(differences: Sequence[Difference], first: str, second: str) -> Difference:
+def _found(differences: Sequence[Difference], names: Iterable[str], first: str, second: str) -> Difference:
     """Return the difference of two detectors, whichever was given first."""
     for each in differences:
         if (each.first, each.second) == (first, second):
@@ -262,10 +262,9 @@ def _found(differences: Sequence[Difference], first: str, second: str) -> Differ
         if (each.second, each.first) == (first, second):
             turned = {name: _turned(of) for name, of in each.per_class.items()}
             return Difference(first, second, _turned(each.mean), turned, each.flip_share)
-    compared = dict.fromkeys(name for each in differences for name in (each.first, each.second))
     raise ConfigError(
         f"BootstrapResult: there must be results for both heads, got {first!r} and {second!r}; "
-        f"compared were {', '.join(compared)}."
+        f"compared were {', '.join(names)}."
     )
 
 
