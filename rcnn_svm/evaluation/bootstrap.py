@@ -212,7 +212,9 @@ def paired_accuracy(
     """Resample the images with replacement and measure every classifier on each resample.
 
     The resamples are those of `paired_bootstrap` with the same seed. A class without images in a resample is
-    left out of its balanced accuracy.
+    left out of its balanced accuracy. Repeated images do not raise a share of images, so that intervals are
+    the percentiles as they are, moved nowhere: where all that two classifiers differ by is one or two images,
+    many resamples hold none of them, and the interval reaches zero.
 
     Args:
         results: one classification by detector, all of the same images.
@@ -244,9 +246,12 @@ def paired_accuracy(
     }
     return {
         measure: Paired(
-            {name: _interval(measured[measure][name], own, floor=0.0) for name, own in drawn.items()},
+            {
+                name: _interval(measured[measure][name], own, floor=0.0, move=False)
+                for name, own in drawn.items()
+            },
             tuple(
-                _difference(first, second, measured[measure], drawn, {})
+                _difference(first, second, measured[measure], drawn, {}, move=False)
                 for first, second in itertools.combinations(results, 2)
             ),
         )
@@ -287,12 +292,14 @@ def _difference(
     measured: Mapping[str, float],
     samples: Mapping[str, NDArray[np.float64]],
     per_class: Mapping[str, Interval],
+    *,
+    move: bool = True,
 ) -> Difference:
     """Return the difference of two detectors from a measure on the split and on its resamples."""
     gap, gaps = measured[first] - measured[second], samples[first] - samples[second]
-    signs = np.sign(_centred(gap, gaps)) * np.sign(gap)
+    signs = np.sign(_centred(gap, gaps, move=move)) * np.sign(gap)
     flip_share = float(np.mean((1 - signs) / 2)) if len(signs) else float("nan")
-    return Difference(first, second, _interval(gap, gaps), per_class, flip_share)
+    return Difference(first, second, _interval(gap, gaps, move=move), per_class, flip_share)
 
 
 def _resampled_ap(
@@ -373,19 +380,21 @@ def _mean_of_present(ap: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
-def _centred(value: float, samples: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the samples that are defined, moved so that their mean is `value`; none when it is nan."""
+def _centred(value: float, samples: NDArray[np.float64], *, move: bool) -> NDArray[np.float64]:
+    """Return the samples that are defined, moved so that their mean is `value`; none where it is nan."""
     present = samples[~np.isnan(samples)]
     if np.isnan(value) or not len(present):
         return np.zeros(0)
-    shift = value - present.mean()
+    shift = value - present.mean() if move else 0.0
     # Equal detectors must stay exactly level.
     return present if abs(shift) < 1e-12 else present + shift
 
 
-def _interval(value: float, samples: NDArray[np.float64], *, floor: float = -1.0) -> Interval:
+def _interval(
+    value: float, samples: NDArray[np.float64], *, floor: float = -1.0, move: bool = True
+) -> Interval:
     """Return the interval of a measure that lies in [floor, 1]."""
-    centred = _centred(value, samples)
+    centred = _centred(value, samples, move=move)
     if not len(centred):
         return Interval(value, float("nan"), float("nan"))
     low, high = np.clip(np.percentile(centred, [2.5, 97.5]), floor, 1.0)

@@ -108,6 +108,13 @@ def test_intervals_of_accuracy_are_paired(rng: np.random.Generator) -> None:
     spread = np.sqrt(first.accuracy * (1 - first.accuracy) / 400)  # of a mean of 0 and 1
     own = found["accuracy"].mean["first"]
     assert (own.high - own.low) / (2 * 1.96 * spread) == pytest.approx(1, abs=0.1)
+    # Two images more right and none less decide nothing: a resample in seven holds neither of them.
+    off = np.where(np.arange(400) < 2, wrong, actual)
+    whole, less = (Classification(CLASSES[:3], actual, one) for one in (actual, off))
+    gap = paired_accuracy({"whole": whole, "less": less}, n_resamples=2000)["accuracy"].differences[0]
+    assert gap.mean.value == pytest.approx(2 / 400)
+    assert (gap.mean.low, gap.supported) == (0, False)
+    assert gap.flip_share == pytest.approx(np.exp(-2) / 2, abs=0.015)
     with pytest.raises(ConfigError, match="of the same images"):
         paired_accuracy({"first": first, "other": Classification(CLASSES[:3], wrong, wrong)})
     with pytest.raises(ConfigError, match="at least one detector"):
