@@ -38,16 +38,17 @@ from rcnn_svm.heads.scorers import (
 from rcnn_svm.networks.architectures import Architecture
 from rcnn_svm.networks.backbone import BACKBONES, Backbone, load_backbone
 from rcnn_svm.postprocess import Postprocess, PostprocessConfig, moved_regions
-from rcnn_svm.proposals import GridConfig, Proposer, SelectiveSearchConfig, regions_of
+from rcnn_svm.proposals import GridConfig, Proposer, SelectiveSearchConfig, WholeImage, regions_of
 from rcnn_svm.structures import Detections, Image, Sample, mirror_image, require_finite
 from rcnn_svm.threads import images_at_once, in_order
 
 __all__ = ["Detector", "Look", "Model", "load_detector", "look_at"]
 
 _FORMAT = 3
-_PROPOSERS: Mapping[str, type[SelectiveSearchConfig] | type[GridConfig]] = {
+_PROPOSERS: Mapping[str, type[SelectiveSearchConfig | GridConfig | WholeImage]] = {
     "selective-search": SelectiveSearchConfig,
     "grid": GridConfig,
+    "whole-image": WholeImage,
 }
 """Our proposers, by the names that files know them by."""
 
@@ -192,6 +193,11 @@ class Detector:
         return (
             f"Detector({self.head}, {len(self.classes)} classes, {type(self.proposer).__name__}, {network})"
         )
+
+    @property
+    def whole_images(self) -> bool:
+        """Whether it classifies images: their only region is the image, and every class gets a score."""
+        return isinstance(self.proposer, WholeImage)
 
     def detect(self, image: Image, image_id: str = "image") -> Detections:
         """Find objects in one image, uint8 (H, W, 3) RGB.

@@ -17,7 +17,7 @@ from rcnn_svm.boxes import Boxes, area, clip, decode_deltas, nms, soft_nms, vote
 from rcnn_svm.config import Count, Interval, Positive, Share, check
 from rcnn_svm.structures import Detections
 
-__all__ = ["PAPER", "Postprocess", "PostprocessConfig", "Step", "moved_regions", "postprocess"]
+__all__ = ["PAPER", "WHOLE_IMAGE", "Postprocess", "PostprocessConfig", "Step", "moved_regions", "postprocess"]
 
 Step: TypeAlias = Annotated[float, Interval(0, 1, "right")]
 """A part of the way that box regression asks for, from nearly none to all of it."""
@@ -87,6 +87,10 @@ class PostprocessConfig:
 PAPER = PostprocessConfig(vote_iou=None, max_candidates=100, max_detections=None)
 """R-CNN's own, 100 candidates a class, regression, NMS at 0.3, no cap over classes
 [rcnn_test_bbox_regressor.m]."""
+
+
+WHOLE_IMAGE = PostprocessConfig(regression="off", vote_iou=None, max_candidates=1, max_detections=None)
+"""Of an image that is its only region: every class with its score, which nothing suppresses."""
 
 
 def postprocess(

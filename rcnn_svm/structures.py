@@ -171,6 +171,15 @@ def _labels_by_name(labels: NDArray[np.int64], old: Sequence[str], new: Sequence
     return np.array([position.get(name, -1) for name in old], np.int64)[labels]
 
 
+def _whole_truth(truth: GroundTruth, size: tuple[int, int]) -> GroundTruth:
+    """Return the classes of an image's objects, each with a box that covers the image."""
+    ignored = truth.difficult | truth.crowd
+    first = dict.fromkeys(truth.labels[np.lexsort((-truth.area, ignored))].tolist())
+    labels = np.array(list(first), np.int64)
+    boxes = np.tile(np.array([0, 0, size[1], size[0]], np.float32), (len(labels), 1))
+    return GroundTruth(boxes, labels, np.array([ignored[truth.labels == k].all() for k in labels], bool))
+
+
 def mirror_image(image: Image) -> Image:
     """Return the (H, W, 3) mirror image, contiguous."""
     return np.ascontiguousarray(image[:, ::-1])
@@ -185,12 +194,15 @@ class Dataset:
         split: `train`, `val`, `test`, ...
         classes: K class names; labels index them.
         samples: the images in file order.
+        whole: labels are of whole images: the only region of an image is the image, and each of its classes
+            has one box, which covers it.
     """
 
     name: str
     split: str
     classes: tuple[str, ...]
     samples: tuple[Sample, ...]
+    whole: bool = False
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -207,6 +219,18 @@ class Dataset:
         for sample in self.samples:
             counts += np.bincount(sample.truth.labels, minlength=len(self.classes))
         return counts
+
+    def as_whole_images(self) -> Dataset:
+        """Return the same images, each labelled as a whole with the classes of its objects.
+
+        A class is difficult in an image all of whose objects of it are difficult or crowds, which evaluation
+        leaves out as VOC's classification task does. Classes that are not come first, those of the largest
+        objects before others: what trains on one class an image trains on the first.
+        """
+        if self.whole:
+            return self
+        samples = tuple(replace(s, truth=_whole_truth(s.truth, s.size)) for s in self.samples)
+        return replace(self, samples=samples, whole=True)
 
     def with_classes(self, names: Sequence[str]) -> Dataset:
         """Return the same images with the objects of the classes `names` alone, labelled in their order.

@@ -69,11 +69,11 @@ def _bench(options: argparse.Namespace) -> None:
 def _estimate(options: argparse.Namespace) -> list[SplitEstimate]:
     """Estimate the default experiment on a data set of which nothing is cached; leaves nothing behind."""
     from rcnn_svm.experiment.config import ExperimentConfig
-    from rcnn_svm.experiment.data import load_data
+    from rcnn_svm.experiment.data import for_these_data, load_data
     from rcnn_svm.experiment.parts import Run
     from rcnn_svm.experiment.recipe import estimate_experiment
 
-    config = ExperimentConfig(data=shared.data_config(options, options.data))
+    config = ExperimentConfig(data=for_these_data(shared.data_config(options, options.data)))
     config = replace(config, features=replace(config.features, weights="random"))
     splits = load_data(config.data, seed=options.seed)
     with tempfile.TemporaryDirectory() as cache:

@@ -21,7 +21,7 @@ def add_data(data: argparse.ArgumentParser) -> None:
     formats = choices(DataConfig, "format")
     digits = actions.add_parser("digits", help="render digits in scenes to a folder")
     digits.add_argument("--out", type=Path, required=True, metavar="DIR")
-    digits.add_argument("--format", choices=[name for name in formats if name != "auto"], default="voc")
+    digits.add_argument("--format", choices=("voc", "coco", "yolo"), default="voc")
     digits.add_argument("--encoding", choices=("png", "jpg"), default="png")
     for split, n in DIGITS_IMAGES.items():
         digits.add_argument(f"--{split}", type=int, default=n, metavar="N", help=f"scenes (default {n})")

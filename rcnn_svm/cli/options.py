@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rcnn_svm.experiment.parts import Run
 
 __all__ = [
+    "DATA_HELP",
     "add_compute_options",
     "add_data_options",
     "add_experiment_options",
@@ -38,6 +39,12 @@ __all__ = [
     "names_of",
     "run_of",
 ]
+
+
+DATA_HELP = (
+    "a VOC, COCO or YOLO data set, images in a folder per class or in a CSV, `digits` or `digits-images`"
+)
+"""What can be learned from, for every verb that learns."""
 
 
 def add_label_options(parser: argparse.ArgumentParser, classes: str) -> argparse._ArgumentGroup:
@@ -81,6 +88,12 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
         help="leave out classes without a training object",
     )
     group.add_argument("--max-images", type=int, metavar="N", help="at most N images of each split")
+    group.add_argument(
+        "--whole-images",
+        action="store_true",
+        default=None,
+        help="classify images: boxes only say which classes an image has",
+    )
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:

@@ -13,11 +13,13 @@ from rcnn_svm.progress import emit, say
 __all__ = ["add_curve", "add_study"]
 
 _FACTORS = ("label", "negatives", "loss", "kernel", "rows", "layer", "proposals")
+_OF_REGIONS = ("label", "negatives", "proposals")
+"""What says nothing of whole images, each a positive of its class and a negative of all others."""
 
 
 def add_study(study: argparse.ArgumentParser) -> None:
     """Add the options of `study`."""
-    study.add_argument("data", help="a VOC, COCO or YOLO data set, or `digits`")
+    study.add_argument("data", help=shared.DATA_HELP)
     study.add_argument("--out", type=Path, required=True, metavar="DIR", help="tables and figures go here")
     study.add_argument(
         "--factors",
@@ -99,9 +101,18 @@ def _study(options: argparse.Namespace) -> None:
         raise ConfigError(f"--seeds must be 1 or more, got {n_seeds}.")
     n_draws = _n_draws(options)
     there = [name for name, factor in factors_of(parts).items() if len(factor.levels) > 1]
-    names = _FACTORS[:3] if quick else tuple(there)
+    if whole := config.data.whole_images:
+        there = [name for name in there if name not in _OF_REGIONS]
+    names = tuple(there)
+    if quick:
+        names = tuple(name for name in names if name in ("label", "negatives", "loss"))
     if options.factors is not None:
         names = tuple(name.strip() for name in options.factors.split(",") if name.strip())
+    if whole and (none := [name for name in names if name in _OF_REGIONS]):
+        raise ConfigError(
+            f"--factors: must make a difference on whole images, each a positive of its class and a negative "
+            f"of the others, got {' and '.join(none)}. Some of {', '.join(there)} do."
+        )
     plan = design(names, parts, dense=options.dense)
     n_cells = len(plan.trained)
     say(

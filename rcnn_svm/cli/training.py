@@ -14,7 +14,15 @@ from rcnn_svm.cli import options as shared
 from rcnn_svm.cli import words
 from rcnn_svm.config import to_dict
 from rcnn_svm.errors import ConfigError
-from rcnn_svm.experiment.config import COMPARED, HEADS, PRESETS, ExperimentConfig, HeadName, demo_config
+from rcnn_svm.experiment.config import (
+    COMPARED,
+    HEADS,
+    PRESETS,
+    ExperimentConfig,
+    HeadName,
+    demo_config,
+    digits_images_config,
+)
 from rcnn_svm.files import remove_marker, write_json
 from rcnn_svm.progress import Stages, say
 
@@ -49,7 +57,7 @@ def add_demo(demo: argparse.ArgumentParser) -> None:
 
 def add_train(train: argparse.ArgumentParser) -> None:
     """Add the options of `train`."""
-    train.add_argument("data", help="a VOC, COCO or YOLO data set, or `digits`")
+    train.add_argument("data", help=shared.DATA_HELP)
     train.add_argument("--out", type=Path, required=True, metavar="DIR", help="the detector goes here")
     train.add_argument(
         "--head", choices=HEADS, help=f"(default: as configured, {_HEAD}); `compare` trains several"
@@ -62,7 +70,7 @@ def add_train(train: argparse.ArgumentParser) -> None:
 
 def add_compare(compare: argparse.ArgumentParser) -> None:
     """Add the options of `compare`."""
-    compare.add_argument("data", help="a VOC, COCO or YOLO data set, or `digits`")
+    compare.add_argument("data", help=shared.DATA_HELP)
     compare.add_argument("--out", type=Path, required=True, metavar="DIR", help="tables and report go here")
     compare.add_argument(
         "--heads", metavar="A,B", help=f"of {', '.join(HEADS)} (default: as configured, the first four)"
@@ -81,7 +89,7 @@ def add_presets(presets: argparse.ArgumentParser) -> None:
 
 def add_finetune(finetune: argparse.ArgumentParser) -> None:
     """Add the options of `finetune`."""
-    finetune.add_argument("data", help="a VOC, COCO or YOLO data set, or `digits`")
+    finetune.add_argument("data", help=shared.DATA_HELP)
     finetune.add_argument("--out", type=Path, required=True, metavar="FILE", help="weights, as .safetensors")
     shared.add_experiment_options(finetune, without=("taps", "path", "learn", "choice"))
     finetune.set_defaults(run=_finetune, resumes=True)
@@ -112,9 +120,12 @@ def configured(
         wanted: the heads that an option names; empty where none does.
         choose: settings are chosen on val where neither says otherwise.
     """
-    base = demo_config() if options.data == "digits" else ExperimentConfig(choose=choose)
+    from rcnn_svm.experiment.data import for_these_data
+
+    embedded = {"digits": demo_config, "digits-images": digits_images_config}
+    base = embedded[options.data]() if options.data in embedded else ExperimentConfig(choose=choose)
     config = shared.experiment_config(options, replace(base, heads=replace(base.heads, names=heads)))
-    data = shared.data_config(options, options.data, config.data)
+    data = for_these_data(shared.data_config(options, options.data, config.data))
     return replace(config, data=data, heads=replace(config.heads, names=wanted or config.heads.names))
 
 

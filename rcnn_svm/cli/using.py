@@ -17,6 +17,7 @@ from rcnn_svm.progress import emit, say, track
 
 if TYPE_CHECKING:
     from rcnn_svm.detector import Detector
+    from rcnn_svm.evaluation.classification import Classification
     from rcnn_svm.evaluation.coco import CocoResult
     from rcnn_svm.evaluation.voc import EvalResult
     from rcnn_svm.structures import Dataset, Detections
@@ -34,7 +35,8 @@ def add_detect(detect: argparse.ArgumentParser) -> None:
         "--threshold",
         type=float,
         metavar="S",
-        help="show what scores at least this (default: the threshold of each class that training chose)",
+        help="show what scores at least this (default: the threshold of each class that training chose; of "
+        "whole images of one class each the surest)",
     )
     shown.add_argument("--all", action="store_true", help="show everything, however unlikely")
     detect.add_argument("--no-pictures", action="store_true", help="write JSON only")
@@ -49,7 +51,9 @@ def add_evaluate(evaluate: argparse.ArgumentParser) -> None:
         type=Path,
         help="a detector's folder, detections.json, COCO results JSON, or a folder of comp4 files",
     )
-    evaluate.add_argument("data", type=Path, help="a VOC, COCO or YOLO data set")
+    evaluate.add_argument(
+        "data", type=Path, help="a VOC, COCO or YOLO data set, images in a folder per class or in a CSV"
+    )
     evaluate.add_argument(
         "--split",
         metavar="NAME",
@@ -104,9 +108,7 @@ def _detect(options: argparse.Namespace) -> None:
             save_picture(pictures[sample.image_id], picture)
         lines.add(detections, sample.digest())
         done[sample.image_id] = detections
-        names, counts = np.unique(detections.labels, return_counts=True)
-        words = ", ".join(f"{n} {detector.classes[k]}" for k, n in zip(names, counts, strict=True))
-        emit(f"{sample.path}: {words or 'nothing'}")
+        emit(f"{sample.path}: {_words(detections, detector) or 'nothing'}")
     found = [done[name] for name in samples if name in done]
     write_detections(whole, found, detector.classes)
     lines.remove()
@@ -119,6 +121,15 @@ def _detect(options: argparse.Namespace) -> None:
         )
 
 
+def _words(found: Detections, detector: Detector) -> str:
+    """Return the number of objects of each class; of a whole image its classes and their scores."""
+    if detector.whole_images:
+        scored = zip(found.labels, found.scores, strict=True)
+        return ", ".join(f"{detector.classes[k]} {score:.2f}" for k, score in scored)
+    names, counts = np.unique(found.labels, return_counts=True)
+    return ", ".join(f"{n} {detector.classes[k]}" for k, n in zip(names, counts, strict=True))
+
+
 def _threshold(options: argparse.Namespace, detector: Detector) -> Callable[[Detections], Detections]:
     """Return what keeps the detections that are to be shown."""
     if options.all:
@@ -127,6 +138,8 @@ def _threshold(options: argparse.Namespace, detector: Detector) -> Callable[[Det
         if math.isnan(options.threshold):
             raise ConfigError("--threshold must be a number, got nan.")
         return lambda found: found[found.scores >= options.threshold]
+    if detector.thresholds is None and detector.whole_images:
+        return lambda found: found[:1]
     if detector.thresholds is None:
         say("This detector was trained without held-out images: shown is what scores at least 0.")
         return lambda found: found[found.scores >= 0]
@@ -135,6 +148,7 @@ def _threshold(options: argparse.Namespace, detector: Detector) -> Callable[[Det
 
 def _evaluate(options: argparse.Namespace) -> None:
     from rcnn_svm.cli.images import refuse_to_overwrite
+    from rcnn_svm.evaluation.classification import classify
     from rcnn_svm.evaluation.coco import evaluate_coco
     from rcnn_svm.evaluation.exchange import write_comp4, write_detections
     from rcnn_svm.evaluation.voc import evaluate_voc
@@ -146,14 +160,17 @@ def _evaluate(options: argparse.Namespace) -> None:
     found, dataset = _read(options)
     truths = [sample.truth for sample in dataset]
     voc = evaluate_voc(found, truths, dataset.classes)
-    coco = evaluate_coco(found, truths, dataset.classes)
+    coco = None if dataset.whole else evaluate_coco(found, truths, dataset.classes)
+    classified = classify(found, truths, dataset.classes) if dataset.whole else None
     if options.out is not None:
+        measured = {"voc": voc, "coco": coco, "classification": classified}
+        values = {name: result.to_json() for name, result in measured.items() if result is not None}
         write_detections(options.out / "detections.json", found, dataset.classes)
         write_comp4(options.out / "comp4", found, dataset.classes, split=dataset.split)
-        write_json(options.out / "evaluation.json", {"voc": voc.to_json(), "coco": coco.to_json()})
+        write_json(options.out / "evaluation.json", values)
         _write_coco_results(options, found, dataset)
         say(f"Figures and exchange formats in {options.out}")
-    _print_table(voc, coco)  # last: its reader may leave, as `head` does
+    _print_table(voc, coco, classified)  # last: its reader may leave, as `head` does
 
 
 def _write_coco_results(options: argparse.Namespace, found: Sequence[Detections], dataset: Dataset) -> None:
@@ -174,26 +191,37 @@ def _write_coco_results(options: argparse.Namespace, found: Sequence[Detections]
     )
 
 
-def _print_table(voc: EvalResult, coco: CocoResult) -> None:
-    """Print a line per class, one of means, and COCO's twelve numbers."""
+def _print_table(voc: EvalResult, coco: CocoResult | None, classified: Classification | None) -> None:
+    """Print a line per class, one of means, and COCO's twelve numbers or, of whole images, accuracy."""
     from rcnn_svm.report.tables import LOCALISATION
 
-    summary = coco.summary()
     columns = {
         "VOC07": (voc.ap("voc07"), voc.map("voc07")),
         "VOC10": (voc.ap("voc10"), voc.map("voc10")),
-        "COCO AP": (coco.ap(), summary["AP"]),
-        "AP50": (coco.ap_at(0.5), summary["AP50"]),
-        "AP75": (coco.ap_at(0.75), summary["AP75"]),
     }
+    if classified is not None:
+        columns["recall"] = (classified.recall, classified.balanced_accuracy)
+    if coco is not None:
+        summary = coco.summary()
+        columns |= {
+            "COCO AP": (coco.ap(), summary["AP"]),
+            "AP50": (coco.ap_at(0.5), summary["AP50"]),
+            "AP75": (coco.ap_at(0.75), summary["AP75"]),
+        }
     width = max(map(len, (*voc.classes, "class")))
     print(f"{'class':<{width}}" + "".join(f"{head:>9}" for head in columns))
     for k, name in enumerate(voc.classes):
         values = "".join(f"{100 * ap[k]:9.1f}" for ap, _ in columns.values())
         print(f"{printable(name):<{width}}{values}")
     print(f"{'mean':<{width}}" + "".join(f"{100 * mean:9.1f}" for _, mean in columns.values()))
-    print("\nCOCO: " + "  ".join(f"{key} {100 * value:.1f}" for key, value in summary.items()))
-    print(LOCALISATION)
+    if classified is not None:
+        print(
+            f"\nAccuracy {100 * classified.accuracy:.1f} %, balanced "
+            f"{100 * classified.balanced_accuracy:.1f} %, {len(classified.actual)} images"
+        )
+    if coco is not None:
+        print("\nCOCO: " + "  ".join(f"{key} {100 * value:.1f}" for key, value in summary.items()))
+        print(LOCALISATION)
 
 
 def _read(options: argparse.Namespace) -> tuple[list[Detections], Dataset]:
@@ -240,6 +268,8 @@ def _detected(options: argparse.Namespace) -> tuple[list[Detections], Dataset]:
     )
     for note in notes:
         say(note)
+    if detector.whole_images:
+        dataset = dataset.as_whole_images()
     classes = _classes_to_measure(options, dataset, detector.classes, options.detections)
     found = [
         one.with_classes(detector.classes, classes)

@@ -34,6 +34,7 @@ def opening(config: ExperimentConfig, splits: Splits, out: Path) -> list[str]:
         splits: its images.
         out: the folder of its results, where `config.json` lies.
     """
+    whole = splits.whole
     train, val, test = (f"{len(part)} {part.split}" for part in (splits.train, splits.val, splits.test))
     objects = _objects(splits.trainval, splits.test)
     if config.choose:
@@ -44,13 +45,14 @@ def opening(config: ExperimentConfig, splits: Splits, out: Path) -> list[str]:
     else:
         settings = "those that did well on folds of other data; " + (
             "one training on train and val, then one look at test"
-            if config.folds == 0
+            if config.folds == 0 or whole
             else "thresholds and how far boxes move are decided on images held out of a first training"
         )
     return [
         *_item("Data", f"{splits.train.name}; {train}, {val} and {test} images; {objects}"),
         *_item("Network", f"{_network(config)}; of each region it reads {_reading(config)}"),
-        *_item("Trained", f"{_learned(config)} with box regression"),
+        *(_item("Regions", "each image is one: no proposals, NMS and box regression") if whole else []),
+        *_item("Trained", _learned(config) + ("" if whole else " with box regression")),
         *_item("Settings", settings),
         *_item("Results", f"{out}; every setting of this run is in {out / 'config.json'}"),
     ]
@@ -141,6 +143,8 @@ def closing_of_comparison(
 
 def _boxes(result: HeadResult) -> list[str]:
     """Say how closely boxes fit, and where held-out images spoke against box regression."""
+    if result.coco is None:
+        return []
     coco = result.coco.summary()
     words = [f"COCO AP {100 * coco['AP']:.1f}, AP50 {100 * coco['AP50']:.1f}, AP75 {100 * coco['AP75']:.1f}"]
     if coco["AP75"] < 0.5 * coco["AP50"]:
@@ -177,10 +181,14 @@ def wrapped(page: str) -> str:
 def _quality(measured: Mapping[str, Any], weak: WeakClass | None, images: str) -> str:
     if measured["mAP"] is None:
         return f"cannot be told, {images} hold no object"
-    words = f"{measured['mAP']:.1f} mAP on {images}, where 100 is perfect"
-    if measured["mAP_interval"] is not None:
-        low, high = measured["mAP_interval"]
-        words += f" (95 % interval {low:.1f} to {high:.1f})"
+    words, interval = f"{measured['mAP']:.1f} mAP on {images}, where 100 is perfect", measured["mAP_interval"]
+    if "classification" in measured:
+        own = measured["classification"]
+        words, interval = f"{own['accuracy']:.1f} % accuracy on {images}", own["accuracy_interval"]
+    if interval is not None:
+        words += f" (95 % interval {interval[0]:.1f} to {interval[1]:.1f})"
+    if "classification" in measured:
+        words += f"; balanced {own['balanced_accuracy']:.1f} %, {measured['mAP']:.1f} mAP"
     if weak is not None:
         words += f"; {weak.name} is far behind: {weak.ap:.1f} AP (median of the others: {weak.others:.1f})"
     return words
@@ -191,7 +199,8 @@ def _objects(*parts: Dataset) -> str:
     named = ", ".join(classes[:_NAMED_CLASSES])
     if len(classes) > _NAMED_CLASSES:
         named += f" and {len(classes) - _NAMED_CLASSES} others"
-    return f"{n} objects of {len(classes)} {'class' if len(classes) == 1 else 'classes'} ({named})"
+    what, kinds = "labels" if parts[0].whole else "objects", "class" if len(classes) == 1 else "classes"
+    return f"{n} {what} of {len(classes)} {kinds} ({named})"
 
 
 def _network(config: ExperimentConfig) -> str:

@@ -14,7 +14,7 @@ from rcnn_svm.errors import DataError, DiskSpaceError
 
 __all__ = ["unpack"]
 
-_LABEL_SUFFIXES = {".xml", ".json", ".txt", ".yaml", ".yml", ".names", ".data", ".labels"}
+_LABEL_SUFFIXES = {".xml", ".json", ".txt", ".yaml", ".yml", ".names", ".data", ".labels", ".csv", ".tsv"}
 _MOST_FILES = 1_000_000
 # Pictures hardly shrink and labels by ten or twenty; an archive that grows a hundredfold is a bomb.
 _MOST_GROWTH, _ALWAYS_ALLOWED = 100, 256 << 20  # times, bytes

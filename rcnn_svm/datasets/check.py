@@ -27,7 +27,7 @@ _KINDS = {
     "split": "splits that cannot be read",
     "foreign": "splits that lie outside of the data set",
     "no-labels": "splits without label files",
-    "labels": "label files that cannot be read",
+    "labels": "label files, or lines of them, that cannot be read",
     "image": "images that cannot be read",
     "size": "images of another size than labelled",
     "malformed": "objects that cannot be read",
@@ -37,6 +37,7 @@ _KINDS = {
     "twice": "images listed twice",
     "leakage": "images that several splits share",
     "duplicate": "identical images within a split",
+    "contradiction": "identical images of different classes",
     "doubled": "objects labelled twice",
     "unlabelled": "images without a label file",
     "orphan": "label files without an image",
@@ -46,6 +47,9 @@ _KINDS = {
     "other-class": "objects of classes that were not asked for",
     "category": "categories that only group others",
     "similar": "classes whose names differ in case or spaces only",
+    "stray": "images in the folder of no class",
+    "empty-class": "folders without an image",
+    "several-classes": "lists of images with several classes",
     "link": "links that are not followed",
     "unused": "files that were not used",
 }
@@ -57,7 +61,7 @@ class CheckReport:
 
     Attributes:
         path: the data set.
-        format: `voc`, `coco` or `yolo`.
+        format: of `FORMATS`.
         datasets: each split with all that is good in it.
         defects: all that is not, in the order of `to_text`.
     """
@@ -152,12 +156,12 @@ def check_dataset(
 
     Defects are broken label files, bad boxes (as `load_dataset` defines them), missing, truncated or
     unreadable images, sizes that differ from the labels, identical image files within a split and, which
-    is leakage, across splits (`trainval` and its parts aside), classes without an object in a split, and
-    splits without an image.
+    is leakage, across splits (`trainval` and its parts aside), identical images that are labelled as a whole
+    with different classes, classes without an object in a split, and splits without an image.
 
     Args:
-        path: the folder, or YOLO's YAML file.
-        format: `voc`, `coco` or `yolo`; None detects it.
+        path: the folder, or the file to go by.
+        format: of `FORMATS`; None detects it.
         classes: as in `load_dataset`.
         allow_outside: as in `load_dataset`.
         decode: decode all pixels; without, only headers are read and truncation stays unseen.
@@ -204,8 +208,14 @@ def _look_at_images(files: Mapping[Path, tuple[int, int]], decode: bool, report:
 
 
 def _compare_images(parts: Sequence[Dataset], digests: Mapping[Path, str], report: Report) -> None:
-    """Report files of the same content, within a split and across splits."""
+    """Report files of the same content, within a split, across splits, and of different classes."""
     groups: dict[str, dict[tuple[str, Path], None]] = {}
+    names = {
+        sample.path: tuple(sorted(part.classes[k] for k in sample.truth.labels))
+        for part in parts
+        for sample in part
+        if part.whole and sample.path is not None
+    }
     for part in parts:
         for sample in part:
             if sample.path is not None and sample.path in digests:
@@ -216,6 +226,12 @@ def _compare_images(parts: Sequence[Dataset], digests: Mapping[Path, str], repor
             (_, first), *_ = group
             listed = ", ".join(f"{file.name} ({split})" for split, file in group)
             report(Defect(kind, first, f"{first.parent}: the same image is {listed}."))
+            named = {file: names[file] for _, file in group if file in names}
+            if len(set(named.values())) > 1:
+                listed = ", ".join(f"{' and '.join(own)} in {file}" for file, own in named.items())
+                report(
+                    Defect("contradiction", first, f"{first.parent}: the same image is labelled {listed}.")
+                )
 
 
 def _distinct(parts: Sequence[Dataset]) -> list[Dataset]:

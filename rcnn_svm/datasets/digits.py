@@ -1,4 +1,4 @@
-"""Digits in scenes: an embedded detection data set, rendered on the fly from what scikit-learn ships.
+"""Digits from what scikit-learn ships: in scenes, an embedded detection data set, and as whole images.
 
 Real handwritten digits (8 x 8 pixels, Alpaydin and Kaynak, UCI 1998) are upsampled to smooth strokes and
 painted onto crops of scikit-learn's two sample photographs, among things that are no digits. No file is
@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rcnn_svm.boxes import Boxes, area
-from rcnn_svm.datasets.loading import Splits
+from rcnn_svm.datasets.loading import Splits, divide
 from rcnn_svm.errors import ConfigError
 from rcnn_svm.structures import Dataset, GroundTruth, Image, Sample
 
-__all__ = ["DIGIT_CLASSES", "DIGIT_SIZE", "digits_in_scenes", "digits_splits"]
+__all__ = ["DIGIT_CLASSES", "DIGIT_SIZE", "digits_images", "digits_in_scenes", "digits_splits"]
 
 DIGIT_CLASSES = tuple("0123456789")
 DIGIT_SIZE = (240, 320)
@@ -180,6 +180,28 @@ def digits_splits(n_train: int, n_val: int, n_test: int, *, seed: int = 0) -> Sp
     val = digits_in_scenes("val", n_val, seed=seed)
     trainval = Dataset("digits", "trainval", DIGIT_CLASSES, train.samples + val.samples)
     return Splits(train, val, trainval, digits_in_scenes("test", n_test, seed=seed))
+
+
+def digits_images(*, seed: int = 0, max_images: int | None = None) -> Splits:
+    """Return the 1797 digits themselves, 8 x 8 pixels each, as whole images of ten classes.
+
+    They are divided at random, so that digits of one writer are in several parts.
+
+    Args:
+        seed: of the division into 60 % train, 20 % val and 20 % test.
+        max_images: at most so many images of train, val and test each, drawn likewise.
+    """
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    ink = np.rint(digits.images * (255 / 16)).astype(np.uint8)
+    samples = []
+    for i, (pixels, label) in enumerate(zip(ink, digits.target.tolist(), strict=True)):
+        truth = GroundTruth(np.array([[0, 0, 8, 8]], np.float32), np.array([label]))
+        render = functools.partial(np.repeat, pixels[:, :, None], 3, axis=2)
+        samples.append(Sample(f"digit-{i:04d}", (8, 8), truth, render=render))
+    whole = Dataset("digits-images", "all", DIGIT_CLASSES, tuple(samples), whole=True)
+    return divide(whole, seed=seed, max_images=max_images)
 
 
 @functools.cache

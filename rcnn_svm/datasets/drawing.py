@@ -28,8 +28,8 @@ def draw_parts(dataset: Dataset, sizes: Sequence[int], rng: np.random.Generator)
     Classes go first, those of few images before those of many; only classes of fewer images than there are
     parts, which cannot be in all, go last. The first part takes an image of each class that it does not show
     yet, as far as it has room, then the second part does with what is left, and so on. Then all parts are
-    filled at random. A first part of at least as many images as there are classes thus shows every class
-    that the data set shows.
+    filled at random, with whole images so that each class has its share of every part. A first part of at
+    least as many images as there are classes thus shows every class that the data set shows.
 
     Args:
         dataset: to draw from.
@@ -61,6 +61,8 @@ def draw_parts(dataset: Dataset, sizes: Sequence[int], rng: np.random.Generator)
                 shown |= labels[found]
         parts.append(part)
     left = [i for i in order if i not in taken]
+    if dataset.whole:
+        left = _spread(left, [min(own, default=-1) for own in labels])
     for part, size in zip(parts, sizes, strict=True):
         n = size - len(part)
         part += left[:n]
@@ -105,6 +107,15 @@ def draw_folds(dataset: Dataset, n: int, rng: np.random.Generator) -> list[Datas
     return [
         replace(dataset, samples=tuple(dataset.samples[i] for i in sorted(part))) for part in parts if part
     ]
+
+
+def _spread(images: Sequence[int], label: Sequence[int]) -> list[int]:
+    """Return images in an order of which every stretch holds each label in its share of all."""
+    of_label: dict[int, list[int]] = {}
+    for i in images:
+        of_label.setdefault(label[i], []).append(i)
+    place = {i: (n + 0.5) / len(own) for own in of_label.values() for n, i in enumerate(own)}
+    return sorted(images, key=lambda i: (place[i], label[i]))
 
 
 def _labels(sample: Sample) -> set[int]:

@@ -29,6 +29,7 @@ __all__ = [
     "WHOLE",
     "Files",
     "OutsideError",
+    "common_folders",
     "image_ids",
     "is_image",
     "name_parts",
@@ -246,8 +247,7 @@ class Files:
     @cached_property
     def _wrapping(self) -> list[str]:
         """The folders around all images."""
-        folders = sorted(self.folders_of(path) for path in self.images)
-        return folders[0][: _n_common(folders[0], folders[-1])]
+        return common_folders([self.folders_of(path) for path in self.images])
 
     @cached_property
     def _by_name(self) -> dict[str, list[Path]]:
@@ -330,6 +330,12 @@ def _exists(path: Path) -> bool:
         return path.exists()
     except (OSError, ValueError):  # a name too long, or with a NUL
         return False
+
+
+def common_folders(folders: Sequence[list[str]]) -> list[str]:
+    """Return the folders that several lists of them, one at least, begin with."""
+    first, last = min(folders), max(folders)
+    return first[: _n_common(first, last)]
 
 
 def _telling(folders: Sequence[str]) -> list[str]:

@@ -8,14 +8,16 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 
 from rcnn_svm.datasets.archive import unpack
 from rcnn_svm.datasets.coco import CocoSource
 from rcnn_svm.datasets.drawing import classes_to_train, draw_parts
+from rcnn_svm.datasets.folders import FolderSource
 from rcnn_svm.datasets.layout import ROLES, Files, image_ids, read_lines, role_of
+from rcnn_svm.datasets.listing import TABLE_SUFFIXES, ListSource
 from rcnn_svm.datasets.records import (
     BOX_DEFECTS,
     FILE_DEFECTS,
@@ -41,8 +43,10 @@ __all__ = [
     "Splits",
     "dataset_name",
     "detect_format",
+    "divide",
     "find_split",
     "holds_dataset",
+    "labels_whole_images",
     "list_splits",
     "load_chosen",
     "load_dataset",
@@ -51,8 +55,10 @@ __all__ = [
     "read_classes",
 ]
 
-Format: TypeAlias = Literal["voc", "coco", "yolo"]
-FORMATS: tuple[Format, ...] = ("voc", "coco", "yolo")
+Format: TypeAlias = Literal["voc", "coco", "yolo", "csv", "folders"]
+FORMATS: tuple[Format, ...] = get_args(Format)
+"""Those of boxes, then those of whole images: a CSV of images and classes, a folder of images per class."""
+_WHOLE: frozenset[Format] = frozenset({"csv", "folders"})
 
 Classes: TypeAlias = Sequence[str] | Path | str | None
 """Class names in the order of their labels, a text file with one name a line, or None for the data's own."""
@@ -83,6 +89,17 @@ class Splits:
     test: Dataset
     notes: tuple[str, ...] = ()
 
+    @property
+    def whole(self) -> bool:
+        """Whether labels are of whole images, see `Dataset`."""
+        return self.train.whole
+
+    def as_whole_images(self) -> Splits:
+        """Return the same images labelled as a whole, see `Dataset.as_whole_images`."""
+        parts = (self.train, self.val, self.trainval, self.test)
+        train, val, trainval, test = (part.as_whole_images() for part in parts)
+        return Splits(train, val, trainval, test, self.notes)
+
     def with_classes(self, names: Sequence[str]) -> Splits:
         """Return the same images with the objects of the classes `names` alone, labelled in their order."""
         parts = (self.train, self.val, self.trainval, self.test)
@@ -112,21 +129,22 @@ def detect_format(path: str | Path, *, allow_outside: bool = False) -> Format:
     """Return the format of the data set in `path`.
 
     VOC has XMLs of annotations, COCO has JSONs with images and categories, YOLO has a YAML file with class
-    names, an `obj.data` or a `classes.txt`; the first of them that is found, in this order.
+    names, an `obj.data` or a `classes.txt`; else a CSV may name images and their classes, or each class be a
+    folder of images. It is the first of them that is found, in this order.
 
     Args:
         path: of it.
         allow_outside: as in `load_dataset`.
 
     Raises:
-        DataError: `path` does not exist or holds none of the three.
+        DataError: `path` does not exist or holds none of them.
         ConfigError: `path` holds several VOC folders.
     """
     return open_source(path, allow_outside=allow_outside).format
 
 
 def holds_dataset(path: str | Path, *, allow_outside: bool = False) -> bool:
-    """Tell whether `path` is a labelled data set, broken or not, and no file or folder of bare images.
+    """Tell whether `path` is a data set with boxes, broken or not, and no file or folder of images.
 
     Args:
         path: of it.
@@ -136,10 +154,19 @@ def holds_dataset(path: str | Path, *, allow_outside: bool = False) -> bool:
         ConfigError: as `detect_format`.
     """
     try:
-        open_source(path, allow_outside=allow_outside)
+        return not open_source(path, allow_outside=allow_outside).whole
     except _NoDataset:
         return False
-    return True
+
+
+def labels_whole_images(path: str | Path, *, format: str | None = None) -> bool:
+    """Tell whether a data set labels whole images and has no boxes.
+
+    Raises:
+        DataError: as `detect_format`.
+        ConfigError: as `detect_format`, or an unknown `format`.
+    """
+    return open_source(path, format).whole
 
 
 def list_splits(
@@ -174,10 +201,10 @@ def load_dataset(
     What is worth a word and stops nothing, such as rows that come twice, is said in one line of its kind.
 
     Args:
-        path: the folder, its zip archive, or the one JSON, YAML or `obj.data` to go by.
+        path: the folder, its zip archive, or the one JSON, YAML, `obj.data` or CSV to go by.
         split: a name of `list_splits`, or `train`, `val`, `trainval`, `test` where one split plays that
             part (`train` finds `train2017`).
-        format: `voc`, `coco` or `yolo`; None detects it.
+        format: of `FORMATS`; None detects it.
         classes: the class list; None takes the data's own, which is the same for all its splits. Objects of
             other classes of the data are left out and counted.
         drop_bad_boxes: leave out boxes of no area, boxes that reach out of their image by more than one
@@ -319,6 +346,12 @@ def load_splits(
     return replace(splits, notes=(*notes, *splits.notes, *_shared(splits)))
 
 
+def divide(dataset: Dataset, *, seed: int = 0, max_images: int | None = None) -> Splits:
+    """Divide one data set as `load_splits` divides a single split."""
+    splits = _complete({"all": dataset}, seed, dataset.name)
+    return splits if max_images is None else _limit(splits, max_images, seed)
+
+
 class _NoDataset(DataError):
     """There is no data set of any format."""
 
@@ -333,7 +366,7 @@ class Opened:
 
     Attributes:
         path: as it was named.
-        format: `voc`, `coco` or `yolo`.
+        format: of `FORMATS`.
         source: its reader.
         warnings: what was noticed on the way.
         classes: the names that labels are positions in, once `class_names` was called.
@@ -346,6 +379,11 @@ class Opened:
     classes: tuple[str, ...] = ()
     _known: tuple[str, ...] = ()
     _ids: Mapping[Path, str] | None = None
+
+    @property
+    def whole(self) -> bool:
+        """Whether labels are of whole images."""
+        return self.format in _WHOLE
 
     def class_names(self, classes: Classes, report: Report) -> tuple[str, ...]:
         """Return the names of the classes: those that are asked for, else the data's own.
@@ -405,7 +443,8 @@ class Opened:
     ) -> Dataset:
         """Judge images and make them a split, which may be empty."""
         name = dataset_name(self.path)
-        return build(name, split, self.classes, images, report, known=self._known, decode=decode)
+        made = build(name, split, self.classes, images, report, known=self._known, decode=decode)
+        return replace(made, whole=self.whole)
 
     def load(self, split: str, report: Report, *, decode: bool = False) -> Dataset:
         """Return one split, which may be empty."""
@@ -450,17 +489,26 @@ def open_source(path: str | Path, format: str | None = None, *, allow_outside: b
             found["coco"] = CocoSource.find(files)
         if format == "yolo" or (format is None and not any(found.values())):
             found["yolo"] = YoloSource.find(files)
+        if format == "csv" or (format is None and not any(found.values())):
+            found["csv"] = ListSource.find(files, insist=format == "csv")
+        if format == "folders" or (format is None and not any(found.values())):
+            found["folders"] = FolderSource.find(files, insist=format == "folders")
     elif only.suffix.lower() == ".json" and format in (None, "coco"):
         found["coco"] = CocoSource.find(files, only)
     elif only.suffix.lower() in (".yaml", ".yml", ".data") and format in (None, "yolo"):
         found["yolo"] = YoloSource.find(files, only)
+    elif only.suffix.lower() in TABLE_SUFFIXES and format in (None, "csv"):
+        found["csv"] = ListSource.find(files, only)
     sources = {name: source for name, source in found.items() if source is not None}
     if not sources:
         what = {
-            None: "a data set with VOC's Annotations/*.xml, COCO's annotations/*.json or YOLO's data.yaml",
+            None: "a data set with VOC's Annotations/*.xml, COCO's annotations/*.json or YOLO's data.yaml, "
+            "or whole images in a folder for each of two or more classes or in a CSV of images and labels",
             "voc": "a VOC data set with Annotations/*.xml",
             "coco": "a COCO data set with annotations/instances_SPLIT.json or SPLIT/_annotations.coco.json",
             "yolo": "a YOLO data set with data.yaml",
+            "csv": "a CSV with columns of images and labels, and hold these images",
+            "folders": "a folder with a folder of images for each class",
         }[format]
         raise _NoDataset(f"{path}: must be {what}, found none of it.")
     warnings = [

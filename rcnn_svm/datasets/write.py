@@ -1,4 +1,4 @@
-"""Data sets back to disk, in the three formats that the readers read.
+"""Data sets back to disk, in the three formats of boxes that the readers read.
 
 What a format cannot hold is said, not hidden:
 
@@ -27,13 +27,13 @@ from PIL import Image as pillow
 
 from rcnn_svm.boxes import Boxes, round_half_away
 from rcnn_svm.datasets.images import IMAGE_SUFFIXES, image_size
-from rcnn_svm.datasets.loading import FORMATS, Format
 from rcnn_svm.errors import ConfigError, DataError, DiskSpaceError
 from rcnn_svm.progress import say, track
 from rcnn_svm.structures import Dataset, Sample
 
-__all__ = ["write_dataset"]
+__all__ = ["BoxFormat", "write_dataset"]
 
+BoxFormat = Literal["voc", "coco", "yolo"]
 Encoding = Literal["png", "jpg"]
 _JPEG_QUALITY = 95
 
@@ -41,7 +41,7 @@ _JPEG_QUALITY = 95
 def write_dataset(
     splits: Mapping[str, Dataset] | Iterable[Dataset],
     root: str | Path,
-    format: Format = "voc",
+    format: BoxFormat = "voc",
     *,
     encoding: Encoding = "png",
 ) -> Path:
@@ -67,8 +67,9 @@ def write_dataset(
         DataError: an image cannot be read.
         DiskSpaceError: the disk is full.
     """
-    if format not in FORMATS:
-        raise ConfigError(f"write_dataset: format must be one of {', '.join(FORMATS)}, got {format!r}.")
+    formats = get_args(BoxFormat)
+    if format not in formats:
+        raise ConfigError(f"write_dataset: format must be one of {', '.join(formats)}, got {format!r}.")
     if encoding not in get_args(Encoding):
         raise ConfigError(f"write_dataset: encoding must be png or jpg, got {encoding!r}.")
     parts = dict(splits) if isinstance(splits, Mapping) else {part.split: part for part in splits}

@@ -7,7 +7,7 @@ each image counts, and every detector sees the same resamples.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,13 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rcnn_svm.errors import ConfigError
+from rcnn_svm.evaluation.classification import Classification
 from rcnn_svm.evaluation.voc import HIT, IGNORED, RECALL_GRID, EvalResult, Rule
 
 __all__ = [
     "BootstrapResult",
     "Difference",
     "Interval",
+    "Paired",
     "centred_interval",
+    "paired_accuracy",
     "paired_bootstrap",
     "resampled_ap",
     "resampled_images",
@@ -42,13 +45,13 @@ class Interval:
 
 @dataclass(frozen=True)
 class Difference:
-    """How much mAP detector `first` has above detector `second`, on the same resamples.
+    """How much more of a measure detector `first` has than detector `second`, on the same resamples.
 
     Attributes:
         first: name.
         second: name.
-        mean: of `first` minus `second`, with its interval.
-        per_class: the same for each class's AP.
+        mean: mAP, or another measure, of `first` minus `second`, with its interval.
+        per_class: the same for each class's AP; empty of other measures.
         flip_share: share of the resamples in which the sign of the difference is not the one measured
             on the split itself; 0.5 counts for a resample without difference.
     """
@@ -63,6 +66,27 @@ class Difference:
     def supported(self) -> bool:
         """Whether the interval of the difference excludes zero."""
         return self.mean.low > 0 or self.mean.high < 0
+
+
+@dataclass(frozen=True, eq=False)
+class Paired:
+    """Intervals of one measure of all detectors, and of all differences between two of them.
+
+    Attributes:
+        mean: the measure by detector.
+        differences: one for each pair of detectors, in the order given.
+    """
+
+    mean: Mapping[str, Interval]
+    differences: tuple[Difference, ...]
+
+    def difference(self, first: str, second: str) -> Difference:
+        """Return the difference of two detectors, whichever was given first.
+
+        Raises:
+            ConfigError: there is no such pair.
+        """
+        return _found(self.differences, self.mean, first, second)
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,21 +117,7 @@ class BootstrapResult:
         Raises:
             ConfigError: there is no such pair.
         """
-        for each in self.differences:
-            if (each.first, each.second) == (first, second):
-                return each
-            if (each.second, each.first) == (first, second):
-                return Difference(
-                    first,
-                    second,
-                    _turned(each.mean),
-                    {name: _turned(of) for name, of in each.per_class.items()},
-                    each.flip_share,
-                )
-        raise ConfigError(
-            f"BootstrapResult: there must be results for both heads, got {first!r} and {second!r}; "
-            f"compared were {', '.join(self.mean)}."
-        )
+        return _found(self.differences, self.mean, first, second)
 
     def to_json(self) -> dict[str, Any]:
         """Return the intervals, in percent, with null where a class has no object."""
@@ -159,10 +169,7 @@ def paired_bootstrap(
         ConfigError: nothing to compare, `n_resamples` below 1, a split without images, or evaluations
             of different splits or classes.
     """
-    if not results:
-        raise ConfigError("paired_bootstrap: results must hold at least one detector, got none.")
-    if n_resamples < 1:
-        raise ConfigError(f"paired_bootstrap: n_resamples must be at least 1, got {n_resamples}.")
+    _check_resamples("paired_bootstrap", results, n_resamples)
     reference_name, reference = next(iter(results.items()))
     n_objects = reference.matches.n_objects
     if len(n_objects) == 0:
@@ -177,6 +184,7 @@ def paired_bootstrap(
     drawn = resampled_images(len(n_objects), n_resamples, seed)
     samples = {name: resampled_ap(result, drawn, rule) for name, result in results.items()}
     means = {name: _mean_of_present(ap) for name, ap in samples.items()}  # (B,)
+    measured = {name: result.map(rule) for name, result in results.items()}
     differences = []
     for first, second in itertools.combinations(results, 2):
         per_class = {
@@ -186,11 +194,7 @@ def paired_bootstrap(
             )
             for k, label in enumerate(reference.classes)
         }
-        measured = results[first].map(rule) - results[second].map(rule)
-        gaps = means[first] - means[second]
-        signs = np.sign(_centred(measured, gaps)) * np.sign(measured)
-        flip_share = float(np.mean((1 - signs) / 2)) if len(signs) else float("nan")
-        differences.append(Difference(first, second, centred_interval(measured, gaps), per_class, flip_share))
+        differences.append(_difference(first, second, measured, means, per_class))
     return BootstrapResult(
         rule,
         n_resamples,
@@ -218,22 +222,117 @@ def resampled_images(n_images: int, n_resamples: int, seed: int) -> NDArray[np.i
 
 
 def centred_interval(
-    value: float, samples: NDArray[np.float64], *, floor: float = -1.0, ceiling: float = 1.0
+    value: float,
+    samples: NDArray[np.float64],
+    *,
+    floor: float = -1.0,
+    ceiling: float = 1.0,
+    move: bool = True,
 ) -> Interval:
     """Return the 95 % interval of a measure that lies in [floor, ceiling].
 
     Args:
         value: measured on the split itself.
-        samples: (B,) measured on the resamples, nan where it is not defined; they are moved so that their
-            mean is `value`, see `paired_bootstrap`.
+        samples: (B,) measured on the resamples, nan where it is not defined.
         floor: of the measure.
         ceiling: of the measure.
+        move: the samples so that their mean is `value`, see `paired_bootstrap`.
     """
-    centred = _centred(value, samples)
+    centred = _centred(value, samples, move=move)
     if not len(centred):
         return Interval(value, float("nan"), float("nan"))
     low, high = np.clip(np.percentile(centred, [2.5, 97.5]), floor, ceiling)
     return Interval(value, float(low), float(high))
+
+
+def paired_accuracy(
+    results: Mapping[str, Classification], *, n_resamples: int = 1000, seed: int = 0
+) -> dict[str, Paired]:
+    """Resample the images with replacement and measure every classifier on each resample.
+
+    The resamples are those of `paired_bootstrap` with the same seed. A class without images in a resample is
+    left out of its balanced accuracy. Repeated images do not raise a share of images, so that intervals are
+    the percentiles as they are, moved nowhere: where all that two classifiers differ by is one or two images,
+    many resamples hold none of them, and the interval reaches zero.
+
+    Args:
+        results: one classification by detector, all of the same images.
+        n_resamples: B >= 1.
+        seed: of the resamples.
+
+    Returns:
+        Intervals of `accuracy` and of `balanced accuracy`.
+
+    Raises:
+        ConfigError: nothing to compare, `n_resamples` below 1, no image, or results of different images.
+    """
+    _check_resamples("paired_accuracy", results, n_resamples)
+    reference = next(iter(results.values())).actual
+    if not len(reference) or not all(np.array_equal(one.actual, reference) for one in results.values()):
+        raise ConfigError("paired_accuracy: all results must be of the same images, one at least.")
+    weights = resampled_images(len(reference), n_resamples, seed).T  # (N, B)
+    own = np.eye(len(next(iter(results.values())).classes))[:, reference]  # (K, N)
+    n_own = own @ weights  # (K, B)
+    samples: dict[str, dict[str, NDArray[np.float64]]] = {"accuracy": {}, "balanced accuracy": {}}
+    for name, result in results.items():
+        found = (own * result.correct) @ weights
+        samples["accuracy"][name] = found.sum(axis=0) / len(reference)
+        recall = np.divide(found, n_own, out=np.full(found.shape, np.nan), where=n_own > 0)
+        samples["balanced accuracy"][name] = _mean_of_present(recall)
+    measured = {
+        "accuracy": {name: result.accuracy for name, result in results.items()},
+        "balanced accuracy": {name: result.balanced_accuracy for name, result in results.items()},
+    }
+    return {
+        measure: Paired(
+            {
+                name: centred_interval(measured[measure][name], own, floor=0.0, move=False)
+                for name, own in drawn.items()
+            },
+            tuple(
+                _difference(first, second, measured[measure], drawn, {}, move=False)
+                for first, second in itertools.combinations(results, 2)
+            ),
+        )
+        for measure, drawn in samples.items()
+    }
+
+
+def _found(differences: Sequence[Difference], names: Iterable[str], first: str, second: str) -> Difference:
+    """Return the difference of two detectors, whichever was given first."""
+    for each in differences:
+        if (each.first, each.second) == (first, second):
+            return each
+        if (each.second, each.first) == (first, second):
+            turned = {name: _turned(of) for name, of in each.per_class.items()}
+            return Difference(first, second, _turned(each.mean), turned, each.flip_share)
+    raise ConfigError(
+        f"BootstrapResult: there must be results for both heads, got {first!r} and {second!r}; "
+        f"compared were {', '.join(names)}."
+    )
+
+
+def _check_resamples(where: str, results: Mapping[str, Any], n_resamples: int) -> None:
+    if not results:
+        raise ConfigError(f"{where}: results must hold at least one detector, got none.")
+    if n_resamples < 1:
+        raise ConfigError(f"{where}: n_resamples must be at least 1, got {n_resamples}.")
+
+
+def _difference(
+    first: str,
+    second: str,
+    measured: Mapping[str, float],
+    samples: Mapping[str, NDArray[np.float64]],
+    per_class: Mapping[str, Interval],
+    *,
+    move: bool = True,
+) -> Difference:
+    """Return the difference of two detectors from a measure on the split and on its resamples."""
+    gap, gaps = measured[first] - measured[second], samples[first] - samples[second]
+    signs = np.sign(_centred(gap, gaps, move=move)) * np.sign(gap)
+    flip_share = float(np.mean((1 - signs) / 2)) if len(signs) else float("nan")
+    return Difference(first, second, centred_interval(gap, gaps, move=move), per_class, flip_share)
 
 
 def resampled_ap(result: EvalResult, drawn: NDArray[np.int64], rule: Rule) -> NDArray[np.float64]:
@@ -321,12 +420,12 @@ def _mean_of_present(ap: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
-def _centred(value: float, samples: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the samples that are defined, moved so that their mean is `value`; none when it is nan."""
+def _centred(value: float, samples: NDArray[np.float64], *, move: bool) -> NDArray[np.float64]:
+    """Return the samples that are defined, moved so that their mean is `value`; none where it is nan."""
     present = samples[~np.isnan(samples)]
     if np.isnan(value) or not len(present):
         return np.zeros(0)
-    shift = value - present.mean()
+    shift = value - present.mean() if move else 0.0
     # Equal detectors must stay exactly level.
     return present if abs(shift) < 1e-12 else present + shift
 

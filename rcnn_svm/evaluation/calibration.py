@@ -85,10 +85,12 @@ class Reliability:
                 f"Reliability.less: both must have the same number of images, seed and number of resamples, "
                 f"got {own} and {others}."
             )
-        limits = {"floor": -np.inf, "ceiling": np.inf}
         return {
             name: centred_interval(
-                value.value - other.measures[name].value, self.samples[name] - other.samples[name], **limits
+                value.value - other.measures[name].value,
+                self.samples[name] - other.samples[name],
+                floor=-np.inf,
+                ceiling=np.inf,
             )
             for name, value in self.measures.items()
         }

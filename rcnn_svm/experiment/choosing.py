@@ -16,6 +16,7 @@ import numpy as np
 
 from rcnn_svm.datasets import draw_folds
 from rcnn_svm.detector import Look, Model, look_at
+from rcnn_svm.evaluation.classification import labels_of
 from rcnn_svm.evaluation.coco import evaluate_coco
 from rcnn_svm.evaluation.thresholds import Thresholds, choose_thresholds
 from rcnn_svm.evaluation.voc import Rule, evaluate_voc
@@ -66,7 +67,8 @@ class Variant:
         detect: as chosen.
         with_boxes: whether boxes are regressed.
         thresholds: None where no image was held out.
-        value: mean of mAP and COCO AP on the held-out images, in percent; None where there were none.
+        value: mean of mAP and COCO AP on the held-out images, in percent, of whole images mAP; None where
+            there were none.
     """
 
     choice: Choice
@@ -79,6 +81,9 @@ class Variant:
         """Return the same with thresholds, and with the value of these detections of held-out images."""
         truths = [sample.truth for sample in dataset]
         evaluation = evaluate_voc(found, truths, dataset.classes, rule=rule)
+        if dataset.whole:  # of one class each: the surest is shown
+            thresholds = choose_thresholds(evaluation.matches) if labels_of(truths) is None else None
+            return replace(self, thresholds=thresholds, value=100 * evaluation.map(rule))
         coco = evaluate_coco(found, truths, dataset.classes).summary()["AP"]
         value = 50 * (evaluation.map(rule) + coco)
         return replace(self, thresholds=choose_thresholds(evaluation.matches), value=value)
@@ -92,19 +97,26 @@ class Chosen:
         recipe: the head.
         head: its own setting.
         plain: without box regression.
-        boxes: the box regression, the same for all heads.
-        with_boxes: with it.
+        boxes: the box regression, the same for all heads; None where there is none.
+        with_boxes: with it; None where there is none.
     """
 
     recipe: HeadRecipe
     head: Choice
     plain: Variant
-    boxes: Choice
-    with_boxes: Variant
+    boxes: Choice | None
+    with_boxes: Variant | None
+
+    @property
+    def variants(self) -> tuple[Variant, ...]:
+        """Without box regression and, where there is one, with it."""
+        return (self.plain,) if self.with_boxes is None else (self.plain, self.with_boxes)
 
     @property
     def regress(self) -> bool:
-        """Whether box regression did no harm on the held-out images."""
+        """Whether boxes are regressed, which did no harm on the held-out images."""
+        if self.with_boxes is None:
+            return False
         plain, boxed = self.plain.value, self.with_boxes.value
         return plain is None or boxed is None or not boxed < plain
 
@@ -150,6 +162,7 @@ def choose(
     learned.fill(val)
     train_rows, val_rows, rule = learned.blocks(train), learned.blocks(val), parts.rule
     scalers, plain_detect = Scalers(train_rows), _without_boxes(parts.postprocess)
+    with_boxes: Variant | None = None
     chosen: list[Chosen] = []
     boxes: Choice | None = None
     box_model: Model | None = None
@@ -160,7 +173,7 @@ def choose(
             how = choose_postprocess(plain_detect, parts.tried, val_rows, scored, rule)
             plain = Variant(*how, with_boxes=False)
             plain = plain.measured(detected(val_rows, scored, plain.detect), val.dataset, rule)
-            if boxes is None or box_model is None:
+            if parts.boxes is not None and (boxes is None or box_model is None):
                 # The first head decides for all: heads shall differ in their scores alone.
                 boxes, box_model = choose_regressor(
                     parts.boxes,
@@ -173,16 +186,19 @@ def choose(
                     _without_votes(parts.postprocess),
                     rule,
                 )
-            moved = replace(scored, boxes_by=box_model)
-            how = choose_postprocess(parts.postprocess, parts.tried, val_rows, moved, rule)
-            with_boxes = Variant(*how, with_boxes=True)
-            with_boxes = with_boxes.measured(detected(val_rows, moved, with_boxes.detect), val.dataset, rule)
+            if parts.boxes is not None:
+                moved = replace(scored, boxes_by=box_model)
+                how = choose_postprocess(parts.postprocess, parts.tried, val_rows, moved, rule)
+                with_boxes = Variant(*how, with_boxes=True)
+                found = detected(val_rows, moved, with_boxes.detect)
+                with_boxes = with_boxes.measured(found, val.dataset, rule)
         chosen.append(Chosen(recipe, head, plain, boxes, with_boxes))
-        settings = {**recipe.shown(head.settings), **with_boxes.choice.settings}
-        note(
-            f"{recipe.name}: {plain.choice.val_map:.1f} mAP on {val.dataset.split}, "
-            f"{with_boxes.choice.val_map:.1f} with box regression ({_words(settings)})"
-        )
+        reached = f"{plain.choice.val_map:.1f} mAP on {val.dataset.split}"
+        settings = recipe.shown(head.settings)
+        if with_boxes is not None:
+            reached += f", {with_boxes.choice.val_map:.1f} with box regression"
+            settings |= with_boxes.choice.settings
+        note(f"{recipe.name}: {reached} ({_words(settings)})")
     return chosen
 
 
@@ -192,14 +208,17 @@ def settle(parts: Parts, learned: Representation) -> list[Chosen]:
     def unseen(settings: dict[str, Any]) -> Choice:
         return Choice(settings, None, ())
 
-    boxes = {"learned": True} if learned.regressor is not None else parts.boxes.settled()
+    boxes = with_boxes = None
+    if parts.boxes is not None:
+        boxes = unseen({"learned": True} if learned.regressor is not None else parts.boxes.settled())
+        with_boxes = Variant(unseen({}), parts.postprocess, with_boxes=True)
     return [
         Chosen(
             recipe,
             unseen(recipe.settled()),
             Variant(unseen({}), _without_boxes(parts.postprocess), with_boxes=False),
-            unseen(boxes),
-            Variant(unseen({}), parts.postprocess, with_boxes=True),
+            boxes,
+            with_boxes,
         )
         for recipe in parts.heads
     ]
@@ -217,6 +236,8 @@ def held_out_parts(
         val: the others.
     """
     folds = parts.folds
+    if trainval.dataset.whole and labels_of(trainval.truths) is not None:
+        return []  # nothing is decided on them
     if folds is None:
         counted = [~(truth.difficult | truth.crowd) for truth in val.truths]
         folds = 1 if sum(int(own.sum()) for own in counted) >= _FEW_OBJECTS else 3
@@ -267,6 +288,10 @@ def hold_out(
         first, *others = found[own.recipe.name]
         without = own.plain.measured(first, images, parts.rule)
         moved = [v.measured(d, images, parts.rule) for v, d in zip(boxed, others, strict=True)]
+        if not moved:
+            chosen.append(replace(own, plain=without))
+            note(f"{own.recipe.name}: {without.value:.1f} mAP")
+            continue
         best = max(moved, key=lambda one: -np.inf if one.value is None or np.isnan(one.value) else one.value)
         chosen.append(replace(own, plain=without, with_boxes=best))
         values = ", ".join(
@@ -279,6 +304,8 @@ def hold_out(
 def _moves(parts: Parts) -> list[Variant]:
     """Return what is tried of how far boxes move; post-processing that is not ours decides for itself."""
     detect = parts.postprocess
+    if parts.boxes is None:
+        return []
     if not isinstance(detect, PostprocessConfig):
         return [Variant(Choice({}, None, ()), detect, with_boxes=True)]
     return [
@@ -292,13 +319,16 @@ def views_of(parts: Parts, regions: SplitRegions) -> list[SplitRegions]:
     return [regions, regions.mirrored()] if parts.features.mirror else [regions]
 
 
-def _needs_ridge(chosen: Sequence[Chosen]) -> bool:
-    return "learned" not in chosen[0].boxes.settings
+def _ridge(chosen: Sequence[Chosen]) -> float | None:
+    """Return the strength of the ridge regression of boxes, None where there is none or another."""
+    boxes = chosen[0].boxes
+    strength: float | None = None if boxes is None else boxes.settings.get("strength")
+    return strength
 
 
 def _reads_rows(chosen: Sequence[Chosen]) -> bool:
     """Whether something is trained on the rows of all regions after the layers were."""
-    return _needs_ridge(chosen) or any(own.recipe.head.reads_rows for own in chosen)
+    return _ridge(chosen) is not None or any(own.recipe.head.reads_rows for own in chosen)
 
 
 def _words(settings: Mapping[str, Any]) -> str:
@@ -339,9 +369,10 @@ def train_heads(
     rows = learned.blocks(trainval)
     scalers = Scalers(rows)
     regressor, regressor_scaler = learned.regressor, None
-    if _needs_ridge(chosen):
+    strength = _ridge(chosen)
+    if parts.boxes is not None and strength is not None:
         regressor_scaler = scalers.get(parts.boxes.scaling)
-        ridge = BoxRegressor(min_iou=parts.boxes.min_iou, strength=chosen[0].boxes.settings["strength"])
+        ridge = BoxRegressor(min_iou=parts.boxes.min_iou, strength=strength)
         regressor = ridge.fit(rows.scaled(regressor_scaler))
     trained = []
     for own in chosen:

@@ -13,8 +13,8 @@ from rcnn_svm.errors import ConfigError
 from rcnn_svm.evaluation.voc import Rule
 from rcnn_svm.features.build import FeatureConfig
 from rcnn_svm.heads.assign import LabelRule
-from rcnn_svm.postprocess import PostprocessConfig, Step
-from rcnn_svm.proposals import SelectiveSearchConfig
+from rcnn_svm.postprocess import WHOLE_IMAGE, PostprocessConfig, Step
+from rcnn_svm.proposals import SelectiveSearchConfig, WholeImage
 from rcnn_svm.training.config import FcConfig, FinetuneConfig, TrunkConfig
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ __all__ = [
     "Preset",
     "best_config",
     "demo_config",
+    "digits_images_config",
     "middle",
     "paper_config",
     "quick_config",
@@ -54,8 +55,11 @@ class DataConfig:
     """Which labelled images.
 
     Attributes:
-        path: a VOC, COCO or YOLO data set, or `digits` for the embedded digits in scenes.
+        path: a VOC, COCO or YOLO data set, whole images in a folder per class or in a CSV, `digits` for the
+            embedded digits in scenes, or `digits-images` for the digits themselves.
         format: `auto` looks at the files.
+        whole_images: every image is its only region, with the set of its classes: what data without boxes
+            need. Proposals, NMS and box regression play no part, and softmaxes know no background.
         classes: the class list; empty takes the data's own.
         drop_bad_boxes: leave broken boxes out instead of stopping at the first.
         skip_bad: leave out images that are missing or damaged, or whose labels are.
@@ -65,7 +69,8 @@ class DataConfig:
     """
 
     path: str = "digits"
-    format: Literal["auto", "voc", "coco", "yolo"] = "auto"
+    format: Literal["auto", "voc", "coco", "yolo", "csv", "folders"] = "auto"
+    whole_images: bool = False
     classes: tuple[str, ...] = ()
     drop_bad_boxes: bool = False
     skip_bad: bool = False
@@ -255,11 +260,20 @@ class ExperimentConfig:
         from rcnn_svm.experiment.learning import FcOnFrozen, FineTuned, Frozen, TunedTrunk
         from rcnn_svm.experiment.parts import BoxRecipe, Parts, PostprocessGrid
 
+        fc, finetune, whole = self.fc, self.finetune, self.data.whole_images
+        if whole:
+            if self.learn == "trunk":
+                raise ConfigError(
+                    "learn=trunk draws many regions of an image, whole images have one. Set learn=fc or "
+                    "learn=network."
+                )
+            fc = replace(fc, positive_share=1.0, box_weight=0.0)
+            finetune = replace(finetune, positive_share=1.0)
         learners: dict[str, Learner] = {
             "nothing": Frozen(),
-            "fc": FcOnFrozen(self.fc),
-            "trunk": TunedTrunk(self.fc, self.trunk),
-            "network": FineTuned(self.finetune),
+            "fc": FcOnFrozen(fc),
+            "trunk": TunedTrunk(fc, self.trunk),
+            "network": FineTuned(finetune),
         }
         heads = self.heads
         made: dict[str, Any] = {
@@ -280,6 +294,14 @@ class ExperimentConfig:
             "n_bootstrap": self.n_bootstrap,
             "seed": self.seed,
         }
+        if whole:
+            made |= {
+                "proposer": WholeImage(),
+                "boxes": None,
+                "postprocess": WHOLE_IMAGE,
+                "tried": PostprocessGrid((WHOLE_IMAGE.max_iou,), (), (0.0,), (1.0,)),
+                "test_regions": None,
+            }
         if unknown := sorted(set(own) - set(made)):
             near = difflib.get_close_matches(unknown[0], made, n=1)
             hint = f"Did you mean {near[0]!r}?" if near else f"Parts are {', '.join(made)}."
@@ -419,4 +441,14 @@ def demo_config() -> ExperimentConfig:
         ),
         # A mirrored digit is no digit.
         finetune=replace(FinetuneConfig.from_scratch(), n_steps=1100, flip=False),
+    )
+
+
+def digits_images_config() -> ExperimentConfig:
+    """Return the demonstration on the digits themselves, each an image of its own."""
+    demo = demo_config()
+    return replace(
+        demo,
+        data=DataConfig(path="digits-images", whole_images=True),
+        finetune=replace(demo.finetune, n_steps=400),
     )

@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
-from rcnn_svm.datasets import Splits, load_splits
-from rcnn_svm.datasets.digits import digits_in_scenes, digits_splits
+from rcnn_svm.datasets import Splits, labels_whole_images, load_splits
+from rcnn_svm.datasets.digits import digits_images, digits_in_scenes, digits_splits
 from rcnn_svm.datasets.drawing import classes_to_train
 from rcnn_svm.experiment.config import DataConfig
 from rcnn_svm.progress import say
 from rcnn_svm.structures import Dataset
 
-__all__ = ["DIGITS_IMAGES", "absent_classes", "load_data", "too_small"]
+__all__ = ["DIGITS_IMAGES", "absent_classes", "for_these_data", "load_data", "too_small"]
 
 DIGITS_IMAGES = {"train": 400, "val": 100, "test": 200}
 """Scenes of each split of the embedded data set."""
+
+
+def for_these_data(config: DataConfig) -> DataConfig:
+    """Return the configuration with `whole_images` where the data have no boxes.
+
+    Raises:
+        ConfigError: as `load_data`.
+        DataError: as `load_data`.
+    """
+    embedded = {"digits": False, "digits-images": True}
+    whole = embedded.get(config.path)
+    if whole is None:
+        whole = labels_whole_images(config.path, format=None if config.format == "auto" else config.format)
+    return replace(config, whole_images=config.whole_images or whole)
 
 
 def load_data(config: DataConfig, *, seed: int) -> Splits:
@@ -30,6 +46,8 @@ def load_data(config: DataConfig, *, seed: int) -> Splits:
         if absent_classes(splits):  # a few scenes do not show every digit
             whole = digits_in_scenes("train", DIGITS_IMAGES["train"], seed=seed)
             splits = splits.without_lost_classes(whole)
+    elif config.path == "digits-images":
+        splits = digits_images(seed=seed, max_images=config.max_images)
     else:
         splits = load_splits(
             config.path,
@@ -41,6 +59,8 @@ def load_data(config: DataConfig, *, seed: int) -> Splits:
             seed=seed,
             max_images=config.max_images,
         )
+    if config.whole_images:
+        splits = splits.as_whole_images()
     for note in splits.notes:
         say(note)
     absent = absent_classes(splits)
@@ -54,8 +74,10 @@ def too_small(dataset: Dataset, min_size: int) -> str | None:
     """Say how many objects no region of `min_size` pixels a side reaches with IoU 0.5, and what would.
 
     Returns:
-        A sentence, or None where they are less than one in ten.
+        A sentence, or None where they are less than one in ten, or the images themselves.
     """
+    if dataset.whole:
+        return None
     boxes = np.concatenate([np.zeros((0, 4)), *(sample.truth.boxes for sample in dataset)])
     sides = boxes[:, 2:] - boxes[:, :2]
     smallest_region = np.maximum(sides, min_size)

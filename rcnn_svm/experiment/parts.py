@@ -119,7 +119,8 @@ class Parts:
         features: what is read out of the network, and how.
         learner: what is trained before the heads.
         heads: what is compared; names differ.
-        boxes: box regression, where the learner brings none.
+        boxes: box regression, where the learner brings none; None leaves boxes as they are, as those of whole
+            images are.
         postprocess: from scores to detections.
         tried: what is tried of it, where it is a `PostprocessConfig`.
         backbone: the network; None loads the one that `features` names.
@@ -139,7 +140,7 @@ class Parts:
     features: FeatureConfig
     learner: Learner
     heads: tuple[HeadRecipe, ...]
-    boxes: BoxRecipe
+    boxes: BoxRecipe | None
     postprocess: Postprocess
     tried: PostprocessGrid
     backbone: Backbone | None

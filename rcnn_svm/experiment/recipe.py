@@ -17,6 +17,7 @@ from rcnn_svm.cache import CacheLimit, size_limit
 from rcnn_svm.datasets import Splits
 from rcnn_svm.detector import Detector
 from rcnn_svm.errors import ConfigError, DataError
+from rcnn_svm.evaluation.classification import Classification, classify
 from rcnn_svm.evaluation.coco import CocoResult, evaluate_coco
 from rcnn_svm.evaluation.voc import EvalResult, evaluate_voc
 from rcnn_svm.experiment.choosing import (
@@ -29,7 +30,7 @@ from rcnn_svm.experiment.choosing import (
     train_heads,
     views_of,
 )
-from rcnn_svm.experiment.config import ExperimentConfig
+from rcnn_svm.experiment.config import DataConfig, ExperimentConfig
 from rcnn_svm.experiment.data import absent_classes
 from rcnn_svm.experiment.learning import Network, Representation
 from rcnn_svm.experiment.measure import Meter
@@ -38,7 +39,7 @@ from rcnn_svm.experiment.regions import SplitRegions, StoredBlocks
 from rcnn_svm.features.store import FeatureStore
 from rcnn_svm.networks.taps import format_taps
 from rcnn_svm.progress import Stages
-from rcnn_svm.proposals import ProposalRecall, Proposer, cached_proposals
+from rcnn_svm.proposals import ProposalRecall, Proposer, WholeImage, cached_proposals
 from rcnn_svm.structures import Dataset, Detections, RegionSet
 
 __all__ = [
@@ -66,7 +67,8 @@ class HeadResult:
             regression is on; `base`, the name without and with it.
         detections: one record per test image.
         evaluation: VOC AP of them.
-        coco: COCO's measures of them, which also say how closely boxes fit.
+        coco: COCO's measures of them, which also say how closely boxes fit; None for whole images.
+        classification: which class each image was taken for; None but for whole images of one class each.
         measures: what the experiment's own evaluators say, by name.
         train_s: wall clock of the final training on trainval.
         score_s_per_image: scoring, regression and NMS of an image's regions, mean over test; with
@@ -81,7 +83,8 @@ class HeadResult:
     about: dict[str, Any]
     detections: list[Detections]
     evaluation: EvalResult
-    coco: CocoResult
+    coco: CocoResult | None
+    classification: Classification | None
     measures: dict[str, float]
     train_s: float
     score_s_per_image: float
@@ -90,7 +93,8 @@ class HeadResult:
     preferred: bool
 
     def __repr__(self) -> str:
-        return f"HeadResult({self.detector.head}: {self.evaluation!r}, {self.coco!r})"
+        further = [one for one in (self.coco, self.classification) if one is not None]
+        return f"HeadResult({self.detector.head}: {', '.join(map(repr, (self.evaluation, *further)))})"
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,6 +170,11 @@ def prepare(parts: Parts, splits: Splits, run: Run, stages: Stages, room: CacheL
         DataError: as `run_experiment`.
     """
     _require_objects(splits)
+    if splits.whole and (parts.boxes is not None or not isinstance(parts.proposer, WholeImage)):
+        raise ConfigError(
+            f"{splits.train.name}: labels whole images, whose only region is the image. Build the parts with "
+            f"data.whole_images=true."
+        )
     if not parts.learner.has_softmax:
         for recipe in parts.heads:
             if not recipe.head.reads_rows:
@@ -284,7 +293,7 @@ def train_detector(
         ConfigError: parts that do not work together.
         DataError: as `run_experiment`.
     """
-    parts = parts or ExperimentConfig().build()
+    parts = parts or ExperimentConfig(data=DataConfig(whole_images=splits.whole)).build()
     own = tuple(h for h in parts.heads if not h.head.reads_rows and parts.learner.has_softmax)
     parts = replace(parts, heads=(own or parts.heads)[:1])
     with contextlib.ExitStack() as stack:
@@ -337,9 +346,7 @@ def estimate_experiment(parts: Parts, splits: Splits, run: Run) -> list[SplitEst
         raise ConfigError("--dry-run: a network that is yet to be fine-tuned cannot be timed. Set learn=fc.")
     estimates = []
     for dataset, with_truth in ((splits.trainval, True), (splits.test, False)):
-        probes = Dataset(
-            dataset.name, dataset.split, dataset.classes, dataset.samples[:: max(1, len(dataset) // 8)][:8]
-        )
+        probes = replace(dataset, samples=dataset.samples[:: max(1, len(dataset) // 8)][:8])
         with Meter() as meter:
             proposals = propose(probes, parts.proposer, replace(run, n_jobs=1))
         regions = SplitRegions.of(probes, proposals, with_truth=with_truth)
@@ -383,7 +390,7 @@ def _results(
     """Detect in the test split, and its mirror images if given, without and with box regression."""
     test, chosen = views[0], trained.chosen
     truths, classes = test.regions.truths, test.classes
-    variants = (chosen.plain, chosen.with_boxes)
+    variants, whole = chosen.variants, test.regions.dataset.whole
     own = chosen.recipe
     kind = own.head.clone().set_params(**chosen.head.settings).about
     results = []
@@ -398,7 +405,7 @@ def _results(
             "tried": [{"settings": own.shown(s), "val_map": v} for s, v in chosen.head.tried],
             **trained.details,
         }
-        if variant.with_boxes:
+        if variant.with_boxes and chosen.boxes is not None:
             details["box_regression"] = chosen.boxes.settings
         evaluation = evaluate_voc(run.detections, truths, classes, rule=parts.rule)
         if variant.thresholds is not None:
@@ -423,7 +430,8 @@ def _results(
                 {**kind, "boxes": variant.with_boxes, "base": trained.name},
                 run.detections,
                 evaluation,
-                evaluate_coco(run.detections, truths, classes),
+                None if whole else evaluate_coco(run.detections, truths, classes),
+                classify(run.detections, truths, classes) if whole else None,
                 measure(parts, run.detections, truths, classes),
                 trained.train_s,
                 run.seconds / len(test),

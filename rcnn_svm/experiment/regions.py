@@ -28,7 +28,8 @@ class SplitRegions:
 
     Attributes:
         dataset: the images and their labels.
-        boxes: per image, the ground-truth boxes first (training splits only), then the proposals.
+        boxes: per image, the ground-truth boxes first (training splits only), then the proposals; where
+            labels are of whole images the proposals alone, which are the objects.
         n_gt: per image, how many of the first rows are ground truth; scoring leaves them out.
     """
 
@@ -49,7 +50,7 @@ class SplitRegions:
         boxes, n_gt = [], []
         for sample in dataset:
             regions = proposals[sample.image_id].boxes
-            n = len(sample.truth) if with_truth else 0
+            n = len(sample.truth) if with_truth and not dataset.whole else 0
             boxes.append(np.concatenate([sample.truth.boxes[:n], regions]))
             n_gt.append(n)
         return cls(dataset, tuple(boxes), tuple(n_gt))
@@ -78,7 +79,9 @@ class SplitRegions:
         n_classes = len(self.dataset.classes)
         boxes = []
         for sample, own, n in zip(self.dataset, self.boxes, self.n_gt, strict=True):
-            labels = rule.multiclass(describe_regions(own, sample.truth, n_classes, n))
+            labels = rule.multiclass(
+                describe_regions(own, sample.truth, n_classes, n, whole=self.dataset.whole)
+            )
             keep = (labels >= 0) & (labels < n_classes)
             keep[:n] = True
             others = np.flatnonzero((labels == n_classes) & ~keep)
@@ -184,8 +187,9 @@ class StoredBlocks:
 
     def truth(self, i: int) -> RegionTruth:
         """Return how the regions of image `i` lie to its objects."""
-        sample = self.regions.dataset.samples[i]
-        return describe_regions(self.regions.boxes[i], sample.truth, len(self.classes), self.regions.n_gt[i])
+        regions, n_classes = self.regions, len(self.classes)
+        truth, whole = regions.dataset.samples[i].truth, regions.dataset.whole
+        return describe_regions(regions.boxes[i], truth, n_classes, regions.n_gt[i], whole=whole)
 
 
 class JoinedBlocks:

@@ -150,7 +150,11 @@ def run_study(parts: Parts, splits: Splits, run: Run, design: Design, *, n_seeds
         with stages(f"seed {seed}", words):
             for cell, outcome in _train(seeded, splits, run, design, missing, room):
                 about = {name: getattr(outcome, name) for name in ("settings", "tried", "train_s")}
-                by_name = {level: outcome.detections[boxed] for level, boxed in BOXES.levels.items()}
+                by_name = {
+                    level: outcome.detections[boxed]
+                    for level, boxed in BOXES.levels.items()
+                    if boxed in outcome.detections
+                }
                 kept.write(cell.levels, about, by_name)
                 outcomes[cell.key, seed] = outcome
     with stages("closer look", "probabilities and mistakes of three heads"):
@@ -250,7 +254,7 @@ class _Bench:
     trainval: StoredBlocks
     test: StoredBlocks
     scalers: tuple[Scalers, Scalers]
-    regressor: BoxRegressor
+    regressor: BoxRegressor | None
 
     @classmethod
     def of(cls, ready: Prepared, first: Representation, final: Representation) -> _Bench:
@@ -260,8 +264,10 @@ class _Bench:
                 learned.fill(split)
         train, trainval, parts = first.blocks(ready.train), final.blocks(ready.trainval), ready.parts
         scalers = (Scalers(train), Scalers(trainval))
-        ridge = BoxRegressor(min_iou=parts.boxes.min_iou, **parts.boxes.settled())
-        regressor = ridge.fit(trainval.scaled(scalers[1].get(parts.boxes.scaling)))
+        regressor = None
+        if parts.boxes is not None:
+            ridge = BoxRegressor(min_iou=parts.boxes.min_iou, **parts.boxes.settled())
+            regressor = ridge.fit(trainval.scaled(scalers[1].get(parts.boxes.scaling)))
         return cls(
             ready, train, first.blocks(ready.val), trainval, final.blocks(ready.test), scalers, regressor
         )
@@ -274,10 +280,12 @@ def _outcome(bench: _Bench, recipe: HeadRecipe) -> Outcome:
     choice, _ = choose_head(recipe, bench.train, bench.val, scaler, _PLAIN, parts.rule, n_jobs=n_jobs)
     with Meter() as meter:
         (fitted,) = recipe.fit(bench.trainval.scaled(final_scaler), [choice.settings], n_jobs=n_jobs)
-    box_scaler = bench.scalers[1].get(parts.boxes.scaling)
-    model = Model(fitted.scorer, final_scaler, bench.regressor, box_scaler)
-    variants = [Variant(_NOTHING, _PLAIN, with_boxes=False), Variant(_NOTHING, PAPER, with_boxes=True)]
-    chosen = Chosen(recipe, choice, variants[0], _NOTHING, variants[1])
+    model, variants = Model(fitted.scorer, final_scaler), [Variant(_NOTHING, _PLAIN, with_boxes=False)]
+    if parts.boxes is not None:
+        box_scaler = bench.scalers[1].get(parts.boxes.scaling)
+        model = replace(model, regressor=bench.regressor, regressor_scaler=box_scaler)
+        variants.append(Variant(_NOTHING, PAPER, with_boxes=True))
+    chosen = Chosen(recipe, choice, variants[0], _NOTHING, variants[-1])
     trained = Trained(chosen, model, meter.seconds, meter.peak_rss_mb, fitted.details)
     runs = detect_all(trained, [bench.test], variants)
     found = {variant.with_boxes: own.detections for variant, own in zip(variants, runs, strict=True)}
@@ -329,6 +337,7 @@ def analyse(
         (*cell.key, level): [outcomes[cell.key, seed].evaluations[boxed] for seed in seeds]
         for cell in design.trained
         for level, boxed in BOXES.levels.items()
+        if boxed in outcomes[cell.key, seeds[0]].evaluations  # whole images have no boxes to regress
     }
     found = measure(results, n_resamples=parts.n_bootstrap, seed=parts.seed, rule=parts.rule)
     effects: list[Effect] = []
@@ -359,6 +368,7 @@ def analyse(
         (cell.key, boxed): found[*cell.key, level]
         for cell in design.trained
         for level, boxed in BOXES.levels.items()
+        if (*cell.key, level) in found
     }
     return Study(
         parts, splits, design, tuple(seeds), outcomes, values, holm(effects), holm(twofold), divided, seconds

@@ -29,7 +29,7 @@ class RegionTruth:
         overlap: (R, K) float32, largest IoU with an object of each class, difficult ones included.
         crowd: (R, K) float32, largest share of the region's own area that lies in one crowd
             region of each class.
-        is_gt: (R,) bool, rows that are objects themselves.
+        own: (R, K) bool, the classes of which a row is an object itself.
         label: (R,) int64, class of the object of largest IoU (the first of equals; its own class
             for a ground-truth row), -1 where no object overlaps.
         target: (R, 4) that object's box, zeros where `label` is -1.
@@ -40,7 +40,7 @@ class RegionTruth:
     boxes: Boxes
     overlap: NDArray[np.float32]
     crowd: NDArray[np.float32]
-    is_gt: NDArray[np.bool_]
+    own: NDArray[np.bool_]
     label: NDArray[np.int64]
     target: Boxes
     best_iou: NDArray[np.float32]
@@ -49,6 +49,11 @@ class RegionTruth:
     def __len__(self) -> int:
         return len(self.boxes)
 
+    @property
+    def is_gt(self) -> NDArray[np.bool_]:
+        """(R,) bool, rows that are objects themselves."""
+        return np.asarray(self.own.any(axis=1), np.bool_)
+
     def rows(self, rows: NDArray[np.int64]) -> RegionTruth:
         """Return the description of some of the regions."""
         columns = (getattr(self, field.name)[rows] for field in fields(self))
@@ -56,7 +61,7 @@ class RegionTruth:
 
 
 def describe_regions(
-    boxes: NDArray[np.floating], truth: GroundTruth, n_classes: int, n_gt: int = 0
+    boxes: NDArray[np.floating], truth: GroundTruth, n_classes: int, n_gt: int = 0, *, whole: bool = False
 ) -> RegionTruth:
     """Describe how `boxes` overlap the objects of their image.
 
@@ -65,6 +70,7 @@ def describe_regions(
         truth: the objects of the image. Difficult ones overlap like any other, as in R-CNN.
         n_classes: K; every label is below it.
         n_gt: 0 (proposals alone) or `len(truth)` (ground-truth rows prepended).
+        whole: labels are of whole images: a region is an object of each class whose box is its own.
 
     Raises:
         ShapeError: `n_gt` is neither, or the first rows are not the ground truth.
@@ -87,7 +93,7 @@ def describe_regions(
     objects, crowds = truth[~truth.crowd], truth[truth.crowd]
     overlap, crowd = np.zeros((n, n_classes), np.float32), np.zeros((n, n_classes), np.float32)
     label, target = np.full(n, -1, np.int64), np.zeros((n, 4), np.float32)
-    best_iou, is_gt, difficult = np.zeros(n, np.float32), np.zeros(n, bool), np.zeros(n, bool)
+    best_iou, difficult, own = np.zeros(n, np.float32), np.zeros(n, bool), np.zeros((n, n_classes), bool)
     if len(objects):
         pairs = iou(boxes, objects.boxes)  # (R, G)
         for k in np.unique(objects.labels):
@@ -101,10 +107,12 @@ def describe_regions(
         crowd[:, k] = _inside(boxes, crowds.boxes[crowds.labels == k]).max(axis=1)
     if n_gt:
         # Two objects may share one box: each row stands for its own, whichever comes first.
-        is_gt[:n_gt] = ~truth.crowd
-        own = np.flatnonzero(is_gt)
-        label[own], target[own], difficult[own] = truth.labels[own], truth.boxes[own], truth.difficult[own]
-    return RegionTruth(boxes, overlap, crowd, is_gt, label, target, best_iou, difficult)
+        gt = np.flatnonzero(~truth.crowd)
+        label[gt], target[gt], difficult[gt] = truth.labels[gt], truth.boxes[gt], truth.difficult[gt]
+        own[gt, truth.labels[gt]] = True
+    if whole:
+        own |= overlap == 1
+    return RegionTruth(boxes, overlap, crowd, own, label, target, best_iou, difficult)
 
 
 def _inside(boxes: Boxes, regions: Boxes) -> NDArray[np.float64]:
@@ -158,8 +166,7 @@ class LabelRule:
         negative = (overlap < self.negative_iou) & (overlap >= self.negative_low)
         labels[negative & (regions.crowd < self.negative_iou)] = -1
         if self.positive_iou is None:
-            rows = np.flatnonzero(regions.is_gt)
-            labels[rows, regions.label[rows]] = 1
+            labels[regions.own] = 1
         else:
             labels[overlap >= self.positive_iou] = 1
         if self.skip_difficult:

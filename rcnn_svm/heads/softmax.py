@@ -240,7 +240,10 @@ class SoftmaxHead(_SmoothHead):
         labels: list[Labels] = [self.rule.multiclass(blocks.truth(i)) for i in range(len(blocks))]
         names = (*self.classes_, "background")
         counts = sum(np.bincount(part[part >= 0], minlength=len(names)) for part in labels)
-        self._require(dict(zip(names, np.atleast_1d(counts), strict=True)), len(blocks))
+        needed = dict(zip(names, np.atleast_1d(counts), strict=True))
+        if all(len(part) == 1 for part in labels):  # whole images have no background
+            del needed["background"]
+        self._require(needed, len(blocks))
         return labels
 
     def _kinds(self, labels: Labels) -> NDArray[np.int64]:

@@ -1,4 +1,4 @@
-"""Region proposals: selective search, a grid to compare with, their recall and their cache.
+"""Region proposals: selective search, a grid to compare with, the whole image; their recall and their cache.
 
 Numba is imported by the first selective search, matplotlib by the first plot.
 """
@@ -16,6 +16,7 @@ from rcnn_svm.proposals.cache import (
 from rcnn_svm.proposals.grid import GridConfig, dense_grid
 from rcnn_svm.proposals.recall import BUDGETS, ProposalRecall, proposal_recall
 from rcnn_svm.proposals.selective_search import SelectiveSearchConfig, selective_search
+from rcnn_svm.proposals.whole import WholeImage
 
 __all__ = [
     "BUDGETS",
@@ -24,6 +25,7 @@ __all__ = [
     "ProposalRecall",
     "Proposer",
     "SelectiveSearchConfig",
+    "WholeImage",
     "cached_proposals",
     "dense_grid",
     "iterate_proposals",

@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rcnn_svm.evaluation.bootstrap import BootstrapResult, paired_bootstrap
+from rcnn_svm.evaluation.bootstrap import BootstrapResult, paired_accuracy, paired_bootstrap
 from rcnn_svm.evaluation.voc import RULE_NAMES
 from rcnn_svm.experiment.parts import Parts
 from rcnn_svm.experiment.recipe import Experiment
 from rcnn_svm.files import remove_marker, write_json, write_text
 from rcnn_svm.report.html import write_html_report
 from rcnn_svm.report.provenance import portable_path, provenance
-from rcnn_svm.report.tables import head_metrics, markdown, write_tables
+from rcnn_svm.report.tables import difference_rows, head_metrics, markdown, write_tables
 
 __all__ = ["experiment_metrics", "write_experiment"]
 
@@ -30,14 +30,22 @@ def experiment_metrics(
         bootstrap: over its heads.
         command: what made it.
     """
-    splits = experiment.splits
+    splits, parts = experiment.splits, experiment.parts
+    classified = {
+        head: result.classification
+        for head, result in experiment.heads.items()
+        if result.classification is not None
+    }
+    accuracy = (
+        paired_accuracy(classified, n_resamples=parts.n_bootstrap, seed=parts.seed) if classified else {}
+    )
     return {
         "schema": 1,
         "experiment": name,
         "dataset": splits.train.name,
         "train_split": splits.trainval.split,
         "test_split": splits.test.split,
-        "rule": experiment.parts.rule,
+        "rule": parts.rule,
         "n_train_images": len(splits.trainval),
         "n_test_images": len(splits.test),
         "heads": {
@@ -45,6 +53,8 @@ def experiment_metrics(
                 result.evaluation,
                 result.coco,
                 bootstrap.mean[head],
+                classification=result.classification,
+                accuracy={name: paired.mean[head] for name, paired in accuracy.items()},
                 about=result.about,
                 train_s=result.train_s,
                 score_s_per_image=result.score_s_per_image,
@@ -54,8 +64,9 @@ def experiment_metrics(
             )
             for head, result in experiment.heads.items()
         },
+        **({"accuracy_differences": difference_rows(accuracy["accuracy"].differences)} if accuracy else {}),
         "stages_s": experiment.stages_s,
-        "provenance": provenance(seed=experiment.parts.seed, command=command),
+        "provenance": provenance(seed=parts.seed, command=command),
     }
 
 
@@ -104,9 +115,10 @@ def _readme(
         f"# {metrics['experiment']}\n\n"
         f"Trained on {metrics['n_train_images']} images ({metrics['train_split']}) of {metrics['dataset']}, "
         f"measured once on {metrics['n_test_images']} ({metrics['test_split']}). "
-        f"{' '.join(_choices(parts))} mAP and the AP of classes are by the rule of "
-        f"{RULE_NAMES[parts.rule]}, in percent, with 95 % intervals of a paired bootstrap over the test "
-        f"images.\n\n"
+        f"{' '.join(_choices(parts))} "
+        + ("Each image is its only region, and each class ranks all images. " if parts.boxes is None else "")
+        + f"mAP and the AP of classes are by the rule of {RULE_NAMES[parts.rule]}, in percent, with 95 % "
+        f"intervals of a paired bootstrap over the test images.\n\n"
         f"{markdown(metrics, bootstrap)}\n"
         f"Made by `{source['command']}` at commit {source['commit'][:12]} on {source['date']}, "
         f"seed {source['seed']}, {source['machine']['cpu']} with {source['machine']['cores']} cores.\n"
@@ -119,7 +131,7 @@ def _choices(parts: Parts) -> list[str]:
     if parts.choose:
         return ["Settings were chosen by training on train and measuring on val."]
     fixed = "No setting was chosen on these images: all were fixed beforehand."
-    if parts.folds == 0:
+    if parts.folds == 0 or parts.boxes is None:
         return [fixed]
     return [
         fixed[:-1] + ", but for thresholds of scores and how far boxes move.",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rcnn_svm.evaluation.bootstrap import BootstrapResult, Difference
-from rcnn_svm.report.tables import ranked_heads, signed
+from rcnn_svm.report.tables import headline, is_classified, judged, ranked_heads, signed
 
 __all__ = ["Finding", "findings"]
 
@@ -35,16 +35,18 @@ def findings(metrics: Mapping[str, Any], bootstrap: BootstrapResult) -> list[Fin
     """
     names = ranked_heads(metrics)
     about = {name: metrics["heads"][name]["about"] for name in names}
-    value = {name: metrics["heads"][name]["mAP"] for name in names}
+    value = {name: headline(metrics["heads"][name]) for name in names}
     if len(names) < 2 or None in value.values():
         return []
-    n_images = metrics["n_test_images"]
-    first = bootstrap.difference(names[0], names[1])
+    n_images, compared = metrics["n_test_images"], judged(metrics, bootstrap)
+    measure = "% accuracy" if is_classified(metrics) else "mAP"
+    first = compared.difference(names[0], names[1])
     if first.supported:
-        lead = f"{names[0]} wins with {value[names[0]]:.1f} mAP, {_points(first)} points ahead of {names[1]}"
+        lead = f"{names[0]} wins with {value[names[0]]:.1f} {measure}, "
+        lead += f"{_points(first)} points ahead of {names[1]}"
     else:
         lead = (
-            f"No clear winner: {names[0]} comes first with {value[names[0]]:.1f} mAP, "
+            f"No clear winner: {names[0]} comes first with {value[names[0]]:.1f} {measure}, "
             f"{_points(first)} points ahead of {names[1]}"
         )
     found = [Finding("Which head wins?", lead + _weight(first, n_images), first.supported)]
@@ -54,7 +56,7 @@ def findings(metrics: Mapping[str, Any], bootstrap: BootstrapResult) -> list[Fin
     )
     if svm is not None and softmax is not None:
         better, worse = sorted((svm, softmax), key=names.index)
-        gap = bootstrap.difference(better, worse)
+        gap = compared.difference(better, worse)
         text = (
             f"{better} reaches {value[better]:.1f}, {worse} {value[worse]:.1f}, each the best of its kind: "
             f"{_points(gap)} points apart"
@@ -66,14 +68,14 @@ def findings(metrics: Mapping[str, Any], bootstrap: BootstrapResult) -> list[Fin
         curved = [name for name in svms if name not in linear]
         if linear and curved:
             better, worse = sorted((linear[0], curved[0]), key=names.index)
-            gap = bootstrap.difference(better, worse)
+            gap = compared.difference(better, worse)
             text = f"{better} is {_points(gap)} points ahead of {worse}"
             found.append(Finding("Is a kernel worth it?", text + _weight(gap, n_images), gap.supported))
             break
     with_boxes = {one["base"]: name for name, one in about.items() if one["boxes"]}
     families = [name for name, one in about.items() if not one["boxes"] and one["base"] in with_boxes]
     if families:
-        gaps = [bootstrap.difference(with_boxes[about[name]["base"]], name) for name in families]
+        gaps = [compared.difference(with_boxes[about[name]["base"]], name) for name in families]
         parts = [
             f"{_change(gap.mean.value)} for {name}" + ("" if gap.supported else " (not decided)")
             for name, gap in zip(families, gaps, strict=True)

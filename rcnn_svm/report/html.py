@@ -31,9 +31,10 @@ from rcnn_svm.report.draw import Mark, corners, draw_marks, rgb
 from rcnn_svm.report.findings import findings
 from rcnn_svm.report.plots import (
     class_ap_figure,
+    confusion_figure,
     error_type_figure,
     head_colours,
-    map_figure,
+    headline_figure,
     precision_recall_figure,
     score_figure,
     svg,
@@ -42,7 +43,11 @@ from rcnn_svm.report.tables import (
     DIFFERENCES,
     LOCALISATION,
     comparison_table,
+    confusion_table,
     difference_cells,
+    headline,
+    is_classified,
+    judged,
     per_class_rows,
     percent,
     ranked_differences,
@@ -55,6 +60,7 @@ __all__ = ["write_html_report"]
 
 _PICTURE, _CROP = 480, 240  # pixels, longer side: sharp at twice the density of the page's columns
 _MIN_PRECISION = 0.5
+_MISTAKEN = 12
 _COLUMNS = 4  # heads side by side in pictures
 
 
@@ -91,11 +97,18 @@ def write_html_report(
     names = ranked_heads(metrics)
     best = evals[names[0]]
     truths = [sample.truth for sample in dataset]
-    errors = {name: false_positive_types(evals[name].matches, detections[name], truths) for name in names}
+    errors = {
+        name: false_positive_types(evals[name].matches, detections[name], truths)
+        for name in names
+        if not dataset.whole  # where nothing can be in the wrong place
+    }
+    classified = is_classified(metrics)
+    compared = {"accuracy": judged(metrics, bootstrap)} if classified else {}
+    compared["mAP"] = bootstrap
     columns, lines = comparison_table(metrics, bootstrap)
     details = {name: heads[name].get("details") or {} for name in names}
     settings = {"Resolved configuration": dict(config or {}), "Settings of each head": details}
-    pictures = _Pictures(metrics, evals, detections, dataset)
+    pictures = None if dataset.whole else _Pictures(metrics, evals, detections, dataset)
     path = folder / "report.html"
     template = _environment(names).get_template("report.html.jinja")
     text = template.render(
@@ -103,6 +116,11 @@ def write_html_report(
         heads=heads,
         names=names,
         best=names[0],
+        whole=dataset.whole,
+        measure="accuracy" if classified else "mAP",
+        judged={name: headline(head) for name, head in heads.items()},
+        confusion=confusion_table(metrics, names[0]) if classified else None,
+        mistaken=_mistaken(detections[names[0]], dataset) if classified else [],
         rule=RULE_NAMES[metrics["rule"]],
         classes=dataset.classes,
         n_objects=int(best.n_positives.sum()),
@@ -113,8 +131,11 @@ def write_html_report(
         stages={name: s for name, s in metrics["stages_s"].items() if s is not None},
         localisation=LOCALISATION,
         n_resamples=bootstrap.n_resamples,
-        difference_titles=DIFFERENCES,
-        differences=[(each, difference_cells(each)) for each in ranked_differences(bootstrap)],
+        difference_titles=DIFFERENCES[1:],
+        differences={
+            measure: [(each, difference_cells(each)) for each in ranked_differences(found)]
+            for measure, found in compared.items()
+        },
         ap=_class_lines(metrics, best.n_positives),
         thresholds=threshold_table(metrics, names[0]),
         error_types=ERROR_TYPES,
@@ -127,9 +148,9 @@ def write_html_report(
             (palette.MISSED, "dashed", "missed"),
             (palette.LEFT_OUT, "solid", "not counted (difficult)"),
         ),
-        side_by_side=pictures.side_by_side(),
-        extremes=pictures.extremes(),
-        missed=pictures.missed(),
+        side_by_side={} if pictures is None else pictures.side_by_side(),
+        extremes={} if pictures is None else pictures.extremes(),
+        missed={} if pictures is None else pictures.missed(),
         settings={
             title: json.dumps(v, indent=2, default=str) for title, v in settings.items() if any(v.values())
         },
@@ -186,13 +207,37 @@ def _charts(
     """Return the figures by name, as addresses of images that hold them."""
     heads = metrics["heads"]
     figures = {
-        "map": map_figure(metrics),
+        "heads": headline_figure(metrics),
         "classes": class_ap_figure(evals, heads),
         "curves": precision_recall_figure(evals, heads),
-        "errors": error_type_figure(errors),
         "scores": score_figure({name: evals[name] for name in heads}),
     }
+    if errors:
+        figures["errors"] = error_type_figure(errors)
+    if is_classified(metrics):
+        figures["confusion"] = confusion_figure(metrics, ranked_heads(metrics)[0])
     return {name: _inline("svg+xml", svg(figure)) for name, figure in figures.items()}
+
+
+def _mistaken(detections: Sequence[Detections], dataset: Dataset) -> list[dict[str, Any]]:
+    """Return pictures of images that were taken for another class, the surest mistakes first."""
+    wrong = [
+        (float(found.scores[0]), i)
+        for i, (found, sample) in enumerate(zip(detections, dataset, strict=True))
+        if found.labels[0] != sample.truth.labels[0]
+    ]
+    pictures = []
+    for _, i in sorted(wrong, reverse=True)[:_MISTAKEN]:
+        sample = dataset.samples[i]
+        pictures.append(
+            _photograph(draw_marks(sample.read(), [], longer_side=_CROP))
+            | {
+                "image_id": sample.image_id,
+                "class": dataset.classes[sample.truth.labels[0]],
+                "taken_for": dataset.classes[detections[i].labels[0]],
+            }
+        )
+    return pictures
 
 
 def _class_lines(metrics: Mapping[str, Any], n_objects: NDArray[np.int64]) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from rcnn_svm.evaluation.errors import ERROR_TYPES, FalsePositives
 from rcnn_svm.evaluation.voc import FALSE, HIT, EvalResult
 from rcnn_svm.report import palette
+from rcnn_svm.report.tables import is_classified, ranked_heads
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,11 +25,12 @@ if TYPE_CHECKING:
 __all__ = [
     "WIDTH",
     "class_ap_figure",
+    "confusion_figure",
     "error_type_figure",
     "grid",
     "head_colours",
+    "headline_figure",
     "legend",
-    "map_figure",
     "precision_recall_figure",
     "score_figure",
     "style",
@@ -36,6 +38,9 @@ __all__ = [
 ]
 
 WIDTH = 11.1  # inches: the text column of the page at 96 pixels per inch
+
+
+_MOST_COUNTED = 24  # classes of a confusion matrix whose cells show numbers
 
 
 def head_colours(heads: Mapping[str, Any]) -> dict[str, str]:
@@ -58,24 +63,28 @@ def _outdone(heads: Mapping[str, Any]) -> set[str]:
     return {n for n, h in heads.items() if not h["about"]["boxes"] and h["about"]["base"] in with_boxes}
 
 
-def map_figure(metrics: Mapping[str, Any]) -> Figure:
-    """Draw mAP by head, best on top, with 95 % intervals."""
-    heads = metrics["heads"]
-    names = sorted(heads, key=lambda name: heads[name]["mAP"] or 0.0)
-    colours = head_colours(heads)
+def headline_figure(metrics: Mapping[str, Any]) -> Figure:
+    """Draw mAP, or the accuracy of images, by head, best on top, with 95 % intervals."""
+    measure = "accuracy" if is_classified(metrics) else "mAP"
+    heads = {
+        name: head["classification"] if measure == "accuracy" else head
+        for name, head in metrics["heads"].items()
+    }
+    names = ranked_heads(metrics)[::-1]
+    colours = head_colours(metrics["heads"])
     with style():
         figure, ((axes,),) = grid(1, 1, (WIDTH, 0.44 * len(names) + 1.0))
         for y, name in enumerate(names):
-            value = heads[name]["mAP"] or 0.0
+            value = heads[name][measure] or 0.0
             axes.barh(y, value, color=colours[name], height=0.66)
-            low, high = heads[name].get("mAP_interval") or (value, value)
+            low, high = heads[name].get(f"{measure}_interval") or (value, value)
             low, high = (value, value) if low is None or high is None else (low, high)
             axes.plot([low, high], [y, y], color=palette.INK, linewidth=1.6, solid_capstyle="butt")
             axes.plot([low, high], [y, y], "|", color=palette.INK, markersize=8, markeredgewidth=1.6)
             axes.text(max(value, high) + 1, y, f"{value:.1f}", va="center", fontweight="bold")
         axes.set_yticks(range(len(names)), names, parse_math=False)
         axes.set_xlim(0, 100)
-        axes.set_xlabel("mAP in percent, with 95 % interval")
+        axes.set_xlabel(f"{measure} in percent, with 95 % interval")
         axes.grid(axis="y", visible=False)
         axes.tick_params(axis="y", length=0)
     return figure
@@ -111,6 +120,28 @@ def class_ap_figure(evals: Mapping[str, EvalResult], heads: Mapping[str, Any]) -
         axes.set_xlabel("AP in percent")
         axes.grid(axis="y", visible=False)
         legend(figure, axes)
+    return figure
+
+
+def confusion_figure(metrics: Mapping[str, Any], name: str) -> Figure:
+    """Draw what a head takes the images of each class for, as shares of the class."""
+    head = metrics["heads"][name]
+    classes, counts = list(head["ap"]), np.array(head["classification"]["confusion"], np.float64)
+    share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    n = len(classes)
+    side = min(WIDTH, 0.55 * n + 3.0)
+    with style():
+        figure, ((axes,),) = grid(1, 1, (side + 1.0, side))
+        axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+        axes.set_xticks(range(n), classes, rotation=90 if n > 8 else 30, ha="center", parse_math=False)
+        axes.set_yticks(range(n), classes, parse_math=False)
+        axes.set_xlabel("taken for")
+        axes.set_ylabel("images of")
+        axes.grid(visible=False)
+        if n <= _MOST_COUNTED:
+            for y, x in np.argwhere(counts > 0).tolist():
+                colour = "white" if share[y, x] > 0.6 else palette.INK
+                axes.text(x, y, f"{counts[y, x]:.0f}", ha="center", va="center", fontsize=10, color=colour)
     return figure
 
 

@@ -228,6 +228,8 @@ def _cells(study: Study) -> Iterator[dict[str, Any]]:
     for cell in study.design.trained:
         own = [study.outcomes[cell.key, seed] for seed in study.seeds]
         for level, boxed in BOXES.levels.items():
+            if (cell.key, boxed) not in study.values:
+                continue
             value = study.values[cell.key, boxed].interval
             yield {
                 **cell.levels,

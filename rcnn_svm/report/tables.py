@@ -5,11 +5,12 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rcnn_svm.evaluation.bootstrap import BootstrapResult, Difference, Interval
+from rcnn_svm.evaluation.bootstrap import BootstrapResult, Difference, Interval, Paired
+from rcnn_svm.evaluation.classification import Classification
 from rcnn_svm.evaluation.coco import CocoResult
 from rcnn_svm.evaluation.voc import EvalResult
 from rcnn_svm.files import write_json, write_text
@@ -21,9 +22,14 @@ __all__ = [
     "Column",
     "comparison_rows",
     "comparison_table",
+    "confusion_table",
     "csv_text",
     "difference_cells",
+    "difference_rows",
     "head_metrics",
+    "headline",
+    "is_classified",
+    "judged",
     "markdown",
     "per_class_rows",
     "percent",
@@ -94,13 +100,34 @@ def _columns(metrics: Mapping[str, Any], bootstrap: BootstrapResult | None) -> l
         lambda value, low, high: f"{signed(value)} [{signed(low)}, {signed(high)}]",
         "its mAP less that of the best head, with the 95 % interval of this difference",
     )
+    if classified := is_classified(metrics):
+        gap = replace(gap, says=gap.says.replace("mAP", "accuracy"))
     own = dict.fromkeys(name for head in metrics["heads"].values() for name in head.get("measures", {}))
     measures = (
         Column(name, {f"measure_{name}": ("measures", name)}, "{:,.3f}".format, "of an evaluator of your own")
         for name in own
     )
+    measured = [
+        Column(title, {field: ("classification", field)}, tenths, says)
+        for title, field, says in (
+            ("accuracy", "accuracy", "share of the images whose class was found"),
+            ("balanced accuracy", "balanced_accuracy", "the same for each class, and the mean of that"),
+        )
+    ]
+    spread = Column(
+        "95 % interval",
+        {
+            f"accuracy_{end}": ("classification", "accuracy_interval", i)
+            for i, end in enumerate(("low", "high"))
+        },
+        "[{:.1f}, {:.1f}]".format,
+        "of the accuracy, by a bootstrap over the test images",
+    )
+    gaps = [] if bootstrap is None else [gap]
+    first = [measured[0], spread, *gaps, measured[1]] if classified else []
     return [
         Column("head", {"head": ("head",)}, str, "what scores the regions"),
+        *first,
         Column("mAP", {"mAP": ("mAP",)}, tenths, "average precision, mean over the classes", unknown="none"),
         Column(
             "95 % interval",
@@ -108,7 +135,7 @@ def _columns(metrics: Mapping[str, Any], bootstrap: BootstrapResult | None) -> l
             "[{:.1f}, {:.1f}]".format,
             "of the mAP, by a bootstrap over the test images",
         ),
-        *([] if bootstrap is None else [gap]),
+        *([] if classified else gaps),
         Column("COCO AP", {"coco_AP": ("coco", "AP")}, tenths, "by COCO's rules, mean over IoUs"),
         Column("AP50", {"coco_AP50": ("coco", "AP50")}, tenths, "by COCO's rules, at an IoU of 0.5"),
         Column("AP75", {"coco_AP75": ("coco", "AP75")}, tenths, "by COCO's rules, at an IoU of 0.75"),
@@ -130,11 +157,18 @@ def _columns(metrics: Mapping[str, Any], bootstrap: BootstrapResult | None) -> l
     ]
 
 
+def is_classified(metrics: Mapping[str, Any]) -> bool:
+    """Tell whether heads were measured on whole images of one class each, by their accuracy."""
+    return any("classification" in head for head in metrics["heads"].values())
+
+
 def head_metrics(
     result: EvalResult,
-    coco: CocoResult,
+    coco: CocoResult | None,
     interval: Interval,
     *,
+    classification: Classification | None = None,
+    accuracy: Mapping[str, Interval] | None = None,
     about: Mapping[str, Any],
     train_s: float,
     score_s_per_image: float,
@@ -146,8 +180,10 @@ def head_metrics(
 
     Args:
         result: its evaluation; mAP and AP are by its own rule.
-        coco: its evaluation by COCO's rules.
+        coco: its evaluation by COCO's rules; None for whole images.
         interval: of the mAP, from the paired bootstrap.
+        classification: of whole images of one class each.
+        accuracy: intervals of `accuracy` and `balanced accuracy`, where there is a classification.
         about: what it is, see `HeadResult.about`.
         train_s: seconds, all that belongs to this head alone.
         score_s_per_image: seconds.
@@ -156,13 +192,22 @@ def head_metrics(
         details: anything more; `n_support_vectors` gets a column.
     """
     voc = result.to_json()["measures"][result.rule]
-    summary = coco.to_json()["summary"]
     known = interval.low == interval.low  # not nan
+    further: dict[str, Any] = {}
+    if coco is not None:
+        summary = coco.to_json()["summary"]
+        further["coco"] = {name: summary[name] for name in ("AP", "AP50", "AP75")}
+    if classification is not None:
+        further["classification"] = {"confusion": classification.confusion.tolist()}
+        for name, own in (accuracy or {}).items():
+            key = name.replace(" ", "_")
+            further["classification"][key] = 100 * own.value
+            further["classification"][f"{key}_interval"] = [100 * own.low, 100 * own.high]
     return {
         "mAP": voc["mAP"],
         "mAP_interval": [100 * interval.low, 100 * interval.high] if known else None,
         "ap": voc["ap"],
-        "coco": {name: summary[name] for name in ("AP", "AP50", "AP75")},
+        **further,
         "about": dict(about),
         "train_s": train_s,
         "score_s_per_image": score_s_per_image,
@@ -173,12 +218,58 @@ def head_metrics(
 
 
 def ranked_heads(metrics: Mapping[str, Any]) -> list[str]:
-    """Return the names of the heads by falling mAP; ties keep the order of the file."""
+    """Return the names of the heads by what they are judged by, falling; ties keep the order of the file."""
     heads = metrics["heads"]
-    return sorted(heads, key=lambda name: -(heads[name]["mAP"] or 0.0))
+    return sorted(heads, key=lambda name: -(headline(heads[name]) or 0.0))
 
 
-def ranked_differences(bootstrap: BootstrapResult) -> list[Difference]:
+def headline(head: Mapping[str, Any]) -> float | None:
+    """Return what a head is judged by, in percent: accuracy where it classified images, else mAP."""
+    value: float | None = head.get("classification", head).get("accuracy", head["mAP"])
+    return value
+
+
+def difference_rows(differences: Sequence[Difference]) -> list[dict[str, Any]]:
+    """Return differences as plain data, in percent."""
+    return [
+        {
+            "first": each.first,
+            "second": each.second,
+            "value": 100 * each.mean.value,
+            "low": 100 * each.mean.low,
+            "high": 100 * each.mean.high,
+            "flip_share": each.flip_share,
+        }
+        for each in differences
+    ]
+
+
+def judged(metrics: Mapping[str, Any], bootstrap: BootstrapResult) -> BootstrapResult | Paired:
+    """Return the intervals and differences of what heads are judged by, see `headline`."""
+    if "accuracy_differences" not in metrics:
+        return bootstrap
+    intervals = {
+        name: _fraction(head["classification"]["accuracy"], *head["classification"]["accuracy_interval"])
+        for name, head in metrics["heads"].items()
+    }
+    differences = tuple(
+        Difference(
+            one["first"],
+            one["second"],
+            _fraction(one["value"], one["low"], one["high"]),
+            {},
+            one["flip_share"],
+        )
+        for one in metrics["accuracy_differences"]
+    )
+    return Paired(intervals, differences)
+
+
+def _fraction(*percents: float) -> Interval:
+    return Interval(*(value / 100 for value in percents))
+
+
+def ranked_differences(bootstrap: BootstrapResult | Paired) -> list[Difference]:
     """Return all differences that are defined, each as better minus worse, the largest first."""
     upright = [
         bootstrap.difference(each.second, each.first) if each.mean.value < 0 else each
@@ -191,13 +282,14 @@ def ranked_differences(bootstrap: BootstrapResult) -> list[Difference]:
 def comparison_rows(
     metrics: Mapping[str, Any], bootstrap: BootstrapResult | None = None
 ) -> list[dict[str, Any]]:
-    """Return one flat record per head by falling mAP, with its distance to the best."""
+    """Return one flat record per head, the best first, with its distance to the best."""
     names = ranked_heads(metrics)
     columns, rows = _columns(metrics, bootstrap), []
+    compared = bootstrap and judged(metrics, bootstrap)
     for name in names:
         entry = {"head": name, **metrics["heads"][name]}
-        if bootstrap is not None and name != names[0]:
-            gap = bootstrap.difference(name, names[0]).mean
+        if compared is not None and name != names[0]:
+            gap = compared.difference(name, names[0]).mean
             if gap.value == gap.value:  # not nan
                 entry["minus_best"] = [100 * value for value in (gap.value, gap.low, gap.high)]
         rows.append({field: _at(entry, way) for each in columns for field, way in each.fields.items()})
@@ -207,7 +299,7 @@ def comparison_rows(
 def comparison_table(
     metrics: Mapping[str, Any], bootstrap: BootstrapResult | None = None
 ) -> tuple[list[Column], list[list[str]]]:
-    """Return the comparison for people: columns, and a line of cells per head by falling mAP.
+    """Return the comparison for people: columns, and a line of cells per head, the best first.
 
     A column without a single figure is left out.
     """
@@ -269,7 +361,8 @@ def threshold_table(metrics: Mapping[str, Any], name: str) -> tuple[str, list[st
 def markdown(metrics: Mapping[str, Any], bootstrap: BootstrapResult | None = None) -> str:
     """Return the comparison as Markdown, aligned so that it reads well on a terminal too.
 
-    The heads by falling mAP; AP of each class; the thresholds of the best; all differences between two heads.
+    The heads, the best first; AP of each class; what the best takes images for, where it classified them; its
+    thresholds; all differences between two heads.
     """
     names = ranked_heads(metrics)
     columns, lines = comparison_table(metrics, bootstrap)
@@ -279,15 +372,30 @@ def markdown(metrics: Mapping[str, Any], bootstrap: BootstrapResult | None = Non
         parts.append(f"{LOCALISATION}\n")
     rows = per_class_rows(metrics)
     parts.append(_table(["AP", *names], [[r["class"], *(percent(r[n]) for n in names)] for r in rows]))
+    if is_classified(metrics):
+        titles, lines = confusion_table(metrics, names[0])
+        parts += [f"What {names[0]} takes the images of each class for:\n", _table(titles, lines)]
     if names and (thresholds := threshold_table(metrics, names[0])) is not None:
         words, titles, lines = thresholds
         parts += [f"{words}\n", _table(titles, lines)]
     if bootstrap is not None and bootstrap.differences:
-        ranked = ranked_differences(bootstrap)
-        parts.append(
-            _table(DIFFERENCES, [[f"{one.first} - {one.second}", *difference_cells(one)] for one in ranked])
-        )
+        shown: dict[str, BootstrapResult | Paired] = {"mAP": bootstrap}
+        if is_classified(metrics):
+            shown = {"accuracy": judged(metrics, bootstrap), **shown}
+        for measure, found in shown.items():
+            lines = [
+                [f"{one.first} - {one.second}", *difference_cells(one)] for one in ranked_differences(found)
+            ]
+            parts.append(_table([f"difference in {measure}", *DIFFERENCES[1:]], lines))
     return "\n".join(parts)
+
+
+def confusion_table(metrics: Mapping[str, Any], name: str) -> tuple[list[str], list[list[str]]]:
+    """Return what a head takes the images of each class for: heads of columns, and a line per class."""
+    head = metrics["heads"][name]
+    classes, counts = list(head["ap"]), head["classification"]["confusion"]
+    lines = [[label, *map(str, row)] for label, row in zip(classes, counts, strict=True)]
+    return ["taken for", *classes], lines
 
 
 def write_tables(

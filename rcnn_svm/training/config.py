@@ -31,7 +31,8 @@ class FcConfig:
         background: so many background regions of an image can be drawn at all, themselves drawn once;
             all of them where the heads need every region's features anyway.
         batch_size: regions a step.
-        positive_share: share of positives in a batch (R-CNN: 32 of 128).
+        positive_share: share of positives in a batch (R-CNN: 32 of 128); 1 trains without background, which
+            whole images have none of.
         balanced: draw positives evenly over classes instead of evenly over regions.
         n_steps: training steps; None takes 200 and 20 for every class, at most 1000.
         optimizer: `adam` (with decoupled weight decay) or `sgd` (momentum 0.9).
@@ -53,7 +54,7 @@ class FcConfig:
     other_sides: tuple[Count, ...] = ()
     background: Count = 256
     batch_size: Annotated[int, Interval(2)] = 512
-    positive_share: Annotated[float, Interval(0, 1, "neither")] = 0.25
+    positive_share: Annotated[float, Interval(0, 1, "right")] = 0.25
     balanced: bool = True
     n_steps: Count | None = None
     optimizer: Literal["adam", "sgd"] = "adam"
@@ -120,7 +121,8 @@ class FinetuneConfig:
     Attributes:
         n_steps: training steps.
         batch_size: crops a step.
-        positive_share: share of positives in a batch (R-CNN: 32 of 128).
+        positive_share: share of positives in a batch (R-CNN: 32 of 128); 1 trains without background, which
+            whole images have none of.
         positive_iou: a region is a positive of its best object's class when its IoU is >= this.
         negative_iou: a region is background when its best IoU is < this.
         flip: mirror each crop with probability one half.
@@ -136,7 +138,7 @@ class FinetuneConfig:
 
     n_steps: Count = 1000
     batch_size: Annotated[int, Interval(2)] = 128
-    positive_share: Annotated[float, Interval(0, 1, "neither")] = 0.25
+    positive_share: Annotated[float, Interval(0, 1, "right")] = 0.25
     positive_iou: Share = 0.5
     negative_iou: Share = 0.5
     flip: bool = True

@@ -224,7 +224,8 @@ def finetune(
         describe_regions(b, sample.truth, n_classes, len(sample.truth))
         for b, sample in zip(boxes, dataset, strict=True)
     )
-    index = RegionIndex(described, config.rule, n_classes, f"finetune: {dataset.name} {dataset.split}")
+    where = f"finetune: {dataset.name} {dataset.split}"
+    index = RegionIndex(described, config.rule, n_classes, where, config.positive_share)
     tuned = with_new_outputs(backbone, (*dataset.classes, BACKGROUND), seed=seed)
     crops = _Crops(tuned, dataset, boxes, index, config, seed)
     identity = {

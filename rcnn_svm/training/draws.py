@@ -36,9 +36,26 @@ class RegionIndex:
     """All positives and all background regions of a training split, to draw from.
 
     Holds a few bytes a region; the regions' boxes and features stay where they are.
+
+    Args:
+        regions: of each image.
+        rule: which are positives and which background.
+        n_classes: K.
+        where: what is trained, for errors.
+        positive_share: of what will be drawn; 1 needs no background.
+
+    Raises:
+        DataError: there is no positive, or no background that is needed.
     """
 
-    def __init__(self, regions: Iterable[RegionTruth], rule: LabelRule, n_classes: int, where: str) -> None:
+    def __init__(
+        self,
+        regions: Iterable[RegionTruth],
+        rule: LabelRule,
+        n_classes: int,
+        where: str,
+        positive_share: float = 0.5,
+    ) -> None:
         self.n_classes = n_classes
         self._background: list[NDArray[np.uint32]] = []
         image, row, label, delta = [], [], [], []
@@ -52,7 +69,7 @@ class RegionIndex:
             targets = encode_deltas(truth.boxes[positive], truth.target[positive])
             delta.append(targets.astype(np.float32))
         self._ends = np.cumsum([len(rows) for rows in self._background])
-        if not image or not sum(map(len, row)) or not self._ends[-1]:
+        if not image or not sum(map(len, row)) or not (self._ends[-1] or positive_share == 1):
             kind = "background region" if image and sum(map(len, row)) else "positive region"
             raise DataError(
                 f"{where}: there is no {kind} to train on, got {len(image)} images. "
@@ -77,7 +94,7 @@ class RegionIndex:
             )
         else:
             picked = rng.integers(len(self._label), size=n_positive)
-        place = rng.integers(self._ends[-1], size=n_background)
+        place = rng.integers(max(self._ends[-1], 1), size=n_background)
         image = np.searchsorted(self._ends, place, side="right")
         first = self._ends[image] - np.array([len(rows) for rows in self._background])[image]
         row = np.array([self._background[i][j] for i, j in zip(image, place - first, strict=True)], np.int64)
@@ -116,6 +133,8 @@ class RegionIndex:
 
 
 def split_batch(batch_size: int, positive_share: float) -> tuple[int, int]:
-    """Return how many positives and how much background a batch has, at least one of each."""
+    """Return how many positives and background a batch has, at least one of each unless the share is 1."""
+    if positive_share == 1:
+        return batch_size, 0
     n_positive = min(max(1, round(batch_size * positive_share)), batch_size - 1)
     return n_positive, batch_size - n_positive

@@ -194,7 +194,7 @@ def train_fc_module(blocks: RegionBlocks, config: FcConfig | None, seed: int, de
     """Train as `train_fc_layers` does; return the module, which can be trained further."""
     config = config or FcConfig()
     truths = (blocks.truth(i) for i in range(len(blocks)))
-    index = RegionIndex(truths, config.rule, len(blocks.classes), "train_fc_layers")
+    index = RegionIndex(truths, config.rule, len(blocks.classes), "train_fc_layers", config.positive_share)
     batches = _stored_batches(blocks, index, config, np.random.default_rng(seed))
     return train_on_batches(batches, config, len(blocks.classes), seed, device)
 
@@ -225,7 +225,9 @@ def _stored_batches(
             if n_waiting < _BUFFER_ROWS and position + 1 < len(visits):
                 continue
             pools = [_shuffled(parts, rng) for parts in waiting]
-            n_batches = min(len(pools[0][1]) // n_positive, len(pools[1][1]) // n_background)
+            n_batches = len(pools[0][1]) // n_positive
+            if n_background:
+                n_batches = min(n_batches, len(pools[1][1]) // n_background)
             for b in range(n_batches):
                 p = slice(b * n_positive, (b + 1) * n_positive)
                 n = slice(b * n_background, (b + 1) * n_background)

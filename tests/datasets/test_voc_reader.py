@@ -155,7 +155,8 @@ def test_no_data_set_several_or_no_object(tmp_path, make_voc, xml):
         detect_format(tmp_path)
     assert str(caught.value) == (
         f"{tmp_path}: must be a data set with VOC's Annotations/*.xml, COCO's annotations/*.json or YOLO's "
-        "data.yaml, found none of it."
+        "data.yaml, or whole images in a folder for each of two or more classes or in a CSV of images and "
+        "labels, found none of it."
     )
     with pytest.raises(DataError) as caught:
         list_splits(tmp_path, format="voc")
@@ -167,7 +168,7 @@ def test_no_data_set_several_or_no_object(tmp_path, make_voc, xml):
     assert str(caught.value) == f"{tmp_path / 'nothing'}: no such file or folder."
     with pytest.raises(ConfigError) as wrong:
         list_splits(tmp_path, format="vox")
-    assert str(wrong.value) == "format must be one of voc, coco, yolo, got 'vox'."
+    assert str(wrong.value) == "format must be one of voc, coco, yolo, csv, folders, got 'vox'."
     root = make_voc({"a": xml([])})
     with pytest.raises(DataError) as caught:
         load_dataset(root, "all")

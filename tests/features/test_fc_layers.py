@@ -108,7 +108,7 @@ def test_wrong_rows(rng):
         ("scaling", "l1", "be one of 'none', 'l2', 'sqrt-l2', got 'l1'."),
         ("optimizer", "lbfgs", "be one of 'adam', 'sgd', got 'lbfgs'."),
         ("dropout", 1.0, "lie in [0, 1), got 1.0."),
-        ("positive_share", 0.0, "lie in (0, 1), got 0.0."),
+        ("positive_share", 0.0, "lie in (0, 1], got 0.0."),
         ("batch_size", 1, "be at least 2, got 1."),
         ("n_steps", 0, "be at least 1, got 0."),
         ("learning_rate", 0.0, "be positive, got 0.0."),

@@ -148,3 +148,15 @@ def test_description_agrees_with_brute_force(seed: int, n_objects: int, n_boxes:
     labels = SVM_RULE.per_class(regions)
     assert not (labels == 1).any()
     np.testing.assert_array_equal(labels == -1, regions.overlap < 0.3)
+
+
+def test_a_whole_image_is_an_object_of_each_of_its_classes() -> None:
+    truth = GroundTruth(np.concatenate([OBJECT, OBJECT]), np.array([2, 0]))
+    regions = describe_regions(OBJECT, truth, 3, whole=True)
+    assert regions.is_gt.tolist() == [True]
+    for rule in (SVM_RULE, FINETUNE_RULE):
+        assert rule.per_class(regions).tolist() == [[1, -1, 1]]
+        assert rule.multiclass(regions).tolist() == [2]  # the first
+    none = describe_regions(OBJECT, GroundTruth.empty(), 3, whole=True)
+    assert SVM_RULE.per_class(none).tolist() == [[-1, -1, -1]]
+    assert not describe_regions(OBJECT, truth, 3).is_gt.any()

@@ -12,7 +12,7 @@ from rcnn_svm.report.plots import (
     class_ap_figure,
     error_type_figure,
     head_colours,
-    map_figure,
+    headline_figure,
     precision_recall_figure,
     score_figure,
     svg,
@@ -25,7 +25,7 @@ def figures(comparison):
         for name, result in comparison.evals.items()
     }
     return {
-        "map": map_figure(comparison.metrics),
+        "map": headline_figure(comparison.metrics),
         "class": class_ap_figure(comparison.evals, comparison.metrics["heads"]),
         "curves": precision_recall_figure(comparison.evals, comparison.metrics["heads"]),
         "errors": error_type_figure(errors),

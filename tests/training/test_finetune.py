@@ -311,7 +311,7 @@ def test_errors(dataset, proposals, start, tmp_path):
     [
         ("n_steps", 0),
         ("batch_size", 1),
-        ("positive_share", 1.0),
+        ("positive_share", 1.5),
         ("optimizer", "lbfgs"),
         ("learning_rate", -1.0),
         ("head_rate", 0.0),
