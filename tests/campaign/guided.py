@@ -242,7 +242,7 @@ def _fuzz(reader: str, seed: int, runs: int, seconds: int, folder: Path) -> int:
         "max_total_time": seconds,
         "max_len": min(_LONGEST, max(4096, 2 * max(map(len, made.seeds.values())))),
         "len_control": 0,
-        "timeout": 600,  # time and memory are bounded by `judge` and `settle`; 0 would be none at all
+        "timeout": 600,  # never: `judge` bounds time, and an alarm of 0 s goes off in every slow input
         "rss_limit_mb": 0,
         "malloc_limit_mb": 0,
         "reload": 0,
