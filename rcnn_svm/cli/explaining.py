@@ -136,7 +136,9 @@ def _crops(
         return {}
     rows = sorted({s for each in evidence for side in strongest(each) for s in side})
     record = SplitRecord.read(options.detector)
-    dataset, _ = images_to_measure(options.data, "all" if record is None else "trainval", record)
+    part = "all" if record is None else "trainval"
+    # Labels are not looked at here: those that training left out are no reason to stop.
+    dataset, _ = images_to_measure(options.data, part, record, drop_bad_boxes=True)
     samples = {sample.image_id: sample for sample in dataset}
     wanted = list(dict.fromkeys(regions.image_ids[s] for s in rows))
     missing = [name for name in wanted if name not in samples]
