@@ -23,7 +23,7 @@ LAYERS = [
     {"features"},
     {"training"},
     {"contracts", "detector"},
-    {"experiment"},
+    {"evidence", "experiment"},
     {"report"},
     {"cli"},
     {"__main__"},

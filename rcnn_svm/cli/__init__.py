@@ -42,6 +42,9 @@ VERBS: Mapping[str, Verb] = {
     "presets": Verb("training", "the recipes that --preset names, and what tells them apart"),
     "finetune": Verb("training", "train a network on warped regions by R-CNN's recipe"),
     "detect": Verb("using", "find objects in images: JSON, and boxes drawn on them"),
+    "explain": Verb(
+        "explaining", "why an image's detections score as they do: the sum, drawn on the picture"
+    ),
     "evaluate": Verb("using", "AP of a detector, or of detections in a file, on labelled images"),
     "data": Verb("data", "write the embedded digits in scenes; check any data set"),
     "propose": Verb("regions", "region proposals by selective search, and their recall"),

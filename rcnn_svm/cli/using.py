@@ -16,13 +16,15 @@ from rcnn_svm.errors import ConfigError, DataError, printable
 from rcnn_svm.progress import emit, say, track
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from rcnn_svm.detector import Detector
     from rcnn_svm.evaluation.classification import Classification
     from rcnn_svm.evaluation.coco import CocoResult
     from rcnn_svm.evaluation.voc import EvalResult
     from rcnn_svm.structures import Dataset, Detections
 
-__all__ = ["add_detect", "add_evaluate"]
+__all__ = ["add_detect", "add_evaluate", "least_scores"]
 
 
 def add_detect(detect: argparse.ArgumentParser) -> None:
@@ -134,16 +136,31 @@ def _threshold(options: argparse.Namespace, detector: Detector) -> Callable[[Det
     """Return what keeps the detections that are to be shown."""
     if options.all:
         return lambda found: found
-    if options.threshold is not None:
-        if math.isnan(options.threshold):
-            raise ConfigError("--threshold must be a number, got nan.")
-        return lambda found: found[found.scores >= options.threshold]
-    if detector.thresholds is None and detector.whole_images:
+    if options.threshold is None and detector.thresholds is None and detector.whole_images:
         return lambda found: found[:1]
+    least = least_scores(options.threshold, detector)
+    return lambda found: found[found.scores >= least[found.labels]]
+
+
+def least_scores(threshold: float | None, detector: Detector) -> NDArray[np.floating]:
+    """Return from which score on a detection of each class is shown, (K,).
+
+    Args:
+        threshold: for all classes; None takes those that training chose.
+        detector: what found them.
+
+    Raises:
+        ConfigError: the threshold is no number.
+    """
+    n_classes = len(detector.classes)
+    if threshold is not None:
+        if math.isnan(threshold):
+            raise ConfigError("--threshold must be a number, got nan.")
+        return np.full(n_classes, threshold, np.float32)  # as scores are, so that equals are equal
     if detector.thresholds is None:
         say("This detector was trained without held-out images: shown is what scores at least 0.")
-        return lambda found: found[found.scores >= 0]
-    return detector.thresholds.believed
+        return np.zeros(n_classes, np.float32)
+    return detector.thresholds.scores
 
 
 def _evaluate(options: argparse.Namespace) -> None:

@@ -382,7 +382,8 @@ def train_heads(
         seconds, peak = meter.seconds, meter.peak_rss_mb
         if not own.recipe.head.reads_rows:  # it was trained when the layers were
             seconds, peak = learned.learn_s, learned.peak_rss_mb
-        model = Model(fitted.scorer, scaler, regressor, regressor_scaler)
+        support = None if fitted.support is None else rows.told(fitted.support)
+        model = Model(fitted.scorer, scaler, regressor, regressor_scaler, support)
         trained.append(Trained(own, model, seconds, peak, fitted.details))
     return trained
 
