@@ -36,12 +36,13 @@ def add_study(study: argparse.ArgumentParser) -> None:
 
 def _study(options: argparse.Namespace) -> None:
     from rcnn_svm.cli.training import configured
-    from rcnn_svm.experiment.data import load_data
+    from rcnn_svm.experiment.data import for_these_data, load_data
     from rcnn_svm.experiment.study import design, run_study
     from rcnn_svm.report.provenance import typed
     from rcnn_svm.report.study import write_study
 
     config = replace(configured(options, choose=True), choose=True)
+    config = replace(config, data=for_these_data(config.data))
     whole = config.data.whole_images
     names = _FACTORS_OF_IMAGES if whole else _FACTORS
     if options.factors is not None:
