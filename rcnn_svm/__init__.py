@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from rcnn_svm.heads.kernels import Polynomial as Polynomial
     from rcnn_svm.heads.linear_svm import LinearSVMHead as LinearSVMHead
     from rcnn_svm.heads.recipe import HeadRecipe as HeadRecipe
+    from rcnn_svm.heads.softmax import LogisticHead as LogisticHead
     from rcnn_svm.heads.softmax import NetworkSoftmaxHead as NetworkSoftmaxHead
     from rcnn_svm.heads.softmax import SoftmaxHead as SoftmaxHead
     from rcnn_svm.networks.architectures import Architecture as Architecture
@@ -87,6 +88,7 @@ _HOMES = {
     "LabelRule": "heads.assign",
     "LinearSVM": "heads.estimator",
     "LinearSVMHead": "heads.linear_svm",
+    "LogisticHead": "heads.softmax",
     "NetworkSoftmaxHead": "heads.softmax",
     "NystroemSVMHead": "heads.kernel_svm",
     "Parts": "experiment.parts",

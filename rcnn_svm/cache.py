@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rcnn_svm.errors import ConfigError, DataError
-from rcnn_svm.files import free_space
+from rcnn_svm.files import free_space, touch
 from rcnn_svm.progress import say
 
 __all__ = [
@@ -76,6 +76,7 @@ _PLACES = (
     _place("features", f"features/{_HASH}", rf"{_HASH}\.npy|{re.escape(_IDENTITY)}"),
     _place("fine-tuned networks", "finetuned", rf"{_HASH}\.checkpoint"),
     _place("tuned trunks", "tuned", rf"{_HASH}\.checkpoint"),
+    _place("cells of studies", "study", rf"{_HASH}\.npz"),
     _place("maps of frozen blocks", f"tuned/maps/{_HASH}", rf"{_HASH}(-mirrored)?\.npy"),
 )
 
@@ -133,7 +134,7 @@ def note_use(path: Path) -> bool:
         return False
     if abs(time.time() - used) > _PRECISION_S:  # also where a clock once ran ahead
         with contextlib.suppress(OSError):  # others' files, which may only be read, serve as well
-            os.utime(path)
+            touch(path)
     return True
 
 

@@ -37,9 +37,9 @@ from rcnn_svm.heads.scorers import (
 )
 from rcnn_svm.networks.architectures import Architecture
 from rcnn_svm.networks.backbone import BACKBONES, Backbone, load_backbone
-from rcnn_svm.postprocess import Postprocess, PostprocessConfig, moved_regions
+from rcnn_svm.postprocess import Postprocess, PostprocessConfig, moved_regions, postprocess_traced
 from rcnn_svm.proposals import GridConfig, Proposer, SelectiveSearchConfig, WholeImage, regions_of
-from rcnn_svm.structures import Detections, Image, Sample, mirror_image, require_finite
+from rcnn_svm.structures import Detections, Image, Sample, TrainingRegions, mirror_image, require_finite
 from rcnn_svm.threads import images_at_once, in_order
 
 __all__ = ["Detector", "Look", "Model", "load_detector", "look_at"]
@@ -80,12 +80,23 @@ class Model:
         scaler: feature scaling that `scorer` was trained with; None reads the rows as they are.
         regressor: (R, D) rows -> (R, K, 4) deltas, or None.
         regressor_scaler: feature scaling that `regressor` was trained with, or None.
+        support: the training regions that are the support vectors of a kernel machine, in their order; None
+            for other scorers, and where that is not known.
+
+    Raises:
+        ShapeError: `support` tells of more or fewer regions than there are support vectors.
     """
 
     scorer: Scorer
     scaler: FeatureScaler | None
     regressor: BoxRegressor | None = None
     regressor_scaler: FeatureScaler | None = None
+    support: TrainingRegions | None = None
+
+    def __post_init__(self) -> None:
+        n = len(self.scorer.support) if isinstance(self.scorer, KernelScorer) else 0
+        if self.support is not None and len(self.support) != n:
+            raise ShapeError(f"Model: support must tell of {n} regions, got {len(self.support)}.")
 
     def scores(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return (R, K) scores of unscaled rows."""
@@ -144,15 +155,32 @@ class Model:
             postprocess: from scores to detections.
             look: boxes -> (rows, mirrored) as `read` takes them; called for a second look only.
         """
-        config = postprocess if isinstance(postprocess, PostprocessConfig) else None
-        if config and config.second_look and deltas is not None and config.regression != "off":
-            more = moved_regions(boxes, scores, deltas, size, config)
-            if len(more):
-                more_scores, more_deltas = self.read(*look(more), config.min_score)
-                assert more_deltas is not None
-                boxes = np.concatenate([boxes, more])
-                scores, deltas = np.concatenate([scores, more_scores]), np.concatenate([deltas, more_deltas])
+        if isinstance(postprocess, PostprocessConfig):
+            boxes, scores, deltas = self.looked_again(size, boxes, scores, deltas, postprocess, look)
         return postprocess(image_id, size, boxes, scores, deltas)
+
+    def looked_again(
+        self,
+        size: tuple[int, int],
+        boxes: Boxes,
+        scores: NDArray[np.float32],
+        deltas: NDArray[np.float32] | None,
+        config: PostprocessConfig,
+        look: Look,
+    ) -> tuple[Boxes, NDArray[np.float32], NDArray[np.float32] | None]:
+        """Return boxes, scores and deltas with those of a second look, as configured, behind them."""
+        if not config.second_look or deltas is None or config.regression == "off":
+            return boxes, scores, deltas
+        more = moved_regions(boxes, scores, deltas, size, config)
+        if not len(more):
+            return boxes, scores, deltas
+        more_scores, more_deltas = self.read(*look(more), config.min_score)
+        assert more_deltas is not None
+        return (
+            np.concatenate([boxes, more]),
+            np.concatenate([scores, more_scores]),
+            np.concatenate([deltas, more_deltas]),
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -235,6 +263,37 @@ class Detector:
             else:
                 unreadable(found)
 
+    def trace(self, image: Image, image_id: str = "image") -> tuple[Detections, Boxes]:
+        """Find objects in one image, and say which region each detection has its score from.
+
+        Box regression and voting move a detection away from the region that was scored.
+
+        Args:
+            image: uint8 (H, W, 3) RGB.
+            image_id: copied into the result.
+
+        Returns:
+            What `detect` returns, M detections, and (M, 4) their regions.
+
+        Raises:
+            ConfigError: the post-processing is not ours and does not tell.
+        """
+        config = self.postprocess
+        if not isinstance(config, PostprocessConfig):
+            raise ConfigError(
+                f"Detector.trace: post-processing must be ours to tell which region a detection is of, got "
+                f"{_name(config)}. Name the regions yourself, as rcnn_svm.evidence.explain takes them."
+            )
+        boxes, look, size = self._proposals(image, image_id), self._look(image), image.shape[:2]
+        scores, deltas = self.model.read(*look(boxes), config.min_score)
+        boxes, scores, deltas = self.model.looked_again(size, boxes, scores, deltas, config, look)
+        found, rows = postprocess_traced(image_id, size, boxes, scores, deltas, config)
+        return found, boxes[rows]
+
+    def views(self, image: Image) -> list[Image]:
+        """Return the images whose scores are averaged: the image and, as configured, its mirror image."""
+        return [image, mirror_image(image)] if self.features.mirror else [image]
+
     def _proposals(self, image: Image, image_id: str) -> Boxes:
         return regions_of(self.proposer, image, image_id).boxes[: self.n_proposals]
 
@@ -245,8 +304,7 @@ class Detector:
         return self.model.detect(image_id, size, boxes, scores, deltas, postprocess, look)
 
     def _look(self, image: Image) -> Look:
-        views = [image, mirror_image(image)] if self.features.mirror else [image]
-        return look_at([self._reader(view) for view in views], image.shape[1])
+        return look_at([self._reader(view) for view in self.views(image)], image.shape[1])
 
     def _reader(self, image: Image) -> RowReader:
         read, layers = self.featurizer.of_image(image), self.layers
@@ -281,6 +339,8 @@ class Detector:
             parts["regressor"] = model.regressor.to_arrays()
         if self.layers is not None:
             parts["layers"] = self.layers.to_arrays()
+        if model.support is not None:
+            parts["support"] = model.support.to_arrays()
         arrays = {
             f"{part}.{name}": np.ascontiguousarray(array)
             for part, named in parts.items()
@@ -403,6 +463,7 @@ def _read(
             scaler=_scaler(values["scaler"]),
             regressor=BoxRegressor.from_arrays(part) if (part := _part(arrays, "regressor")) else None,
             regressor_scaler=_scaler(values["regressor_scaler"]),
+            support=TrainingRegions.from_arrays(part) if (part := _part(arrays, "support")) else None,
         ),
         postprocess=_restored(values["detect"], {_OURS: PostprocessConfig}, "post-processing", parts, where),
         thresholds=None if thresholds is None else Thresholds.from_json(thresholds, classes, where=where),

@@ -17,7 +17,16 @@ from rcnn_svm.boxes import Boxes, area, clip, decode_deltas, nms, soft_nms, vote
 from rcnn_svm.config import Count, Interval, Positive, Share, check
 from rcnn_svm.structures import Detections
 
-__all__ = ["PAPER", "WHOLE_IMAGE", "Postprocess", "PostprocessConfig", "Step", "moved_regions", "postprocess"]
+__all__ = [
+    "PAPER",
+    "WHOLE_IMAGE",
+    "Postprocess",
+    "PostprocessConfig",
+    "Step",
+    "moved_regions",
+    "postprocess",
+    "postprocess_traced",
+]
 
 Step: TypeAlias = Annotated[float, Interval(0, 1, "right")]
 """A part of the way that box regression asks for, from nearly none to all of it."""
@@ -119,8 +128,23 @@ def postprocess(
     References:
         rbgirshick/rcnn, rcnn_test_bbox_regressor.m (caps, regression, clipping, then NMS).
     """
+    return postprocess_traced(image_id, size, boxes, scores, deltas, config)[0]
+
+
+def postprocess_traced(
+    image_id: str,
+    size: tuple[int, int],
+    boxes: Boxes,
+    scores: NDArray[np.float32],
+    deltas: NDArray[np.float32] | None,
+    config: PostprocessConfig,
+) -> tuple[Detections, NDArray[np.int64]]:
+    """Run `postprocess`, and return for each detection the row of `boxes` that it has its score from, (M,).
+
+    Soft-NMS may have lowered that score since.
+    """
     if scores.shape[1] == 0:
-        return Detections.empty(image_id)
+        return Detections.empty(image_id), np.zeros(0, np.int64)
     # All classes go on together: of thousands of candidates a few hundred are kept, the surest of them all.
     pools = []
     for column in scores.T:
@@ -152,7 +176,8 @@ def postprocess(
         for label in np.unique(labels[kept]):
             mine, voters = labels[kept] == label, slice(*np.searchsorted(labels, (label, label + 1)))
             result[mine] = vote_boxes(result[mine], refined[voters], weights[voters], config.vote_iou)
-    return Detections(image_id, result, kept_scores, labels[kept])
+    order = np.argsort(-kept_scores, kind="stable")  # that of `Detections`
+    return Detections(image_id, result, kept_scores, labels[kept]), candidates[kept[order]]
 
 
 def moved_regions(

@@ -5,6 +5,7 @@ Names of sizes: N boxes, G ground-truth objects, R regions, K classes, H W image
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -18,7 +19,16 @@ from rcnn_svm.boxes import Boxes, area, as_boxes
 from rcnn_svm.errors import DataError, DependencyError, ShapeError
 from rcnn_svm.files import bytes_digest
 
-__all__ = ["Dataset", "Detections", "GroundTruth", "Image", "RegionSet", "Sample", "require_finite"]
+__all__ = [
+    "Dataset",
+    "Detections",
+    "GroundTruth",
+    "Image",
+    "RegionSet",
+    "Sample",
+    "TrainingRegions",
+    "require_finite",
+]
 
 Image = NDArray[np.uint8]
 """uint8 (H, W, 3), RGB."""
@@ -283,6 +293,64 @@ class RegionSet:
     def top(self, n: int) -> RegionSet:
         """Return the `n` best regions, as a copy that does not keep the others in memory."""
         return RegionSet(self.image_id, self.size, self.boxes[:n].copy(), self.priority[:n].copy())
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingRegions:
+    """Regions that a head was trained on, told by where they lie: those of its support vectors.
+
+    Attributes:
+        image_ids: S ids of images.
+        boxes: (S, 4) half-open pixels.
+        labels: (S,) int64, class of the object that each overlaps most; -1 where it overlaps none.
+        overlaps: (S,) float32, the IoU with that object.
+    """
+
+    image_ids: tuple[str, ...]
+    boxes: Boxes
+    labels: NDArray[np.int64]
+    overlaps: NDArray[np.float32]
+
+    def __post_init__(self) -> None:
+        boxes = as_boxes(self.boxes, where="TrainingRegions")
+        n = len(boxes)
+        if len(self.image_ids) != n:
+            raise ShapeError(f"TrainingRegions: must have {n} image ids, got {len(self.image_ids)}.")
+        object.__setattr__(self, "boxes", boxes)
+        object.__setattr__(self, "labels", _column(self.labels, n, np.int64, "TrainingRegions: labels"))
+        overlaps = _column(self.overlaps, n, np.float32, "TrainingRegions: overlaps")
+        object.__setattr__(self, "overlaps", overlaps)
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    def __repr__(self) -> str:
+        return f"TrainingRegions({len(self)} of {len(set(self.image_ids))} images)"
+
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        """Return named arrays that `from_arrays` turns back into the same record; ids are kept as JSON."""
+        names = list(dict.fromkeys(self.image_ids))
+        place = {name: i for i, name in enumerate(names)}
+        return {
+            "ids": np.frombuffer(json.dumps(names).encode(), np.uint8),
+            "image": np.array([place[name] for name in self.image_ids], np.int64),
+            "boxes": self.boxes,
+            "labels": self.labels,
+            "overlaps": self.overlaps,
+        }
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Self:
+        """Restore the record from `to_arrays`.
+
+        Raises:
+            KeyError: an array is missing.
+            ValueError: the ids cannot be read.
+            ShapeError: the arrays do not fit together.
+        """
+        names = json.loads(arrays["ids"].tobytes().decode())
+        ids = tuple(str(names[i]) for i in arrays["image"].tolist())
+        return cls(ids, arrays["boxes"], arrays["labels"], arrays["overlaps"])
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,20 +16,20 @@ PACKAGE = Path(rcnn_svm.__file__).parent
 # A module imports only from layers above its own, and from within its own package.
 LAYERS = [
     {"errors"},
-    {"cache", "compiled", "config", "files", "opencv", "progress", "threads"},
+    {"cache", "compiled", "config", "files", "memory", "opencv", "progress", "threads"},
     {"boxes"},
     {"structures"},
     {"datasets", "proposals", "networks", "heads", "evaluation", "postprocess"},
     {"features"},
     {"training"},
     {"contracts", "detector"},
-    {"experiment"},
+    {"evidence", "experiment"},
     {"report"},
     {"cli"},
     {"__main__"},
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
-LEVEL_WITHIN = {"cache", "compiled", "config", "files", "opencv", "progress", "threads"}
+LEVEL_WITHIN = {"cache", "compiled", "config", "files", "memory", "opencv", "progress", "threads"}
 
 
 def part(module: str) -> str:

@@ -24,7 +24,7 @@ from rcnn_svm.heads.kernel_svm import KernelSVMHead, NystroemSVMHead
 from rcnn_svm.heads.kernels import RBF, HistogramIntersection, Polynomial, gram
 from rcnn_svm.heads.linear_svm import LinearSVMHead
 from rcnn_svm.heads.scorers import LinearScorer, scorer_from_arrays
-from rcnn_svm.heads.softmax import NetworkSoftmaxHead, SoftmaxHead
+from rcnn_svm.heads.softmax import LogisticHead, NetworkSoftmaxHead, SoftmaxHead
 from rcnn_svm.networks.backbone import load_backbone
 from rcnn_svm.postprocess import PAPER, PostprocessConfig
 from rcnn_svm.proposals import GridConfig, SelectiveSearchConfig
@@ -61,6 +61,7 @@ def test_our_kernels(kernel):
 HEADS = [
     LinearSVMHead(C=1.0),
     SoftmaxHead(C=1.0),
+    LogisticHead(C=1.0),
     NystroemSVMHead(n_landmarks=60),
     EstimatorHead(name="logistic", estimator=LogisticRegression()),
     *(KernelSVMHead(kernel=kernel, max_rows=400) for kernel in KERNELS),
@@ -73,10 +74,11 @@ def test_our_heads(head):
 
 
 def test_heads_say_what_they_are():
-    kinds = [tuple(head.about.values()) for head in (*HEADS[:4], NetworkSoftmaxHead())]
+    kinds = [tuple(head.about.values()) for head in (*HEADS[:5], NetworkSoftmaxHead())]
     assert kinds == [
         ("svm", "linear"),
         ("softmax", None),
+        ("other", None),
         ("svm", "rbf"),
         ("other", None),
         ("softmax", None),

@@ -12,7 +12,7 @@ from rcnn_svm.detector import Model
 from rcnn_svm.errors import ConfigError
 from rcnn_svm.heads.bbox_regressor import BoxRegressor
 from rcnn_svm.heads.scorers import SoftmaxScorer
-from rcnn_svm.postprocess import PAPER, PostprocessConfig, moved_regions, postprocess
+from rcnn_svm.postprocess import PAPER, PostprocessConfig, moved_regions, postprocess, postprocess_traced
 
 PLAIN = PostprocessConfig(vote_iou=None)
 
@@ -217,3 +217,26 @@ def test_boxes_go_a_part_of_the_way() -> None:
 def test_bad_settings_are_explained(arguments: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         PostprocessConfig(**arguments)
+
+
+@given(
+    st.integers(0, 10_000), st.sampled_from([None, 0.3]), st.sampled_from(["before-nms", "after-nms", "off"])
+)
+@settings(max_examples=25, deadline=None)
+def test_each_detection_is_traced_to_the_region_that_it_has_its_score_from(
+    seed: int, sigma: float | None, when: str
+) -> None:
+    boxes, scores = scene(seed)
+    deltas = np.random.default_rng(seed).normal(size=(*scores.shape, 4)).astype(np.float32) / 10
+    config = PostprocessConfig(soft_nms_sigma=sigma, regression=when, vote_iou=None, max_detections=30)
+    found, rows = postprocess_traced("a", (100, 100), boxes, scores, deltas, config)
+    assert len(rows) == len(found) > 0
+    own = scores[rows, found.labels]
+    if sigma is None:
+        np.testing.assert_array_equal(own, found.scores)
+    else:
+        assert (own >= found.scores).all()
+        assert own[0] == found.scores[0]
+    for row, label, box in zip(rows, found.labels, found.boxes, strict=True):
+        one = postprocess("a", (100, 100), boxes[[row]], scores[[row]], deltas[[row]], config)
+        np.testing.assert_array_equal(one.boxes[one.labels == label], [box])

@@ -38,9 +38,13 @@ VERBS: Mapping[str, Verb] = {
     "study": Verb(
         "studying", "why SVMs and not the softmax: label rule, negatives, loss and kernel one at a time"
     ),
+    "curve": Verb("studying", "how many images do I need: mAP against the number of labelled images"),
     "presets": Verb("training", "the recipes that --preset names, and what tells them apart"),
     "finetune": Verb("training", "train a network on warped regions by R-CNN's recipe"),
     "detect": Verb("using", "find objects in images: JSON, and boxes drawn on them"),
+    "explain": Verb(
+        "explaining", "why an image's detections score as they do: the sum, drawn on the picture"
+    ),
     "evaluate": Verb("using", "AP of a detector, or of detections in a file, on labelled images"),
     "data": Verb("data", "write the embedded digits in scenes; check any data set"),
     "propose": Verb("regions", "region proposals by selective search, and their recall"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from rcnn_svm.cli import options as shared
 from rcnn_svm.config import choices
 from rcnn_svm.experiment.config import DataConfig
 from rcnn_svm.experiment.data import DIGITS_IMAGES
@@ -33,6 +34,7 @@ def add_data(data: argparse.ArgumentParser) -> None:
     check.add_argument("path", type=Path)
     check.add_argument("--format", choices=formats, default="auto")
     check.add_argument("--classes", metavar="A,B,C", default="")
+    shared.add_outside_option(check)
     check.add_argument("--plot", type=Path, metavar="FILE", help="a PNG with counts, sizes and examples")
     check.add_argument("--json", type=Path, metavar="FILE", help="the same as JSON")
     check.set_defaults(run=_check)
@@ -55,7 +57,10 @@ def _check(options: argparse.Namespace) -> None:
 
     names = [name.strip() for name in options.classes.split(",") if name.strip()]
     report = check_dataset(
-        options.path, format=None if options.format == "auto" else options.format, classes=names or None
+        options.path,
+        format=None if options.format == "auto" else options.format,
+        classes=names or None,
+        allow_outside=bool(options.allow_outside),
     )
     print("\n".join(map(printable, report.to_text().split("\n"))))
     if options.json is not None:

@@ -24,6 +24,7 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 from rcnn_svm.errors import RcnnSvmError, printable
+from rcnn_svm.memory import asked_for, free_memory, gigabytes
 
 __all__ = ["Ending", "Stopped"]
 
@@ -127,9 +128,9 @@ class Ending:
         if isinstance(error, Stopped):
             return 128 + error.number, f"stopped by {signal.Signals(error.number).name}.{kept}"
         if _is_out_of_memory(error):
-            return 3, (
-                f"needs more memory than there is. Take fewer --jobs, smaller images or, with "
-                f"proposals.max_width, smaller copies of them.{kept}"
+            return (
+                3,
+                f"{_shortage(error)} Take fewer --jobs or smaller images, or set proposals.max_width.{kept}",
             )
         if isinstance(error, BrokenPipeError):
             return 128 + signal.SIGPIPE, ""
@@ -154,6 +155,21 @@ def _flushed() -> OSError | None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return error
     return None
+
+
+def _shortage(error: BaseException) -> str:
+    """Say how much memory was asked for, as far as that is known, and how much is free."""
+    try:
+        asked, free = asked_for(str(error)), free_memory(str(error))
+        if asked is not None and free is not None:
+            return f"needs {gigabytes(asked)} of memory at once, {gigabytes(free)} are free."
+        if asked is not None:
+            return f"needs {gigabytes(asked)} of memory at once."
+        if free is not None:
+            return f"needs more memory than the {gigabytes(free)} that are free."
+    except MemoryError:  # there is none to look
+        pass
+    return "needs more memory than there is."
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

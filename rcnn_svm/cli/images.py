@@ -32,7 +32,7 @@ def open_images(
     files: dict[Path, None] = {}
     for path in paths:
         if path.is_dir():
-            found = Files.walk(path, leave=True).images
+            found = Files.walk(path, allow_outside=True).images
             if not found:
                 raise DataError(f"{path}: holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}).")
             files |= dict.fromkeys(found)

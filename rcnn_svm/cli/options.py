@@ -28,6 +28,7 @@ __all__ = [
     "add_experiment_options",
     "add_jobs_option",
     "add_label_options",
+    "add_outside_option",
     "add_run_options",
     "cache_limit_of",
     "data_config",
@@ -57,7 +58,18 @@ def add_label_options(parser: argparse.ArgumentParser, classes: str) -> argparse
         default=None,
         help="leave broken boxes out instead of stopping",
     )
+    add_outside_option(group)
     return group
+
+
+def add_outside_option(parser: argparse._ActionsContainer) -> None:
+    """Add the option that lets a data set lead out of its folder."""
+    parser.add_argument(
+        "--allow-outside",
+        action="store_true",
+        default=None,
+        help="read what lies outside of the folder where lists, labels or links in it lead there",
+    )
 
 
 def add_data_options(parser: argparse.ArgumentParser) -> None:

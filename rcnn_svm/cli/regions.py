@@ -61,7 +61,8 @@ def _propose(options: argparse.Namespace) -> None:
     room = CacheLimit(options.cache, shared.cache_limit_of(options))
     truths = None
     classes: tuple[str, ...] = ()
-    if options.format in (None, "auto") and not holds_dataset(options.path):
+    outside = bool(options.allow_outside)
+    if options.format in (None, "auto") and not holds_dataset(options.path, allow_outside=outside):
         samples = open_images([options.path])
     else:
         data = shared.data_config(options, str(options.path))
@@ -72,6 +73,7 @@ def _propose(options: argparse.Namespace) -> None:
             classes=data.classes or None,
             drop_bad_boxes=data.drop_bad_boxes,
             skip_bad=data.skip_bad,
+            allow_outside=outside,
         )
         samples = list(dataset.samples[: data.max_images])
         truths, classes = [sample.truth for sample in samples], dataset.classes

@@ -16,13 +16,15 @@ from rcnn_svm.errors import ConfigError, DataError, printable
 from rcnn_svm.progress import emit, say, track
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from rcnn_svm.detector import Detector
     from rcnn_svm.evaluation.classification import Classification
     from rcnn_svm.evaluation.coco import CocoResult
     from rcnn_svm.evaluation.voc import EvalResult
     from rcnn_svm.structures import Dataset, Detections
 
-__all__ = ["add_detect", "add_evaluate"]
+__all__ = ["add_detect", "add_evaluate", "least_scores"]
 
 
 def add_detect(detect: argparse.ArgumentParser) -> None:
@@ -134,16 +136,31 @@ def _threshold(options: argparse.Namespace, detector: Detector) -> Callable[[Det
     """Return what keeps the detections that are to be shown."""
     if options.all:
         return lambda found: found
-    if options.threshold is not None:
-        if math.isnan(options.threshold):
-            raise ConfigError("--threshold must be a number, got nan.")
-        return lambda found: found[found.scores >= options.threshold]
-    if detector.thresholds is None and detector.whole_images:
+    if options.threshold is None and detector.thresholds is None and detector.whole_images:
         return lambda found: found[:1]
+    least = least_scores(options.threshold, detector)
+    return lambda found: found[found.scores >= least[found.labels]]
+
+
+def least_scores(threshold: float | None, detector: Detector) -> NDArray[np.floating]:
+    """Return from which score on a detection of each class is shown, (K,).
+
+    Args:
+        threshold: for all classes; None takes those that training chose.
+        detector: what found them.
+
+    Raises:
+        ConfigError: the threshold is no number.
+    """
+    n_classes = len(detector.classes)
+    if threshold is not None:
+        if math.isnan(threshold):
+            raise ConfigError("--threshold must be a number, got nan.")
+        return np.full(n_classes, threshold, np.float32)  # as scores are, so that equals are equal
     if detector.thresholds is None:
         say("This detector was trained without held-out images: shown is what scores at least 0.")
-        return lambda found: found[found.scores >= 0]
-    return detector.thresholds.believed
+        return np.zeros(n_classes, np.float32)
+    return detector.thresholds.scores
 
 
 def _evaluate(options: argparse.Namespace) -> None:
@@ -178,15 +195,16 @@ def _write_coco_results(options: argparse.Namespace, found: Sequence[Detections]
     from rcnn_svm.datasets import coco_category_ids, coco_image_ids, detect_format, list_splits
     from rcnn_svm.evaluation.exchange import write_coco_results
 
-    kind = _format(options) or detect_format(options.data)
-    if kind != "coco" or dataset.split not in list_splits(options.data, format=kind):
+    outside = bool(options.allow_outside)
+    kind = _format(options) or detect_format(options.data, allow_outside=outside)
+    if kind != "coco" or dataset.split not in list_splits(options.data, format=kind, allow_outside=outside):
         return
-    numbers = coco_category_ids(options.data)
+    numbers = coco_category_ids(options.data, allow_outside=outside)
     write_coco_results(
         options.out / "coco_results.json",
         found,
         [numbers[name] for name in dataset.classes],
-        coco_image_ids(options.data, dataset.split),
+        coco_image_ids(options.data, dataset.split, allow_outside=outside),
     )
 
 
@@ -232,7 +250,11 @@ def _read(options: argparse.Namespace) -> tuple[list[Detections], Dataset]:
         return _detected(options)
     split = options.split or "test"
     dataset = load_dataset(
-        options.data, split, format=_format(options), drop_bad_boxes=bool(options.drop_bad_boxes)
+        options.data,
+        split,
+        format=_format(options),
+        drop_bad_boxes=bool(options.drop_bad_boxes),
+        allow_outside=bool(options.allow_outside),
     )
     if path.is_dir():
         from rcnn_svm.evaluation.exchange import read_comp4
@@ -259,6 +281,7 @@ def _detected(options: argparse.Namespace) -> tuple[list[Detections], Dataset]:
         SplitRecord.read(options.detections),
         format=_format(options),
         drop_bad_boxes=bool(options.drop_bad_boxes),
+        allow_outside=bool(options.allow_outside),
     )
     for note in notes:
         say(note)
@@ -280,9 +303,10 @@ def _listed(options: argparse.Namespace, dataset: Dataset) -> tuple[tuple[str, .
 
     path, ids = options.detections, [sample.image_id for sample in dataset]
     if isinstance(read_json(path), list):
-        numbers = coco_category_ids(options.data)
+        outside = bool(options.allow_outside)
+        numbers = coco_category_ids(options.data, allow_outside=outside)
         categories = [numbers[name] for name in dataset.classes]
-        images = coco_image_ids(options.data, dataset.split)
+        images = coco_image_ids(options.data, dataset.split, allow_outside=outside)
         return dataset.classes, read_coco_results(path, categories, ids, images)
     classes, listed = read_detections(path)
     by_id = {one.image_id: one for one in listed}

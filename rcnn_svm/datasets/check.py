@@ -25,6 +25,7 @@ _PERCENTILES = (0, 5, 25, 50, 75, 95, 100)
 _SHOWN = 8  # defects of one kind that the text spells out
 _KINDS = {
     "split": "splits that cannot be read",
+    "foreign": "splits that lie outside of the data set",
     "no-labels": "splits without label files",
     "labels": "label files, or lines of them, that cannot be read",
     "image": "images that cannot be read",
@@ -144,7 +145,12 @@ _SIZES = {
 
 
 def check_dataset(
-    path: str | Path, *, format: str | None = None, classes: Classes = None, decode: bool = True
+    path: str | Path,
+    *,
+    format: str | None = None,
+    classes: Classes = None,
+    allow_outside: bool = False,
+    decode: bool = True,
 ) -> CheckReport:
     """Read every split of a data set and collect all its defects.
 
@@ -157,13 +163,14 @@ def check_dataset(
         path: the folder, or the file to go by.
         format: of `FORMATS`; None detects it.
         classes: as in `load_dataset`.
+        allow_outside: as in `load_dataset`.
         decode: decode all pixels; without, only headers are read and truncation stays unseen.
 
     Raises:
         DataError: there is no data set, or the file that describes it cannot be read.
         ConfigError: an unknown format or a bad class list.
     """
-    opened = open_source(path, format)
+    opened = open_source(path, format, allow_outside=allow_outside)
     collector = Collector()
     names = opened.class_names(classes, collector)
     root = opened.source.root

@@ -14,7 +14,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from rcnn_svm.datasets.layout import LABEL_FOLDERS, WHOLE, Files, image_ids, role_among, role_of
+from rcnn_svm.datasets.layout import (
+    LABEL_FOLDERS,
+    WHOLE,
+    Files,
+    OutsideError,
+    image_ids,
+    role_among,
+    role_of,
+)
 from rcnn_svm.datasets.records import (
     Defect,
     LabelledImage,
@@ -47,7 +55,7 @@ class CocoSource:
     """A COCO data set: `annotations/instances_SPLIT.json`, `SPLIT/_annotations.coco.json` or others alike.
 
     The split is what the name of the JSON says beside words such as `instances`, else its folder, else
-    `all`. Images are found by `file_name` anywhere below the root.
+    `all`. Images are found by `file_name` anywhere below the root and, where `files` allow it, outside.
 
     Attributes:
         root: the folder that the user named.
@@ -250,27 +258,40 @@ class CocoSource:
         if found:
             names = ", ".join(str(path) for path in found[:3])
             message = f"{file}: file_name {short(name)} must be of one image, there are {names}. Remove one."
-        else:
-            message = f"{file}: names {short(name)}, there is no such image file below {self.root}."
-        return Defect("image", file, message)
+            return Defect("image", file, message)
+        try:
+            outside = self.files.outside(name, file.parent, self.root, by=file)
+        except OutsideError as error:
+            return Defect("image", file, str(error))
+        message = f"{file}: names {short(name)}, there is no such image file below {self.root}."
+        return outside or Defect("image", file, message)
 
 
-def coco_category_ids(path: str | Path) -> dict[str, Any]:
+def coco_category_ids(path: str | Path, *, allow_outside: bool = False) -> dict[str, Any]:
     """Return COCO's category id of each class name of the COCO folder `path`.
+
+    Args:
+        path: the folder.
+        allow_outside: as in `load_dataset`.
 
     Raises:
         DataError: `path` is no COCO folder, or a JSON file is broken.
     """
-    return _source(path).category_ids()
+    return _source(path, allow_outside).category_ids()
 
 
-def coco_image_ids(path: str | Path, split: str) -> dict[str, int | str]:
+def coco_image_ids(path: str | Path, split: str, *, allow_outside: bool = False) -> dict[str, int | str]:
     """Return COCO's image id, a number as a rule, of each image id of one split, named as in `load_dataset`.
+
+    Args:
+        path: the folder.
+        split: of it.
+        allow_outside: as in `load_dataset`.
 
     Raises:
         DataError: `path` is no COCO folder, has no such split, or the JSON file is broken.
     """
-    source = _source(path)
+    source = _source(path, allow_outside)
     named = [name for name in source.jsons if role_of(name) == split]
     if split not in source.jsons and len(named) == 1:
         split = named[0]
@@ -279,8 +300,9 @@ def coco_image_ids(path: str | Path, split: str) -> dict[str, int | str]:
     return source.image_ids(split)
 
 
-def _source(path: str | Path) -> CocoSource:
-    source = CocoSource.find(Files.walk(Path(path))) if Path(path).is_dir() else None
+def _source(path: str | Path, allow_outside: bool) -> CocoSource:
+    folder = Path(path)
+    source = CocoSource.find(Files.walk(folder, allow_outside=allow_outside)) if folder.is_dir() else None
     if source is None:
         raise DataError(f"{path}: must be a COCO folder with annotations/instances_SPLIT.json.")
     return source

@@ -26,6 +26,7 @@ def images_to_measure(
     *,
     format: str | None = None,
     drop_bad_boxes: bool = False,
+    allow_outside: bool = False,
 ) -> tuple[Dataset, tuple[str, ...]]:
     """Choose the images of a data set on which a detector is measured.
 
@@ -41,6 +42,7 @@ def images_to_measure(
         record: which images the detector was trained with; None where that is not known.
         format: as in `load_dataset`.
         drop_bad_boxes: as in `load_dataset`.
+        allow_outside: as in `load_dataset`.
 
     Returns:
         The images, labelled with all classes of the data; and sentences on which images these are and how
@@ -50,7 +52,7 @@ def images_to_measure(
         DataError: as `load_dataset`; or an image of the part is missing, or its content has changed.
         ConfigError: as `load_dataset`.
     """
-    data = _Data(path, format, drop_bad_boxes)
+    data = _Data(path, format, drop_bad_boxes, allow_outside)
     notes = []
     if split is not None and (split == _ALL or data.names(split)):
         dataset = data.read(split)
@@ -98,16 +100,24 @@ class _Data:
     path: Path
     format: str | None
     drop_bad_boxes: bool
+    allow_outside: bool
 
     def names(self, split: str) -> bool:
         """Return whether the data name this split."""
-        return find_split(list_splits(self.path, format=self.format), split) is not None
+        splits = list_splits(self.path, format=self.format, allow_outside=self.allow_outside)
+        return find_split(splits, split) is not None
 
     def read(self, split: str) -> Dataset:
         """Return a split by the name that it was asked for."""
         if split == _ALL and not self.names(split):
             return self._chosen(split, _each_once)
-        dataset = load_dataset(self.path, split, format=self.format, drop_bad_boxes=self.drop_bad_boxes)
+        dataset = load_dataset(
+            self.path,
+            split,
+            format=self.format,
+            drop_bad_boxes=self.drop_bad_boxes,
+            allow_outside=self.allow_outside,
+        )
         return replace(dataset, split=split)
 
     def part(self, name: str, record: SplitRecord | None) -> Dataset | None:
@@ -121,7 +131,14 @@ class _Data:
         return self._chosen(name, functools.partial(self._find, name, record)) or None
 
     def _chosen(self, name: str, choose: Chooser) -> Dataset:
-        return load_chosen(self.path, name, choose, format=self.format, drop_bad_boxes=self.drop_bad_boxes)
+        return load_chosen(
+            self.path,
+            name,
+            choose,
+            format=self.format,
+            drop_bad_boxes=self.drop_bad_boxes,
+            allow_outside=self.allow_outside,
+        )
 
     def _find(
         self, name: str, record: SplitRecord, splits: Mapping[str, Sequence[LabelledImage]]

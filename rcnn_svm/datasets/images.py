@@ -25,6 +25,7 @@ from PIL import Image as pillow
 from PIL import UnidentifiedImageError, features
 
 from rcnn_svm.errors import DataError
+from rcnn_svm.memory import free_memory, gigabytes
 from rcnn_svm.structures import Image
 
 __all__ = ["IMAGE_SUFFIXES", "header_sizes", "image_size", "read_image"]
@@ -61,6 +62,10 @@ _TURN = {
     7: pillow.Transpose.TRANSVERSE,
     8: pillow.Transpose.ROTATE_90,
 }
+_BYTES_PER_PIXEL = 7
+"""Pillow's four and the three of the array; transparency takes more than twice as much."""
+_LARGE = 100_000_000
+"""Bytes from which on it is worth asking what is free."""
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 
 
@@ -79,9 +84,13 @@ def read_image(path: Path, *, labelled_size: tuple[int, int] | None = None) -> I
         uint8 (H, W, 3), RGB, contiguous and writable.
 
     Raises:
-        DataError: the file is missing, truncated, damaged or no image.
+        DataError: the file is missing, truncated, damaged or no image, or takes more memory than is free.
     """
     with _opened(path) as image:
+        needed = _BYTES_PER_PIXEL * image.width * image.height
+        free = free_memory() if needed >= _LARGE else None
+        if free is not None and needed > free:
+            raise MemoryError
         stored, upright = image.size, _upright_size(image)
         orient = labelled_size is None or labelled_size[::-1] == upright or labelled_size[::-1] != stored
         orientation = _orientation(image)
@@ -129,14 +138,16 @@ def _opened(path: Path) -> Iterator[pillow.Image]:
     Pillow gets the open file and not its name: by name it maps some TIFFs into memory and forgets to turn
     them.
     """
+    image: pillow.Image | None = None
     try:
         if not stat.S_ISREG(os.stat(path).st_mode) and not os.path.isdir(path):
             raise DataError(f"{path}: must be a regular file. Replace it.")  # a pipe would wait for ever
         # Pillow warns about damaged metadata, large images and palettes: none of them harms the pixels.
         with warnings.catch_warnings(), open(path, "rb") as stream:
             warnings.simplefilter("ignore")
-            with pillow.open(stream, formats=_DECODERS) as image:
-                yield cast(pillow.Image, image)
+            with pillow.open(stream, formats=_DECODERS) as opened:
+                image = cast(pillow.Image, opened)
+                yield image
     except DataError:
         raise
     except FileNotFoundError as error:
@@ -153,7 +164,13 @@ def _opened(path: Path) -> Iterator[pillow.Image]:
             f"Make it smaller."
         ) from error
     except MemoryError as error:
-        raise DataError(f"{path}: does not fit into memory. Make it smaller.") from error
+        width, height = image.size if image is not None else (0, 0)
+        needed = gigabytes(_BYTES_PER_PIXEL * width * height)
+        free = free_memory()
+        there = "" if free is None else f", {gigabytes(free)} are free"
+        raise DataError(
+            f"{path}: needs {needed} or more of memory for {width} x {height} pixels{there}. Make it smaller."
+        ) from error
     except OSError as error:
         if error.errno is not None:
             raise DataError(f"{path}: cannot be read ({error.strerror}).") from error

@@ -3,10 +3,10 @@
 Formats and layouts do not multiply because of this module: it knows folders, splits and names, and no
 format; the readers know formats, and ask here which image a name or a label file stands for.
 
-Two rules hold for every lookup. Only files below the root are found, so a name like `../../photo.jpg` or a
-path of another machine never leads out of the data set. And folders must not contradict: a label in `train/`
-never gets a picture in `val/`, nor one of `cam 1/` a picture in `cam 2/`; of several pictures that would do,
-the nearest is taken, and a tie is an error of the data set.
+Two rules hold for every lookup. Only files below the root are found, so a name like `../../photo.jpg`, a
+link or a path of another machine never leads out of the data set, unless the user allows it. And folders must
+not contradict: a label in `train/` never gets a picture in `val/`, nor one of `cam 1/` a picture in `cam 2/`;
+of several pictures that would do, the nearest is taken, and a tie is an error of the data set.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ __all__ = [
     "ROLES",
     "WHOLE",
     "Files",
+    "OutsideError",
     "common_folders",
     "image_ids",
     "is_image",
@@ -88,8 +89,8 @@ def read_lines(file: Path) -> list[tuple[int, str]]:
     Raises:
         DataError: the file cannot be read.
     """
-    lines = ((number, line.strip()) for number, line in enumerate(read_text(file).split("\n"), start=1))
-    return [(number, re.sub(r'^(["\'])(.*)\1$', r"\2", line).strip()) for number, line in lines if line]
+    texts = (re.sub(r'^(["\'])(.*)\1$', r"\2", line.strip()).strip() for line in read_text(file).split("\n"))
+    return [(number, text) for number, text in enumerate(texts, start=1) if text]
 
 
 def image_ids(paths: Iterable[Path]) -> dict[Path, str]:
@@ -105,7 +106,7 @@ def image_ids(paths: Iterable[Path]) -> dict[Path, str]:
         if len(group) == 1:
             ids[next(iter(group))] = shown(stem)
             continue
-        base = os.path.commonpath([path.parent for path in group])
+        base = os.path.commonpath([os.path.abspath(path.parent) for path in group])
         names = [Path(os.path.relpath(path, base)) for path in group]
         bare = [name.with_suffix("").as_posix() for name in names]
         for path, name, short in zip(group, names, bare, strict=True):
@@ -113,30 +114,36 @@ def image_ids(paths: Iterable[Path]) -> dict[Path, str]:
     return ids
 
 
+class OutsideError(DataError):
+    """A file of the data set names a place outside of it, and the user has not allowed that."""
+
+
 @dataclass(frozen=True, eq=False)
 class Files:
     """The files of a data set.
 
     Hidden files and folders, which `._name` of macOS are, do not count. A link is followed where it leads to
-    a place below the root.
+    a place below the root, or anywhere where the user allows it.
 
     Attributes:
         root: the folder.
         paths: its files, sorted, each below `root`.
         links: links that lead out of the data set or nowhere, which are not followed.
+        allow_outside: places outside of the root may be read where links or files of the data set name them.
     """
 
     root: Path
     paths: tuple[Path, ...]
     links: tuple[Path, ...]
+    allow_outside: bool = False
 
     @classmethod
-    def walk(cls, root: Path, *, leave: bool = False) -> Files:
+    def walk(cls, root: Path, *, allow_outside: bool = False) -> Files:
         """Find the files below `root`.
 
         Args:
             root: the folder.
-            leave: follow links out of it as well.
+            allow_outside: follow links out of it as well.
 
         Raises:
             DataError: a folder cannot be listed, or there are more than five million files.
@@ -153,7 +160,7 @@ class Files:
                 if entry.name.startswith(".") or entry.name == "__MACOSX":
                     continue
                 real = os.path.realpath(entry.path) if entry.is_symlink() else ""
-                outside = real and not leave and os.path.commonpath([real, inside]) != inside
+                outside = real and not allow_outside and not _is_below(real, inside)
                 if outside or (real and not os.path.exists(real)):
                     links.append(Path(entry.path))
                 elif entry.is_dir():
@@ -164,7 +171,48 @@ class Files:
                     paths.append(Path(entry.path))
             if len(paths) > _MOST_FILES:
                 raise DataError(f"{root}: must hold at most {_MOST_FILES} files. Name one data set in it.")
-        return cls(root, tuple(sorted(paths)), tuple(sorted(links)))
+        return cls(root, tuple(sorted(paths)), tuple(sorted(links)), allow_outside)
+
+    def may_read(self, path: Path) -> bool:
+        """Tell whether a place lies below the root once all links are followed, or need not."""
+        return self.allow_outside or self._is_inside(path)
+
+    def places(self, name: str, *bases: Path) -> list[Path]:
+        """Return the files and folders that a name means as it is written, from any of `bases` on.
+
+        They exist, and may lie outside; those that lie inside are given from the root on.
+        """
+        plain = name.strip().replace("\\", "/")
+        found = [Path(os.path.normpath(base / plain)) for base in bases]
+        return [self._from_root(place) for place in found if _exists(place)]
+
+    def outside(self, name: str, *bases: Path, by: Path) -> Path | None:
+        """Return the file outside of the root that a name means, for which there is none inside.
+
+        Args:
+            name: a path.
+            bases: the folders that it may start from.
+            by: the file that names it.
+
+        Returns:
+            The file; None where there is none.
+
+        Raises:
+            OutsideError: there is one, and the user has not allowed to read it.
+        """
+        places = [place for place in self.places(name, *bases) if place.is_file()]
+        found = next((place for place in places if not self._is_inside(place)), None)
+        if found is not None and not self.allow_outside:
+            raise self.refusal(name, found, by=by)
+        return found
+
+    def refusal(self, name: str, place: Path, *, by: Path) -> OutsideError:
+        """Return the error of a place outside of the root that `by` names."""
+        written = shown(repr(name if len(name) <= 80 else f"{name[:77]}..."))
+        return OutsideError(
+            f"{by}: names {written}, which is {shown(os.path.realpath(place))} and lies outside of the data "
+            f"set {self.root}. Name a folder that holds both, or allow it with --allow-outside."
+        )
 
     def of(self, *suffixes: str) -> list[Path]:
         """Return the files with one of these suffixes, in any case."""
@@ -176,8 +224,20 @@ class Files:
         return sorted(found, key=lambda path: len(path.parts))
 
     def folders_of(self, path: Path) -> list[str]:
-        """Return the names of the folders between the root and a file."""
-        return list(path.relative_to(self.root).parts[:-1])
+        """Return the names of the folders between the root and a file; none of a file that lies outside."""
+        return list(path.relative_to(self.root).parts[:-1]) if self.root in path.parents else []
+
+    @cached_property
+    def _real_root(self) -> str:
+        return os.path.realpath(self.root)
+
+    def _from_root(self, place: Path) -> Path:
+        if self.root in (place, *place.parents) or not self._is_inside(place):
+            return place
+        return self.root / os.path.relpath(os.path.realpath(place), self._real_root)
+
+    def _is_inside(self, path: Path) -> bool:
+        return _is_below(os.path.realpath(path), self._real_root)
 
     @cached_property
     def images(self) -> list[Path]:
@@ -259,6 +319,17 @@ class Files:
             )
         best = max(scores.values(), default=None)
         return [path for path, score in scores.items() if score == best]
+
+
+def _is_below(path: str, folder: str) -> bool:
+    return os.path.commonpath([path, folder]) == folder
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # a name too long, or with a NUL
+        return False
 
 
 def common_folders(folders: Sequence[list[str]]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -124,50 +125,68 @@ class Splits:
         return replace(self.with_classes(rest), notes=(*self.notes, note))
 
 
-def detect_format(path: str | Path) -> Format:
+def detect_format(path: str | Path, *, allow_outside: bool = False) -> Format:
     """Return the format of the data set in `path`.
 
     VOC has XMLs of annotations, COCO has JSONs with images and categories, YOLO has a YAML file with class
     names, an `obj.data` or a `classes.txt`; else a CSV may name images and their classes, or each class be a
     folder of images. It is the first of them that is found, in this order.
 
+    Args:
+        path: of it.
+        allow_outside: as in `load_dataset`.
+
     Raises:
         DataError: `path` does not exist or holds none of them.
         ConfigError: `path` holds several VOC folders.
     """
-    return open_source(path).format
+    return open_source(path, allow_outside=allow_outside).format
 
 
-def holds_dataset(path: str | Path) -> bool:
+def holds_dataset(path: str | Path, *, allow_outside: bool = False) -> bool:
     """Tell whether `path` is a data set with boxes, broken or not, and no file or folder of images.
+
+    Args:
+        path: of it.
+        allow_outside: as in `load_dataset`.
 
     Raises:
         ConfigError: as `detect_format`.
     """
     try:
-        return not open_source(path).whole
+        return not open_source(path, allow_outside=allow_outside).whole
     except _NoDataset:
         return False
 
 
 def labels_whole_images(path: str | Path, *, format: str | None = None) -> bool:
-    """Tell whether a data set labels whole images and has no boxes.
+    """Tell whether a data set labels whole images and has no boxes; where there is none, it does not.
 
     Raises:
-        DataError: as `detect_format`.
+        DataError: `path` does not exist.
         ConfigError: as `detect_format`, or an unknown `format`.
     """
-    return open_source(path, format).whole
+    try:
+        return open_source(path, format).whole
+    except _NoDataset:
+        return False
 
 
-def list_splits(path: str | Path, *, format: str | None = None) -> tuple[str, ...]:
+def list_splits(
+    path: str | Path, *, format: str | None = None, allow_outside: bool = False
+) -> tuple[str, ...]:
     """Return the names of the splits of a data set, as its files name them.
+
+    Args:
+        path: of it.
+        format: as in `load_dataset`.
+        allow_outside: as in `load_dataset`.
 
     Raises:
         DataError: as `detect_format`, or the file that names the splits is broken.
         ConfigError: an unknown `format`.
     """
-    return open_source(path, format).source.splits()
+    return open_source(path, format, allow_outside=allow_outside).source.splits()
 
 
 def load_dataset(
@@ -178,6 +197,7 @@ def load_dataset(
     classes: Classes = None,
     drop_bad_boxes: bool = False,
     skip_bad: bool = False,
+    allow_outside: bool = False,
 ) -> Dataset:
     """Read the labels of one split; pixels are read when a sample is asked for them.
 
@@ -195,12 +215,15 @@ def load_dataset(
             pixel is clipped.
         skip_bad: leave out images that are missing or damaged or whose label file is, and say so in one line.
             All pixels are decoded for it.
+        allow_outside: read what lies outside of the data set's folder where its files name it or a link leads
+            there. Otherwise that is an error, of an image one that `skip_bad` leaves out, and links are not
+            followed. A file of that name inside is used in any case.
 
     Raises:
         DataError: something is missing or broken, a box is bad, or the split has no image.
         ConfigError: no such split, an unknown format, or a bad class list.
     """
-    opened = open_source(path, format)
+    opened = open_source(path, format, allow_outside=allow_outside)
     collector = _collector(drop_bad_boxes, skip_bad)
     opened.class_names(classes, collector)
     dataset = opened.load(_resolve(opened.source, split), collector, decode=skip_bad)
@@ -217,6 +240,7 @@ def load_chosen(
     *,
     format: str | None = None,
     drop_bad_boxes: bool = False,
+    allow_outside: bool = False,
 ) -> Dataset:
     """Read the labels of chosen images, whatever splits they are of.
 
@@ -228,6 +252,7 @@ def load_chosen(
         choose: is given all images by split and returns those to read.
         format: as in `load_dataset`.
         drop_bad_boxes: as in `load_dataset`.
+        allow_outside: as in `load_dataset`.
 
     Returns:
         The images with the data's own classes; empty where none was chosen.
@@ -236,7 +261,7 @@ def load_chosen(
         DataError: a label file of any split is broken, a box of a chosen image is bad, or an id comes twice.
         ConfigError: an unknown format.
     """
-    opened = open_source(path, format)
+    opened = open_source(path, format, allow_outside=allow_outside)
     collector = _collector(drop_bad_boxes, skip_bad=False)
     opened.class_names(None, collector)
     listed = {}
@@ -257,6 +282,7 @@ def load_splits(
     classes: Classes = None,
     drop_bad_boxes: bool = False,
     skip_bad: bool = False,
+    allow_outside: bool = False,
     seed: int = 0,
     max_images: int | None = None,
 ) -> Splits:
@@ -281,6 +307,7 @@ def load_splits(
         classes: as in `load_dataset`.
         drop_bad_boxes: as in `load_dataset`.
         skip_bad: as in `load_dataset`.
+        allow_outside: as in `load_dataset`.
         seed: of all draws.
         max_images: at most so many images of train, val and test each, drawn likewise; for a quick look.
 
@@ -290,7 +317,7 @@ def load_splits(
     """
     if max_images is not None and max_images < 1:
         raise ConfigError(f"load_splits: max_images must be at least 1, got {max_images}.")
-    opened = open_source(path, format)
+    opened = open_source(path, format, allow_outside=allow_outside)
     collector = _collector(drop_bad_boxes, skip_bad)
     opened.class_names(classes, collector)
     roles = _roles(opened.source)
@@ -427,8 +454,13 @@ class Opened:
         return self.build(split, self.images(split, report), report, decode=decode)
 
 
-def open_source(path: str | Path, format: str | None = None) -> Opened:
+def open_source(path: str | Path, format: str | None = None, *, allow_outside: bool = False) -> Opened:
     """Return the data set in `path`, its files found but not read.
+
+    Args:
+        path: of it.
+        format: as in `load_dataset`.
+        allow_outside: as in `load_dataset`.
 
     Raises:
         DataError: there is no data set of this or any format.
@@ -451,7 +483,7 @@ def open_source(path: str | Path, format: str | None = None) -> Opened:
         only, folder = path, path.parent
         if path.suffix.lower() == ".json" and folder.name.lower() in ("annotations", "labels"):
             folder = folder.parent
-    files = Files.walk(folder)
+    files = Files.walk(folder, allow_outside=allow_outside)
     found: dict[Format, Source | None] = {}
     if only is None:
         if format in (None, "voc"):
@@ -483,8 +515,12 @@ def open_source(path: str | Path, format: str | None = None) -> Opened:
         }[format]
         raise _NoDataset(f"{path}: must be {what}, found none of it.")
     warnings = [
-        Defect(
-            "link", link, f"{link}: is a link that leads out of the data set or nowhere, and is not followed."
+        Defect("link", link, f"{link}: is a link that leads nowhere.")
+        if not os.path.exists(link)
+        else Defect(
+            "link",
+            link,
+            f"{link}: is a link that leads out of the data set, and is not followed. --allow-outside does.",
         )
         for link in files.links
     ]
@@ -502,7 +538,7 @@ def read_classes(classes: Sequence[str] | Path | str) -> tuple[str, ...]:
     """Return a class list given as names or as a text file with one name a line.
 
     Raises:
-        ConfigError: the list is empty or names a class twice.
+        ConfigError: the list is empty, or a name is, or it names a class twice.
         DataError: the file cannot be read.
     """
     if isinstance(classes, str | Path):
@@ -515,7 +551,7 @@ def read_classes(classes: Sequence[str] | Path | str) -> tuple[str, ...]:
             ) from error
     else:
         where, names = "classes", list(classes)
-    if not names or len(set(names)) != len(names):
+    if not names or not all(names) or len(set(names)) != len(names):
         raise ConfigError(f"{where}: must name one or more classes, each once, got {names}.")
     return tuple(names)
 

@@ -84,7 +84,8 @@ class Defect:
 
     Attributes:
         kind: a short name: one of `BOX_DEFECTS`, `FILE_DEFECTS` or `WARNINGS`; of a whole split `no-labels`,
-            or `split` where what describes it is missing or broken.
+            `foreign` where it lies outside of the data set, or `split` where what describes it is missing or
+            broken.
         file: where it is.
         message: the whole sentence, file included.
         subject: what it is about where several are counted in one line: the class.

@@ -16,6 +16,7 @@ from xml.etree import ElementTree
 from rcnn_svm.datasets.layout import (
     WHOLE,
     Files,
+    OutsideError,
     is_image,
     name_parts,
     read_lines,
@@ -51,8 +52,8 @@ class VocSource:
     after a part (`train.txt`). Where there are only lists of one class (`cat_train.txt`), all of a split
     make it. Without lists, folders named after a part (`train/`, `valid/`) are the splits, else there is one
     split, `all`. The image of an XML is the one of its name, any image suffix, else the one that its
-    `<filename>` names. Classes are those of `classes.txt` where there is one, else all that occur in the
-    XMLs of any split, sorted.
+    `<filename>` names, else, where `files` allow it, the one outside that its `<path>` names. Classes are
+    those of `classes.txt` where there is one, else all that occur in the XMLs of any split, sorted.
 
     Attributes:
         root: the folder that holds `Annotations`, or all the XMLs.
@@ -178,7 +179,11 @@ class VocSource:
         for file in lists:
             per_class = _is_per_class(file)
             for number, line in read_lines(file):
-                found = self._listed(file, line, split)
+                try:
+                    found = self._listed(file, line, split)
+                except OutsideError as error:
+                    yield file, Defect("labels", file, str(error))
+                    continue
                 if found is None:
                     message = f"{file}: line {number} names {short(line)}, there is no XML of this name."
                     yield file, Defect("labels", file, message)
@@ -189,7 +194,8 @@ class VocSource:
     def _listed(self, file: Path, line: str, split: str) -> Path | None:
         """Return the XML that a line of a list names: an id, with or without suffix, folders, label."""
         label = re.fullmatch(r"(.+?)\s+[-+]?[01]", line)
-        forms = [line, *([label[1]] if label else []), *re.split(r"[\s,]+", line)[:1]]
+        words = [word.strip("\"'") for word in re.split(r"[\s,]+", line)]
+        forms = [line, *([label[1]] if label else []), *words[:1]]
         for form in forms:
             parts = name_parts(form.strip("\"'"))
             if not parts:
@@ -199,6 +205,11 @@ class VocSource:
             found = self.files.nearest(self._xmls.get(stem, []), folders, by=file, split=split)
             if found:
                 return found[0]
+        for form in (line, *words):
+            if form.lower().endswith(".xml"):
+                outside = self.files.outside(form, file.parent, self.root, by=file)
+                if outside is not None:
+                    return outside
         return None
 
     def _parse(self, xml: Path) -> LabelledImage | Defect:
@@ -208,7 +219,7 @@ class VocSource:
 
     def _read_xml(self, xml: Path) -> LabelledImage | Defect:
         try:
-            name, image = parse_annotation(xml)
+            name, path, image = parse_annotation(xml)
         except DataError as error:
             return Defect("labels", xml, str(error))
         found = self.files.images_of(xml)
@@ -220,6 +231,12 @@ class VocSource:
         if len(found) > 1:
             names = ", ".join(str(path) for path in found)
             return Defect("image", xml, f"{xml}: must be of one image, there are {names}. Remove one.")
+        if not found:
+            try:
+                outside = [self.files.outside(one, xml.parent, by=xml) for one in (name, path) if one]
+            except OutsideError as error:
+                return Defect("image", xml, str(error))
+            found = [one for one in outside if one is not None]
         if not found:
             also = f" (nor {short(name)}, which it names)" if name and Path(name).stem != xml.stem else ""
             expected = self.root / "JPEGImages" / f"{xml.stem}.jpg"
@@ -252,7 +269,7 @@ def _looks_like_annotation(xml: Path) -> bool:
         return False
 
 
-def parse_annotation(file: Path) -> tuple[str, LabelledImage]:
+def parse_annotation(file: Path) -> tuple[str, str, LabelledImage]:
     """Read one VOC XML.
 
     Tolerated are namespaces, coordinates with decimals, a missing or zero `size`, a missing `difficult`, and
@@ -263,7 +280,8 @@ def parse_annotation(file: Path) -> tuple[str, LabelledImage]:
         file: the XML.
 
     Returns:
-        What it says is the image's file name, and its objects; `path` of the latter is the XML's own.
+        What it says is the image's file name, what its path, each empty where it says nothing, and its
+        objects; `path` of the latter is the XML's own.
 
     Raises:
         DataError: the file is missing, no XML or none of an annotation.
@@ -288,8 +306,8 @@ def parse_annotation(file: Path) -> tuple[str, LabelledImage]:
     if not objects and not faults and any(e.tag.lower() in ("object", "bndbox") for e in tree.iter()):
         raise DataError(f"{file}: must have its <object>s directly in <annotation>, got them elsewhere.")
     size = (int(sides[0]), int(sides[1])) if 1 <= min(sides) <= max(sides) < 2**31 else None
-    name = (tree.findtext("filename") or "").strip()
-    return name, LabelledImage(file, file, size, tuple(objects), tuple(faults))
+    name, path = ((tree.findtext(tag) or "").strip() for tag in ("filename", "path"))
+    return name, path, LabelledImage(file, file, size, tuple(objects), tuple(faults))
 
 
 def _parse_xml(file: Path) -> ElementTree.Element:

@@ -21,6 +21,7 @@ from rcnn_svm.datasets.layout import (
     LABEL_FOLDERS,
     WHOLE,
     Files,
+    OutsideError,
     is_image,
     name_parts,
     read_lines,
@@ -46,9 +47,10 @@ class YoloSource:
 
     A YAML names the classes (`names`, a list or a mapping from 0) and each split (`train`, `val`, `test`):
     a folder of images, a text file that lists images, or a list of those; `obj.data` of darknet does the
-    same. Without either, `classes.txt` or `obj.names` has the classes, and folders or lists named after a
-    part are the splits. The label file of `.../images/a.jpg` is `.../labels/a.txt`, or lies beside the image;
-    an empty one says that there are no objects, a missing one is reported.
+    same. What they name outside of the root is read where `files` allow it. Without either, `classes.txt` or
+    `obj.names` has the classes, and folders or lists named after a part are the splits. The label file of
+    `.../images/a.jpg` is `.../labels/a.txt`, or lies beside the image; an empty one says that there are no
+    objects, a missing one is reported.
 
     Attributes:
         root: the folder that holds the YAML.
@@ -61,7 +63,7 @@ class YoloSource:
     files: Files
     _config: dict[str, Any] | None = field(default=None, repr=False)
     _folders: dict[Path, list[dict[str, Path]]] = field(default_factory=dict, repr=False)
-    _listed: dict[str, list[Path]] = field(default_factory=dict, repr=False)
+    _listed: dict[str, list[Path | Defect]] = field(default_factory=dict, repr=False)
 
     @classmethod
     def find(cls, files: Files, only: Path | None = None) -> YoloSource | None:
@@ -114,29 +116,33 @@ class YoloSource:
     def paths(self, split: str) -> list[Path]:
         """Return the images of one split, as far as its entries are found."""
         try:
-            return self._images(split)
+            return [path for path in self._images(split) if isinstance(path, Path)]
         except DataError:
             return []  # reported where the split is read
 
     def read(self, split: str, report: Report) -> list[LabelledImage]:
         """Return the images of one split, sorted by path, or in the order of its text file.
 
-        Reported are missing images, images without a label file, label files without an image and rows that
-        are no labels.
+        Reported are missing images, images without a label file, label files without an image, rows that
+        are no labels, and what lies outside of the root and must not be read.
         """
         try:
             paths = self._images(split)
         except DataError as error:
-            report(Defect("split", self.file, str(error)))
+            kind = "foreign" if isinstance(error, OutsideError) else "split"
+            report(Defect(kind, self.file, str(error)))
             return []
         names = self.class_names(report)
         images, unlabelled, used = [], [], set()
         for path in paths:
+            if isinstance(path, Defect):
+                report(path)
+                continue
             file = self._label_file(path)
             objects: list[LabelledObject] = []
             faults = []
             if file is None:
-                unlabelled += [path] if _exists(path) else []
+                unlabelled.append(path)
             else:
                 used.add(file)
                 try:
@@ -205,17 +211,17 @@ class YoloSource:
             self._listed.setdefault(role_among(self.files.folders_of(path)) or WHOLE, []).append(path)
         return {"names": names, **(lists or dict.fromkeys(self._listed, "."))}
 
-    def _images(self, split: str) -> list[Path]:
-        """Return the image files of one split."""
+    def _images(self, split: str) -> list[Path | Defect]:
+        """Return the image files of one split, and what is wrong where an image cannot be had."""
         if split not in self._listed:
             entries = self._load()[split]
-            paths: list[Path] = []
+            paths: list[Path | Defect] = []
             for entry in entries if isinstance(entries, list) else [entries]:
                 paths += self._named(entry)
             self._listed[split] = paths
         return self._listed[split]
 
-    def _named(self, entry: str) -> list[Path]:
+    def _named(self, entry: str) -> list[Path | Defect]:
         """Return the images that one entry of the YAML names."""
         found = self._place(entry)
         if found is None:
@@ -225,46 +231,62 @@ class YoloSource:
             )
         if found.is_dir():
             inside = [path for path in self.files.images if found in path.parents]
-            return inside or Files.walk(found).images
+            return [*(inside or Files.walk(found, allow_outside=self.files.allow_outside).images)]
         if is_image(found):
             return [found]
         return [self._listed_image(found, line) for _, line in read_lines(found)]
 
-    def _listed_image(self, file: Path, line: str) -> Path:
-        """Return the image of a line of a list; where there is none, the place where it should be."""
-        plain = Path(line.replace("\\", "/"))
-        for base in (file.parent, self._base(), self.root):
-            if _exists(base / plain):
-                return base / plain
-        found = self.files.image_named(line, by=file)
-        return found[0] if len(found) == 1 else file.parent / plain
+    def _listed_image(self, file: Path, line: str) -> Path | Defect:
+        """Return the image of a line of a list."""
+        places = self.files.places(line, file.parent, self._base(), self.root)
+        found = [place for place in places if self.files.may_read(place)][:1]
+        found = found or self.files.image_named(line, by=file)
+        if len(found) == 1:
+            return found[0]
+        if places:
+            return Defect("image", file, str(self.files.refusal(line, places[0], by=file)))
+        there = f"there are {len(found)} images of this name" if found else "there is no such image file"
+        return Defect("image", file, f"{file}: names {short(line)}, {there}.")
 
     def _base(self) -> Path:
         return self.root / str(self._load().get("path") or ".").replace("\\", "/")
 
     def _place(self, entry: str) -> Path | None:
-        """Return the folder or file that an entry names, below the root or, where the entry says so, outside.
+        """Return the folder or file that an entry names, below the root or, where that is allowed, outside.
 
         Archives name folders of another machine, or one folder too high (`../train/images`). Leading folders
         are left out until something is found, but never the last that is named after a part.
+
+        Raises:
+            OutsideError: it is outside alone, and that is not allowed.
         """
         parts = name_parts(entry)
-        plain = entry.replace("\\", "/")
-        base = self._base() if self._config is not None else self.root
-        outside = [base / plain, self.root / plain]
         last = max((k for k, part in enumerate(parts) if role_of(Path(part).stem)), default=len(parts) - 1)
-        tails = [parts[k:] for k in range(last + 1)]
-        inside = [self.root.joinpath(*tail) for tail in tails]
-        higher = plain.startswith("../")
-        candidates = [*inside[:1], *outside, *inside] if higher else [*outside, *inside]
-        return next((Path(os.path.normpath(path)) for path in candidates if _exists(path)), None)
+        places = self.files.places
+        tails = ["/".join(parts[k:]) for k in range(last + 1)]
+        higher = tails[:1] if entry.startswith(("../", "..\\")) else []
+        base = self._base() if self._config is not None else self.root
+        candidates = [place for tail in higher for place in places(tail, self.root)]
+        candidates += places(entry, base, self.root)
+        candidates += [place for tail in tails for place in places(tail, self.root)]
+        found = next((place for place in candidates if self.files.may_read(place)), None)
+        if found is None and candidates:
+            raise self.files.refusal(entry, candidates[0], by=self.file)
+        return found
 
     def _label_file(self, image: Path) -> Path | None:
         folder = image.parent
         if folder not in self._folders:
-            self._folders[folder] = [_labels_in(place) for place in _label_folders(folder, self.files.root)]
+            places = _label_folders(folder, self.files.root)
+            self._folders[folder] = [self._labels_in(place) for place in places if self.files.may_read(place)]
         stems = image.stem, image.stem.lower()
         return next((found[s] for s in stems for found in self._folders[folder] if s in found), None)
+
+    def _labels_in(self, folder: Path) -> dict[str, Path]:
+        """Return the label files of a folder by stem; in lower case as well, where that is no other's."""
+        texts = [folder / name for name in _names_in(folder) if name.lower().endswith(".txt")]
+        files = {file.stem: file for file in texts if not file.is_symlink() or self.files.may_read(file)}
+        return {stem.lower(): file for stem, file in files.items()} | files
 
     def _object(self, row: str, names: Sequence[str], place: str) -> LabelledObject:
         """Read one row; raise ValueError with what it must do instead."""
@@ -290,13 +312,6 @@ class YoloSource:
         return LabelledObject(name, corners, written, place, relative=True, turned=len(values) == 8)
 
 
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except (OSError, ValueError):  # a name too long, or with a NUL
-        return False
-
-
 def _may_be_label(file: Path) -> bool:
     return (
         file.suffix.lower() == ".txt"
@@ -311,12 +326,6 @@ def _names_in(folder: Path) -> list[str]:
         return sorted(os.listdir(folder))
     except (OSError, ValueError):  # not there, no folder, or no possible name
         return []
-
-
-def _labels_in(folder: Path) -> dict[str, Path]:
-    """Return the label files of a folder by stem; by stem in lower case as well, where that is no other's."""
-    files = {Path(name).stem: folder / name for name in _names_in(folder) if name.lower().endswith(".txt")}
-    return {stem.lower(): file for stem, file in files.items()} | files
 
 
 def _label_folders(images: Path, root: Path) -> list[Path]:
@@ -397,7 +406,7 @@ def _read_yaml(file: Path) -> dict[str, Any]:
             keys = ", ".join(map(short, list(names)[:8]))
             raise DataError(f"{file}: 'names' must number the classes 0 to {len(names) - 1}, got {keys}.")
         names = list(numbered.values())
-    if not all(isinstance(name, str) and name for name in names):
+    if not all(isinstance(name, str) and name.strip() for name in names):
         raise DataError(f"{file}: 'names' must be texts, got {short(names)}.")
     if str(config.get("nc", len(names))) != str(len(names)):
         raise DataError(

@@ -18,7 +18,17 @@ from rcnn_svm.errors import ConfigError
 from rcnn_svm.evaluation.classification import Classification
 from rcnn_svm.evaluation.voc import HIT, IGNORED, RECALL_GRID, EvalResult, Rule
 
-__all__ = ["BootstrapResult", "Difference", "Interval", "Paired", "paired_accuracy", "paired_bootstrap"]
+__all__ = [
+    "BootstrapResult",
+    "Difference",
+    "Interval",
+    "Paired",
+    "centred_interval",
+    "paired_accuracy",
+    "paired_bootstrap",
+    "resampled_ap",
+    "resampled_images",
+]
 
 # Hits are taken so many at a time, which bounds the memory by about 10 MB per 1000 resamples.
 _BLOCK = 256
@@ -171,18 +181,14 @@ def paired_bootstrap(
                 "differ in classes or objects. Evaluate both on the same images."
             )
     rule = reference.rule if rule is None else rule
-    weights = _weights(len(n_objects), n_resamples, seed)
-    # float32 multiplies fast and holds these counts exactly: all stay far below 2 ** 24.
-    drawn = np.ascontiguousarray(weights, np.float32)
-    positives = n_objects.T @ weights  # (K, B)
-
-    samples = {name: _resampled_ap(result, drawn, positives, rule) for name, result in results.items()}
+    drawn = resampled_images(len(n_objects), n_resamples, seed)
+    samples = {name: resampled_ap(result, drawn, rule) for name, result in results.items()}
     means = {name: _mean_of_present(ap) for name, ap in samples.items()}  # (B,)
     measured = {name: result.map(rule) for name, result in results.items()}
     differences = []
     for first, second in itertools.combinations(results, 2):
         per_class = {
-            label: _interval(
+            label: centred_interval(
                 float(results[first].ap(rule)[k] - results[second].ap(rule)[k]),
                 samples[first][k] - samples[second][k],
             )
@@ -193,10 +199,13 @@ def paired_bootstrap(
         rule,
         n_resamples,
         seed,
-        {name: _interval(result.map(rule), means[name], floor=0.0) for name, result in results.items()},
+        {
+            name: centred_interval(result.map(rule), means[name], floor=0.0)
+            for name, result in results.items()
+        },
         {
             name: {
-                label: _interval(float(result.ap(rule)[k]), samples[name][k], floor=0.0)
+                label: centred_interval(float(result.ap(rule)[k]), samples[name][k], floor=0.0)
                 for k, label in enumerate(result.classes)
             }
             for name, result in results.items()
@@ -204,6 +213,36 @@ def paired_bootstrap(
         tuple(differences),
         means,
     )
+
+
+def resampled_images(n_images: int, n_resamples: int, seed: int) -> NDArray[np.int64]:
+    """Return (B, n_images): how often each image counts in each resample, the same for the same arguments."""
+    generator = np.random.default_rng(seed)
+    return generator.multinomial(n_images, np.full(n_images, 1 / n_images), size=n_resamples)
+
+
+def centred_interval(
+    value: float,
+    samples: NDArray[np.float64],
+    *,
+    floor: float = -1.0,
+    ceiling: float = 1.0,
+    move: bool = True,
+) -> Interval:
+    """Return the 95 % interval of a measure that lies in [floor, ceiling].
+
+    Args:
+        value: measured on the split itself.
+        samples: (B,) measured on the resamples, nan where it is not defined.
+        floor: of the measure.
+        ceiling: of the measure.
+        move: the samples so that their mean is `value`, see `paired_bootstrap`.
+    """
+    centred = _centred(value, samples, move=move)
+    if not len(centred):
+        return Interval(value, float("nan"), float("nan"))
+    low, high = np.clip(np.percentile(centred, [2.5, 97.5]), floor, ceiling)
+    return Interval(value, float(low), float(high))
 
 
 def paired_accuracy(
@@ -231,7 +270,7 @@ def paired_accuracy(
     reference = next(iter(results.values())).actual
     if not len(reference) or not all(np.array_equal(one.actual, reference) for one in results.values()):
         raise ConfigError("paired_accuracy: all results must be of the same images, one at least.")
-    weights = _weights(len(reference), n_resamples, seed)
+    weights = resampled_images(len(reference), n_resamples, seed).T  # (N, B)
     own = np.eye(len(next(iter(results.values())).classes))[:, reference]  # (K, N)
     n_own = own @ weights  # (K, B)
     samples: dict[str, dict[str, NDArray[np.float64]]] = {"accuracy": {}, "balanced accuracy": {}}
@@ -247,7 +286,7 @@ def paired_accuracy(
     return {
         measure: Paired(
             {
-                name: _interval(measured[measure][name], own, floor=0.0, move=False)
+                name: centred_interval(measured[measure][name], own, floor=0.0, move=False)
                 for name, own in drawn.items()
             },
             tuple(
@@ -280,12 +319,6 @@ def _check_resamples(where: str, results: Mapping[str, Any], n_resamples: int) -
         raise ConfigError(f"{where}: n_resamples must be at least 1, got {n_resamples}.")
 
 
-def _weights(n_images: int, n_resamples: int, seed: int) -> NDArray[np.int64]:
-    """Return (n_images, B) how often each image counts in each resample."""
-    shares = np.full(n_images, 1 / n_images)
-    return np.random.default_rng(seed).multinomial(n_images, shares, size=n_resamples).T
-
-
 def _difference(
     first: str,
     second: str,
@@ -299,13 +332,20 @@ def _difference(
     gap, gaps = measured[first] - measured[second], samples[first] - samples[second]
     signs = np.sign(_centred(gap, gaps, move=move)) * np.sign(gap)
     flip_share = float(np.mean((1 - signs) / 2)) if len(signs) else float("nan")
-    return Difference(first, second, _interval(gap, gaps, move=move), per_class, flip_share)
+    return Difference(first, second, centred_interval(gap, gaps, move=move), per_class, flip_share)
 
 
-def _resampled_ap(
-    result: EvalResult, drawn: NDArray[np.float32], positives: NDArray[np.int64], rule: Rule
-) -> NDArray[np.float64]:
-    """Return (K, B) average precision, nan where a resample has no object of the class."""
+def resampled_ap(result: EvalResult, drawn: NDArray[np.int64], rule: Rule) -> NDArray[np.float64]:
+    """Return (K, B) average precision on every resample, nan where it has no object of the class.
+
+    Args:
+        result: of a split.
+        drawn: (B, n_images), as `resampled_images` returns it.
+        rule: of average precision.
+    """
+    positives = result.matches.n_objects.T @ drawn.T  # (K, B)
+    # float32 multiplies fast and holds these counts exactly: all stay far below 2 ** 24.
+    weights = np.ascontiguousarray(drawn.T, np.float32)
     ap = np.full(positives.shape, np.nan)
     matches = result.matches
     for k in range(len(result.classes)):
@@ -313,7 +353,7 @@ def _resampled_ap(
         counted = matches.outcome[rows] != IGNORED
         hits = matches.outcome[rows][counted] == HIT
         present = positives[k] > 0
-        value = _weighted_ap(hits, matches.image[rows][counted], drawn, np.maximum(positives[k], 1), rule)
+        value = _weighted_ap(hits, matches.image[rows][counted], weights, np.maximum(positives[k], 1), rule)
         ap[k, present] = value[present]
     return ap
 
@@ -388,17 +428,6 @@ def _centred(value: float, samples: NDArray[np.float64], *, move: bool) -> NDArr
     shift = value - present.mean() if move else 0.0
     # Equal detectors must stay exactly level.
     return present if abs(shift) < 1e-12 else present + shift
-
-
-def _interval(
-    value: float, samples: NDArray[np.float64], *, floor: float = -1.0, move: bool = True
-) -> Interval:
-    """Return the interval of a measure that lies in [floor, 1]."""
-    centred = _centred(value, samples, move=move)
-    if not len(centred):
-        return Interval(value, float("nan"), float("nan"))
-    low, high = np.clip(np.percentile(centred, [2.5, 97.5]), floor, 1.0)
-    return Interval(value, float(low), float(high))
 
 
 def _turned(interval: Interval) -> Interval:

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rcnn_svm.boxes import area, iou
+from rcnn_svm.boxes import Boxes, area, iou
 from rcnn_svm.compiled import kernel
 from rcnn_svm.errors import ConfigError, ShapeError
 from rcnn_svm.evaluation.voc import FALSE, HIT, IGNORED, mean_precision
 from rcnn_svm.structures import Detections, GroundTruth
 
-__all__ = ["AREA_RANGES", "IOU_LEVELS", "MAX_DETECTIONS", "CocoResult", "evaluate_coco"]
+__all__ = ["AREA_RANGES", "IOU_LEVELS", "MAX_DETECTIONS", "CocoResult", "evaluate_coco", "share_inside"]
 
 IOU_LEVELS: NDArray[np.float64] = np.linspace(0.5, 0.95, 10)
 AREA_RANGES: dict[str, tuple[float, float]] = {
@@ -186,13 +186,13 @@ def _overlaps(found: Detections, truth: GroundTruth) -> NDArray[np.float64]:
     """
     overlaps = iou(found.boxes, truth.boxes)
     if truth.crowd.any():
-        overlaps[:, truth.crowd] = _share_inside(found, truth[truth.crowd])
+        overlaps[:, truth.crowd] = share_inside(found.boxes, truth.boxes[truth.crowd])
     return np.where(found.labels[:, None] == truth.labels, overlaps, -1.0)
 
 
-def _share_inside(found: Detections, crowds: GroundTruth) -> NDArray[np.float64]:
-    """Return (D, G): the share of each detection's area that lies in each crowd."""
-    a, b = found.boxes.astype(np.float64), crowds.boxes.astype(np.float64)
+def share_inside(boxes: Boxes, crowds: Boxes) -> NDArray[np.float64]:
+    """Return (D, G): the share of each of D boxes' area that lies in each of G crowds; 0 for an empty box."""
+    a, b = boxes.astype(np.float64), crowds.astype(np.float64)
     width = np.minimum(a[:, None, 2], b[:, 2]) - np.maximum(a[:, None, 0], b[:, 0])
     height = np.minimum(a[:, None, 3], b[:, 3]) - np.maximum(a[:, None, 1], b[:, 1])
     common = np.maximum(width, 0) * np.maximum(height, 0)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,7 +20,7 @@ from rcnn_svm.evaluation.classification import labels_of
 from rcnn_svm.evaluation.coco import evaluate_coco
 from rcnn_svm.evaluation.thresholds import Thresholds, choose_thresholds
 from rcnn_svm.evaluation.voc import Rule, evaluate_voc
-from rcnn_svm.experiment.learning import Network, Representation
+from rcnn_svm.experiment.learning import Representation
 from rcnn_svm.experiment.measure import Meter
 from rcnn_svm.experiment.parts import Parts, Run
 from rcnn_svm.experiment.regions import SplitRegions, StoredBlocks
@@ -33,7 +33,7 @@ from rcnn_svm.experiment.selection import (
     scored_once,
 )
 from rcnn_svm.features.scaling import FeatureScaler
-from rcnn_svm.features.store import FeatureStore, to_float32
+from rcnn_svm.features.store import to_float32
 from rcnn_svm.heads.bbox_regressor import BoxRegressor
 from rcnn_svm.heads.recipe import HeadRecipe
 from rcnn_svm.postprocess import Postprocess, PostprocessConfig
@@ -42,6 +42,7 @@ from rcnn_svm.structures import Dataset, Detections
 
 __all__ = [
     "Chosen",
+    "Scalers",
     "Trained",
     "Variant",
     "choose",
@@ -120,7 +121,7 @@ class Chosen:
         return plain is None or boxed is None or not boxed < plain
 
 
-class _Scalers:
+class Scalers:
     """The scalings of rows, each fitted once on the rows of a training split."""
 
     def __init__(self, rows: StoredBlocks) -> None:
@@ -146,28 +147,21 @@ def _without_votes(detect: Postprocess) -> Postprocess:
 
 
 def choose(
-    parts: Parts,
-    network: Network,
-    base: FeatureStore,
-    train: SplitRegions,
-    val: SplitRegions,
-    run: Run,
+    parts: Parts, learned: Representation, train: SplitRegions, val: SplitRegions, run: Run
 ) -> list[Chosen]:
     """Train on `train` with every setting and measure on `val`.
 
     Args:
         parts: of the experiment.
-        network: as prepared.
-        base: its features.
+        learned: the rows, learned from `train`.
         train: regions to train on.
         val: regions to measure on.
         run: of the experiment.
     """
-    learned = parts.learner.learn(parts, network, base, train, run)
     learned.fill(train)
     learned.fill(val)
     train_rows, val_rows, rule = learned.blocks(train), learned.blocks(val), parts.rule
-    scalers, plain_detect = _Scalers(train_rows), _without_boxes(parts.postprocess)
+    scalers, plain_detect = Scalers(train_rows), _without_boxes(parts.postprocess)
     with_boxes: Variant | None = None
     chosen: list[Chosen] = []
     boxes: Choice | None = None
@@ -263,8 +257,7 @@ def held_out_parts(
 
 def hold_out(
     parts: Parts,
-    network: Network,
-    base: FeatureStore,
+    learn: Callable[[SplitRegions], Representation],
     pairs: Sequence[tuple[SplitRegions, SplitRegions]],
     run: Run,
 ) -> list[Chosen]:
@@ -272,14 +265,13 @@ def hold_out(
 
     Args:
         parts: of the experiment.
-        network: as prepared.
-        base: its features.
+        learn: the rows, from some of the images.
         pairs: as `held_out_parts` returns them.
         run: of the experiment.
     """
     found: dict[str, list[list[Detections]]] = {}
     for training, held in pairs:
-        learned = parts.learner.learn(parts, network, base, training, run)
+        learned = learn(training)
         settled = settle(parts, learned)
         for view in views_of(parts, held):
             learned.fill(view)
@@ -375,7 +367,7 @@ def train_heads(
     if _reads_rows(chosen):
         learned.fill(trainval)
     rows = learned.blocks(trainval)
-    scalers = _Scalers(rows)
+    scalers = Scalers(rows)
     regressor, regressor_scaler = learned.regressor, None
     strength = _ridge(chosen)
     if parts.boxes is not None and strength is not None:
@@ -390,7 +382,8 @@ def train_heads(
         seconds, peak = meter.seconds, meter.peak_rss_mb
         if not own.recipe.head.reads_rows:  # it was trained when the layers were
             seconds, peak = learned.learn_s, learned.peak_rss_mb
-        model = Model(fitted.scorer, scaler, regressor, regressor_scaler)
+        support = None if fitted.support is None else rows.told(fitted.support)
+        model = Model(fitted.scorer, scaler, regressor, regressor_scaler, support)
         trained.append(Trained(own, model, seconds, peak, fitted.details))
     return trained
 

@@ -63,6 +63,7 @@ class DataConfig:
         classes: the class list; empty takes the data's own.
         drop_bad_boxes: leave broken boxes out instead of stopping at the first.
         skip_bad: leave out images that are missing or damaged, or whose labels are.
+        allow_outside: read what lies outside of the data set where its files or links lead there.
         skip_absent_classes: leave out classes without an object in `train`, instead of stopping.
         max_images: at most so many images a split; None for all.
     """
@@ -73,6 +74,7 @@ class DataConfig:
     classes: tuple[str, ...] = ()
     drop_bad_boxes: bool = False
     skip_bad: bool = False
+    allow_outside: bool = False
     skip_absent_classes: bool = False
     max_images: Count | None = None
 

@@ -32,7 +32,7 @@ from rcnn_svm.experiment.choosing import (
 )
 from rcnn_svm.experiment.config import DataConfig, ExperimentConfig
 from rcnn_svm.experiment.data import absent_classes
-from rcnn_svm.experiment.learning import Representation
+from rcnn_svm.experiment.learning import Network, Representation
 from rcnn_svm.experiment.measure import Meter
 from rcnn_svm.experiment.parts import Parts, Run
 from rcnn_svm.experiment.regions import SplitRegions, StoredBlocks
@@ -45,8 +45,10 @@ from rcnn_svm.structures import Dataset, Detections, RegionSet
 __all__ = [
     "Experiment",
     "HeadResult",
+    "Prepared",
     "SplitEstimate",
     "estimate_experiment",
+    "prepare",
     "propose",
     "run_experiment",
     "stages_of",
@@ -131,6 +133,78 @@ def stages_of(parts: Parts) -> tuple[str, ...]:
     return ("proposals", "network", *features, *choose, "train", "detect")
 
 
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """An experiment before anything is trained on its regions.
+
+    Attributes:
+        parts: of the experiment.
+        run: how it is run.
+        trainval: the regions of all training images, objects first.
+        train: of some of them.
+        val: of the others, no more than are looked at at test.
+        test: of the test images.
+        network: that the features come from.
+        base: those features, computed already where the learner reads them.
+    """
+
+    parts: Parts
+    run: Run
+    trainval: SplitRegions
+    train: SplitRegions
+    val: SplitRegions
+    test: SplitRegions
+    network: Network
+    base: FeatureStore
+
+    def learn(self, regions: SplitRegions) -> Representation:
+        """Learn from a training split what comes between the network and the heads."""
+        return self.parts.learner.learn(self.parts, self.network, self.base, regions, self.run)
+
+
+def prepare(parts: Parts, splits: Splits, run: Run, stages: Stages, room: CacheLimit) -> Prepared:
+    """Find the regions of all images, and the features that are read before anything is trained on them.
+
+    Raises:
+        ConfigError: parts that do not work together.
+        DataError: as `run_experiment`.
+    """
+    _require_objects(splits)
+    if splits.whole and (parts.boxes is not None or not isinstance(parts.proposer, WholeImage)):
+        raise ConfigError(
+            f"{splits.train.name}: labels whole images, whose only region is the image. Build the parts with "
+            f"data.whole_images=true."
+        )
+    if not parts.learner.has_softmax:
+        for recipe in parts.heads:
+            if not recipe.head.reads_rows:
+                raise ConfigError(
+                    f"heads.names: {recipe.name} needs something that is fine-tuned. Set learn=fc or "
+                    f"learn=network, or leave the head out."
+                )
+    n_images = len(splits.trainval) + len(splits.test)
+    with stages("proposals", f"boxes in which an object may be, in {n_images} images"):
+        proposals = propose(splits.trainval, parts.proposer, run)
+        test_proposals = propose(splits.test, parts.proposer, run)
+    room.hold()
+    trainval = SplitRegions.of(splits.trainval, proposals, with_truth=True)
+    train, val = trainval.part(splits.train), trainval.part(splits.val).limited(parts.test_regions)
+    test = SplitRegions.of(splits.test, test_proposals, with_truth=False).limited(parts.test_regions)
+
+    tuned = f"fine-tuned on {len(train)} images of {train.dataset.split}"
+    how = tuned if parts.learner.tunes_network else "with its weights"
+    with stages("network", f"{network_name(parts)}, {how}"):
+        network = parts.learner.prepare(parts, train, proposals, run)
+    base = FeatureStore(run.cache / "features", network.featurizer, precision=parts.features.precision)
+    if parts.learner.reads_first:
+        with stages("features", "what the network makes of each region"):
+            if parts.reads_all_rows:
+                base.fill(trainval.dataset.samples, trainval.boxes, "features of trainval")
+            base.fill(test.dataset.samples, test.boxes, "features of test")
+    room.hold()
+    return Prepared(parts, run, trainval, train, val, test, network, base)
+
+
 def run_experiment(
     parts: Parts,
     splits: Splits,
@@ -152,57 +226,24 @@ def run_experiment(
         ConfigError: parts that do not work together.
         DataError: a class without an object to train on, a split without images, a broken image.
     """
-    _require_objects(splits)
-    if splits.whole and (parts.boxes is not None or not isinstance(parts.proposer, WholeImage)):
-        raise ConfigError(
-            f"{splits.train.name}: labels whole images, whose only region is the image. Build the parts with "
-            f"data.whole_images=true."
-        )
-    if not parts.learner.has_softmax:
-        for recipe in parts.heads:
-            if not recipe.head.reads_rows:
-                raise ConfigError(
-                    f"heads.names: {recipe.name} needs something that is fine-tuned. Set learn=fc or "
-                    f"learn=network, or leave the head out."
-                )
     room = CacheLimit(run.cache, run.cache_limit)
     stages = stages or Stages(stages_of(parts))
-    n_images = len(splits.trainval) + len(splits.test)
-    with stages("proposals", f"boxes in which an object may be, in {n_images} images"):
-        proposals = propose(splits.trainval, parts.proposer, run)
-        test_proposals = propose(splits.test, parts.proposer, run)
-    room.hold()
-    trainval = SplitRegions.of(splits.trainval, proposals, with_truth=True)
-    train, val = trainval.part(splits.train), trainval.part(splits.val).limited(parts.test_regions)
-    test = SplitRegions.of(splits.test, test_proposals, with_truth=False).limited(parts.test_regions)
-
-    tuned = f"fine-tuned on {len(train)} images of {train.dataset.split}"
-    how = tuned if parts.learner.tunes_network else "with its weights"
-    with stages("network", f"{network_name(parts)}, {how}"):
-        network = parts.learner.prepare(parts, train, proposals, run)
-    del proposals, test_proposals  # the splits keep the boxes, once: 16 bytes a region
-    base = FeatureStore(run.cache / "features", network.featurizer, precision=parts.features.precision)
-    if parts.learner.reads_first:
-        with stages("features", "what the network makes of each region"):
-            if parts.reads_all_rows:
-                base.fill(trainval.dataset.samples, trainval.boxes, "features of trainval")
-            base.fill(test.dataset.samples, test.boxes, "features of test")
-
-    room.hold()
+    ready = prepare(parts, splits, run, stages, room)
+    train, val, trainval, test = ready.train, ready.val, ready.trainval, ready.test
     chosen = None
     if parts.choose:
         with stages("choose", f"settings, by training on {len(train)} images and measuring on {len(val)}"):
-            chosen = choose(parts, network, base, train, val, run)
+            chosen = choose(parts, ready.learn(train), train, val, run)
     elif pairs := held_out_parts(parts, trainval, train, val):
         n_held = sum(len(held) for _, held in pairs)
         times = "a first training" if len(pairs) == 1 else f"{len(pairs)} trainings"
         with stages("choose", f"thresholds, and how far boxes move, on {n_held} images left out of {times}"):
-            chosen = hold_out(parts, network, base, pairs, run)
+            chosen = hold_out(parts, ready.learn, pairs, run)
     room.hold()
     names = ", ".join(recipe.name for recipe in parts.heads)
     names = names if len(parts.heads) < 6 else f"{len(parts.heads)} heads"
     with stages("train", f"{names} on {len(trainval)} images of {trainval.dataset.split}"):
-        final = parts.learner.learn(parts, network, base, trainval, run)
+        final = ready.learn(trainval)
         trained = train_heads(parts, final, trainval, chosen or settle(parts, final), run)
     room.hold()
 
@@ -219,7 +260,7 @@ def run_experiment(
     seconds = {
         name: stages.seconds.get(name, 0.0) for name in ("proposals", "features", "choose", "train", "detect")
     }
-    seconds["train"] += network.finetune_s
+    seconds["train"] += ready.network.finetune_s
     room.hold(finished=True)
     return Experiment(parts, splits, results, seconds, trainval.coverage())
 

@@ -17,7 +17,15 @@ from rcnn_svm.heads.assign import LabelRule, RegionTruth, describe_regions
 from rcnn_svm.heads.base import ALL, Rows
 from rcnn_svm.heads.scorers import SoftmaxScorer
 from rcnn_svm.proposals import ProposalRecall, proposal_recall
-from rcnn_svm.structures import Dataset, GroundTruth, Image, RegionSet, Sample, mirror_image
+from rcnn_svm.structures import (
+    Dataset,
+    GroundTruth,
+    Image,
+    RegionSet,
+    Sample,
+    TrainingRegions,
+    mirror_image,
+)
 
 __all__ = ["JoinedBlocks", "SplitRegions", "StoredBlocks"]
 
@@ -184,6 +192,17 @@ class StoredBlocks:
     def reader(self, i: int) -> RowReader:
         """Return what computes the unscaled features of any boxes of image `i`."""
         return self.store.reader(self.regions.dataset.samples[i])
+
+    def told(self, keys: NDArray[np.int64]) -> TrainingRegions:
+        """Return where regions lie and what they show, given by (n, 2) image and row."""
+        truths = {i: self.truth(i) for i in np.unique(keys[:, 0]).tolist()}
+        places = [(truths[i], row) for i, row in keys.tolist()]
+        return TrainingRegions(
+            tuple(self.regions.dataset.samples[i].image_id for i in keys[:, 0].tolist()),
+            np.array([truth.boxes[row] for truth, row in places], np.float32).reshape(-1, 4),
+            np.array([truth.label[row] for truth, row in places], np.int64),
+            np.array([truth.best_iou[row] for truth, row in places], np.float32),
+        )
 
     def truth(self, i: int) -> RegionTruth:
         """Return how the regions of image `i` lie to its objects."""

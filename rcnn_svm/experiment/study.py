@@ -1,186 +1,74 @@
 """Why SVMs and not the softmax? One factor at a time, on the same regions and the same features.
 
-A study is an experiment whose heads are the cells of a factorial design: every combination of the levels of
-some factors, each with the same number of costs to choose from on val. What a factor does is the mean, over
-all pairs of cells that differ in it alone, of what they differ by; images are resampled for its interval,
-all cells alike.
+`run_study` trains every cell of a `design` with the same number of settings to choose from on val, and looks
+at test once for each. What cells share (regions, features, learned layers) is computed once; what a cell
+found is kept in the cache, so that a study that was cut short goes on where it was.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from rcnn_svm.cache import CacheLimit
 from rcnn_svm.datasets import Splits
-from rcnn_svm.errors import ConfigError
-from rcnn_svm.evaluation.bootstrap import Interval, paired_bootstrap
+from rcnn_svm.detector import Model
+from rcnn_svm.evaluation.coco import evaluate_coco
+from rcnn_svm.evaluation.effects import (
+    Effect,
+    Measured,
+    Share,
+    Table,
+    effects_of,
+    holm,
+    interactions_of,
+    measure,
+)
+from rcnn_svm.evaluation.effects import shares as shares_of
+from rcnn_svm.evaluation.voc import EvalResult, Rule, evaluate_voc
+from rcnn_svm.experiment.choosing import Chosen, Scalers, Trained, Variant, detect_all
+from rcnn_svm.experiment.closer import CloserLook, look_closer
+from rcnn_svm.experiment.design import BOXES, SOFTMAX, SVM, THREE, Cell, Design, Layer
+from rcnn_svm.experiment.kept import Kept
+from rcnn_svm.experiment.learning import Representation
+from rcnn_svm.experiment.measure import Meter
 from rcnn_svm.experiment.parts import Parts, Run
-from rcnn_svm.experiment.recipe import Experiment, run_experiment
-from rcnn_svm.heads.assign import LabelRule
-from rcnn_svm.heads.base import HeadBase
-from rcnn_svm.heads.kernel_svm import KernelSVMHead
-from rcnn_svm.heads.kernels import RBF, HistogramIntersection
-from rcnn_svm.heads.linear_svm import LinearSVMHead
+from rcnn_svm.experiment.recipe import Prepared, prepare
+from rcnn_svm.experiment.regions import StoredBlocks
+from rcnn_svm.experiment.selection import Choice, choose_head
+from rcnn_svm.heads.bbox_regressor import BoxRegressor
 from rcnn_svm.heads.recipe import HeadRecipe
-from rcnn_svm.heads.softmax import SoftmaxHead
+from rcnn_svm.postprocess import PAPER
+from rcnn_svm.progress import Stages, note
+from rcnn_svm.structures import Dataset, Detections
 
-__all__ = ["FACTORS", "Cell", "Effect", "Factor", "Study", "design", "run_study"]
+__all__ = ["Outcome", "Study", "analyse", "run_study"]
 
-_COSTS = (0.03, 0.1, 0.3, 1.0, 3.0)
-"""What every cell chooses from on val: the same budget for all."""
-_RANDOM_NEGATIVES = 64
-"""Background regions of an image where they are drawn at random: about what a softmax sees in fine-tuning."""
-_DETECTABLE = 2.8
-"""Standard errors of a difference that is found in four of five studies, at 95 %."""
-
-
-@dataclass(frozen=True)
-class Factor:
-    """One thing that differs between heads.
-
-    Attributes:
-        name: of the factor.
-        question: what it is about.
-        levels: the name of each level and its value; the first one is taken where the factor is not studied.
-    """
-
-    name: str
-    question: str
-    levels: Mapping[str, Any]
-
-
-FACTORS: Mapping[str, Factor] = {
-    factor.name: factor
-    for factor in (
-        Factor(
-            "label",
-            "Which regions are positives and which are negatives?",
-            {
-                "objects against IoU < 0.3": LabelRule(None, 0.3),
-                "IoU >= 0.5 against the rest": LabelRule(0.5, 0.5),
-                "IoU >= 0.7 against IoU < 0.3": LabelRule(0.7, 0.3),
-            },
-        ),
-        Factor(
-            "negatives",
-            "Hard negatives, or random ones?",
-            {"all, mined": None, "random": _RANDOM_NEGATIVES},
-        ),
-        Factor(
-            "loss",
-            "Hinge, squared hinge, or softmax?",
-            {"hinge": "hinge", "squared hinge": "squared_hinge", "softmax": "softmax"},
-        ),
-        Factor(
-            "kernel",
-            "Is a kernel worth it?",
-            {"linear": None, "RBF": RBF(1.0), "intersection": HistogramIntersection()},
-        ),
-        Factor("rows", "How are feature rows scaled?", {"length 1": "l2", "root, length 1": "sqrt-l2"}),
-    )
-}
-"""The factors of a design, by name. Box regression is one more, which every cell has both levels of."""
-
-BOXES = Factor("boxes", "What does box regression add?", {"as proposed": False, "regressed": True})
+_PLAIN = replace(PAPER, regression="off")
+_NOTHING = Choice({}, None, ())
 
 
 @dataclass(frozen=True, eq=False)
-class Cell:
-    """One combination of levels.
+class Outcome:
+    """What one cell reached with one seed.
 
     Attributes:
-        levels: name of the level by factor, all factors of the design.
-        recipe: the head that it is; None where there is no such head.
-        left_out: why there is none; empty where there is one.
+        settings: that won on val.
+        tried: all of them, each with its mAP on val, in percent.
+        train_s: wall clock of the final training on trainval.
+        detections: on test, one record per image, by whether boxes are regressed.
+        evaluations: VOC AP of them.
+        coco: COCO's AP, AP50 and AP75 of them, fractions.
     """
 
-    levels: Mapping[str, str]
-    recipe: HeadRecipe | None
-    left_out: str = ""
-
-
-def design(names: Sequence[str], *, seed: int = 0) -> list[Cell]:
-    """Return every combination of the levels of some factors; other factors stay at their first level.
-
-    Args:
-        names: of `FACTORS`.
-        seed: of random negatives and solvers.
-
-    Raises:
-        ConfigError: no factor, an unknown one, or one twice.
-    """
-    if not names or len(set(names)) < len(names) or not set(names) <= FACTORS.keys():
-        raise ConfigError(
-            f"--factors must be some of {', '.join(FACTORS)}, each once, got {', '.join(names) or 'none'}."
-        )
-    cells = []
-    for combination in itertools.product(*(FACTORS[name].levels for name in names)):
-        levels = dict(zip(names, combination, strict=True))
-        values = {
-            name: factor.levels[levels.get(name, next(iter(factor.levels)))]
-            for name, factor in FACTORS.items()
-        }
-        head, why = _head(values, seed)
-        recipe = None
-        if head is not None:
-            recipe = HeadRecipe(
-                " / ".join(combination),
-                head,
-                {"C": _COSTS},
-                values["rows"],
-                random_negatives=values["negatives"],
-                seed=seed,
-            )
-        cells.append(Cell(levels, recipe, why))
-    return cells
-
-
-def _head(values: Mapping[str, Any], seed: int) -> tuple[HeadBase | None, str]:
-    """Return the head of a combination, or why there is none."""
-    rule, loss, kernel = values["label"], values["loss"], values["kernel"]
-    if kernel is not None:
-        if loss != "hinge":
-            return None, "kernel machines are trained with the hinge loss alone"
-        return KernelSVMHead(kernel=kernel, rule=rule), ""
-    if loss == "softmax":
-        return SoftmaxHead(rule=rule, random_state=seed), ""
-    return LinearSVMHead(rule=rule, loss=loss, random_state=seed), ""
-
-
-@dataclass(frozen=True)
-class Effect:
-    """What a change of one level does.
-
-    Attributes:
-        factor: its name; of an interaction both names.
-        first: the level that is compared,
-        second: with this one.
-        change: of mAP, `first` less `second`, a fraction: the mean over all pairs of cells that differ in
-            this alone, with its 95 % interval.
-        n_pairs: how many pairs there are.
-        p: two-sided, from the resamples.
-        p_holm: the same, corrected for all effects of the study by Holm's method.
-        detectable: the smallest change that such a study finds in four of five cases, a fraction.
-    """
-
-    factor: str
-    first: str
-    second: str
-    change: Interval
-    n_pairs: int
-    p: float
-    p_holm: float
-    detectable: float
-
-    @property
-    def decided(self) -> bool:
-        """Whether it stands after the correction."""
-        return self.p_holm < 0.05
+    settings: Mapping[str, Any]
+    tried: Sequence[Mapping[str, Any]]
+    train_s: float
+    detections: Mapping[bool, list[Detections]]
+    evaluations: Mapping[bool, EvalResult]
+    coco: Mapping[bool, Mapping[str, float]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,126 +76,300 @@ class Study:
     """A finished study.
 
     Attributes:
-        cells: of the design, those that were left out too.
-        experiment: whose heads are the cells.
-        values: mAP of each cell, a fraction with its interval, by cell name and whether boxes are regressed.
-        effects: of every pair of levels of a factor, boxes last.
-        interactions: how the effect of one factor's levels changes between those of another.
+        parts: that the cells vary.
+        splits: the images.
+        design: the cells, those that were left out too.
+        seeds: each cell was trained with each.
+        outcomes: by cell and seed.
+        values: what each cell reached over the seeds, by cell and whether boxes are regressed.
+        effects: of every pair of levels of a factor, boxes last; one family for Holm's method.
+        interactions: how the effect of one factor's levels changes between those of another; another family.
+        shares: without and with box regression, what the label rule, the negatives and the loss have of the
+            difference between R-CNN's SVMs and its softmax; empty where the study does not cross all three.
+        seconds: wall clock by stage.
+        looks: a closer look at the linear SVM, the RBF SVM and the softmax, those that the study has.
+        n_kept: cells that an earlier run had finished, all seeds together.
     """
 
-    cells: Sequence[Cell]
-    experiment: Experiment
-    values: Mapping[tuple[str, bool], Interval]
+    parts: Parts
+    splits: Splits
+    design: Design
+    seeds: tuple[int, ...]
+    outcomes: Mapping[tuple[tuple[str, ...], int], Outcome]
+    values: Mapping[tuple[tuple[str, ...], bool], Measured]
     effects: Sequence[Effect]
     interactions: Sequence[Effect]
+    shares: Mapping[bool, Sequence[Share]]
+    seconds: Mapping[str, float]
+    looks: Sequence[CloserLook] = ()
+    n_kept: int = 0
 
     def __repr__(self) -> str:
-        return f"Study({len(self.values)} results, {len(self.effects)} effects)"
+        return (
+            f"Study({len(self.design.trained)} cells, {len(self.seeds)} seeds, {len(self.effects)} effects)"
+        )
 
 
-def run_study(parts: Parts, splits: Splits, run: Run, names: Sequence[str]) -> Study:
+def run_study(parts: Parts, splits: Splits, run: Run, design: Design, *, n_seeds: int = 1) -> Study:
     """Run every cell of a design on the same regions and features.
 
     Args:
-        parts: of the experiment; its heads are replaced, and settings are chosen on val.
+        parts: of the experiment that the design was made for. Its heads and its post-processing are not used:
+            every cell has NMS at 0.3 as in R-CNN, and ridge regression of boxes of one strength.
         splits: of one data set.
         run: how.
-        names: of the factors.
+        design: the cells.
+        n_seeds: train each cell with so many seeds, from that of `parts` on: of learned layers, random
+            negatives and solvers.
 
     Raises:
-        ConfigError: as `design`.
         DataError: as `run_experiment`.
     """
-    cells = design(names, seed=parts.seed)
-    recipes = tuple(cell.recipe for cell in cells if cell.recipe is not None)
-    experiment = run_experiment(replace(parts, heads=recipes, choose=True), splits, run)
-    return analyse(cells, experiment)
+    seeds = tuple(range(parts.seed, parts.seed + n_seeds))
+    stages = Stages([*(f"seed {seed}" for seed in seeds), "closer look"])
+    room = CacheLimit(run.cache, run.cache_limit)
+    outcomes: dict[tuple[tuple[str, ...], int], Outcome] = {}
+    n_kept = 0
+    for seed in seeds:
+        seeded = replace(parts, seed=seed)
+        kept = Kept(run.cache, splits, seeded)
+        missing: list[Cell] = []
+        for cell in design.trained:
+            known = kept.read(cell.levels)
+            if known is None:
+                missing.append(cell)
+            else:
+                about, found = known
+                by_level = {BOXES.levels[level]: own for level, own in found.items()}
+                outcomes[cell.key, seed] = _measured(
+                    **about, found=by_level, test=splits.test, rule=parts.rule
+                )
+                n_kept += 1
+        old = len(design.trained) - len(missing)
+        words = f"{len(missing)} cells" + (f", {old} more are kept from before" if old else "")
+        with stages(f"seed {seed}", words):
+            for cell, outcome in _train(seeded, splits, run, design, missing, room):
+                about = {name: getattr(outcome, name) for name in ("settings", "tried", "train_s")}
+                by_name = {
+                    level: outcome.detections[boxed]
+                    for level, boxed in BOXES.levels.items()
+                    if boxed in outcome.detections
+                }
+                kept.write(cell.levels, about, by_name)
+                outcomes[cell.key, seed] = outcome
+    with stages("closer look", "probabilities and mistakes of three heads"):
+        looks = _look(parts, splits, run, design, outcomes, room)
+    room.hold(finished=True)
+    seconds = dict(stages.seconds)
+    return replace(analyse(parts, splits, design, seeds, outcomes, seconds), looks=looks, n_kept=n_kept)
 
 
-def analyse(cells: Sequence[Cell], experiment: Experiment) -> Study:
-    """Measure the cells of an experiment, and the effects of their factors.
+def _look(
+    parts: Parts,
+    splits: Splits,
+    run: Run,
+    design: Design,
+    outcomes: Mapping[tuple[tuple[str, ...], int], Outcome],
+    room: CacheLimit,
+) -> list[CloserLook]:
+    """Look closer at those of three heads that the design holds."""
+    cells = {
+        name: design.cells[key]
+        for name, levels in THREE.items()
+        if (key := tuple({**design.home, **levels}[factor] for factor in design.home)) in design.cells
+    }
+    if not cells:
+        return []
+    seeded = design.parts_of(next(iter(cells.values())), parts)
+    ready = prepare(seeded, splits, run, Stages(("proposals", "network", "features")), room)
+    learned = Layer().rows(ready.learn(ready.train))
+    for split in (ready.train, ready.val, ready.test):
+        learned.fill(split)
+    train, val, test = (learned.blocks(split) for split in (ready.train, ready.val, ready.test))
+    scalers = Scalers(train)
+    looks = []
+    for name, cell in cells.items():
+        recipe, tried = cell.head(parts.seed), outcomes[cell.key, parts.seed].tried
+        best = max(range(len(tried)), key=lambda i: float(tried[i]["val_map"]))
+        looks.append(
+            look_closer(
+                name,
+                recipe,
+                recipe.settings()[best],
+                train,
+                val,
+                test,
+                scalers.get(recipe.scaling),
+                _PLAIN,
+                parts.rule,
+                n_jobs=run.n_jobs,
+                seed=parts.seed,
+                n_resamples=parts.n_bootstrap,
+            )
+        )
+    return looks
 
-    Args:
-        cells: of the design; their recipes are heads of the experiment.
-        experiment: finished.
-    """
-    parts = experiment.parts
-    results = {name: result.evaluation for name, result in experiment.heads.items()}
-    found = paired_bootstrap(results, n_resamples=parts.n_bootstrap, seed=parts.seed, rule=parts.rule)
-    table: dict[tuple[str, ...], str] = {}
-    factors = [*next(iter(cells)).levels, BOXES.name]
-    for cell in cells:
-        if cell.recipe is not None:
-            for level, suffix in zip(BOXES.levels, ("", "+bbox"), strict=True):
-                if cell.recipe.name + suffix in results:  # whole images have no boxes to regress
-                    table[*cell.levels.values(), level] = cell.recipe.name + suffix
-    measured = {name: results[name].map(parts.rule) for name in results}
-    samples = {name: found.samples[name] - found.samples[name].mean() + measured[name] for name in results}
-    effects = [
-        _effect(factors, table, measured, samples, (at, *pair))
-        for at in range(len(factors))
-        for pair in itertools.combinations(_levels(table, at), 2)
-    ]
-    twofold = [
-        _effect(factors, table, measured, samples, (a, *first), (b, *second))
-        for a, b in itertools.combinations(range(len(factors)), 2)
-        for first in itertools.combinations(_levels(table, a), 2)
-        for second in itertools.combinations(_levels(table, b), 2)
-    ]
-    corrected = _holm([one for one in (*effects, *twofold) if one is not None])
-    n = sum(one is not None for one in effects)
-    values = {(name.removesuffix("+bbox"), name.endswith("+bbox")): found.mean[name] for name in results}
-    return Study(cells, experiment, values, corrected[:n], corrected[n:])
+
+def _train(
+    parts: Parts, splits: Splits, run: Run, design: Design, cells: Sequence[Cell], room: CacheLimit
+) -> Iterator[tuple[Cell, Outcome]]:
+    """Train cells, those of the same regions and rows one after the other."""
+    for _, same_regions in itertools.groupby(cells, key=lambda cell: cell.levels["proposals"]):
+        ready: dict[Any, _Rows] = {}
+        for layer_name, group in itertools.groupby(same_regions, key=lambda cell: cell.levels["layer"]):
+            own = list(group)
+            layer: Layer = design.factors["layer"].levels[layer_name]
+            if layer.learner not in ready:
+                seeded = design.parts_of(own[0], parts)
+                stages = Stages(("proposals", "network", "features"))
+                ready = {layer.learner: _Rows(prepare(seeded, splits, run, stages, room))}
+            rows = ready[layer.learner]
+            for cell in own:
+                yield cell, _outcome(rows.of(layer), cell.head(parts.seed))
+            room.hold()
 
 
-def _levels(table: Mapping[tuple[str, ...], str], at: int) -> list[str]:
-    return list(dict.fromkeys(levels[at] for levels in table))
+class _Rows:
+    """What cells of the same regions share: what was learned from train and from trainval."""
+
+    def __init__(self, ready: Prepared) -> None:
+        self._ready = ready
+        self._learned = (ready.learn(ready.train), ready.learn(ready.trainval))
+        self._bench: dict[Layer, _Bench] = {}
+
+    def of(self, layer: Layer) -> _Bench:
+        """Return what is ready to train heads on the rows of a layer."""
+        if layer not in self._bench:
+            self._bench = {layer: _Bench.of(self._ready, *map(layer.rows, self._learned))}
+        return self._bench[layer]
 
 
-def _effect(
-    factors: Sequence[str],
-    table: Mapping[tuple[str, ...], str],
-    measured: Mapping[str, float],
-    samples: Mapping[str, NDArray[np.float64]],
-    *contrasts: tuple[int, str, str],
-) -> Effect | None:
-    """Return the mean of a contrast, or how it differs between two levels of another; None without pairs."""
-    changes, resampled = [], []
-    for levels in table:
-        if any(levels[at] != first for at, first, _ in contrasts):
-            continue
-        signed = []
-        for swapped in itertools.product((False, True), repeat=len(contrasts)):
-            other = list(levels)
-            for (at, first, second), turn in zip(contrasts, swapped, strict=True):
-                other[at] = second if turn else first
-            signed.append((tuple(other), -1 if sum(swapped) % 2 else 1))
-        if all(key in table for key, _ in signed):
-            changes.append(sum(sign * measured[table[key]] for key, sign in signed))
-            resampled.append(np.sum([sign * samples[table[key]] for key, sign in signed], axis=0))
-    if not changes:
-        return None
-    value, spread = float(np.mean(changes)), np.mean(resampled, axis=0)
-    low, high = np.percentile(spread, [2.5, 97.5])
-    least = 1 / len(spread)
-    p = min(1.0, max(least, 2 * min(float((spread <= 0).mean()), float((spread >= 0).mean()))))
-    return Effect(
-        " x ".join(factors[at] for at, *_ in contrasts),
-        " and ".join(first for _, first, _ in contrasts),
-        " and ".join(second for *_, second in contrasts),
-        Interval(value, float(low), float(high)),
-        len(changes),
-        p,
-        p,
-        _DETECTABLE * float(spread.std()),
+@dataclass(frozen=True, eq=False)
+class _Bench:
+    """The rows of one layer, and what the heads on them share."""
+
+    ready: Prepared
+    train: StoredBlocks
+    val: StoredBlocks
+    trainval: StoredBlocks
+    test: StoredBlocks
+    scalers: tuple[Scalers, Scalers]
+    regressor: BoxRegressor | None
+
+    @classmethod
+    def of(cls, ready: Prepared, first: Representation, final: Representation) -> _Bench:
+        """Compute the rows, and fit ridge regression of boxes on them."""
+        for learned, splits in ((first, (ready.train, ready.val)), (final, (ready.trainval, ready.test))):
+            for split in splits:
+                learned.fill(split)
+        train, trainval, parts = first.blocks(ready.train), final.blocks(ready.trainval), ready.parts
+        scalers = (Scalers(train), Scalers(trainval))
+        regressor = None
+        if parts.boxes is not None:
+            ridge = BoxRegressor(min_iou=parts.boxes.min_iou, **parts.boxes.settled())
+            regressor = ridge.fit(trainval.scaled(scalers[1].get(parts.boxes.scaling)))
+        return cls(
+            ready, train, first.blocks(ready.val), trainval, final.blocks(ready.test), scalers, regressor
+        )
+
+
+def _outcome(bench: _Bench, recipe: HeadRecipe) -> Outcome:
+    """Choose a setting on val, train with it on trainval, detect in test without and with box regression."""
+    parts, n_jobs = bench.ready.parts, bench.ready.run.n_jobs
+    scaler, final_scaler = (scalers.get(recipe.scaling) for scalers in bench.scalers)
+    choice, _ = choose_head(recipe, bench.train, bench.val, scaler, _PLAIN, parts.rule, n_jobs=n_jobs)
+    with Meter() as meter:
+        (fitted,) = recipe.fit(bench.trainval.scaled(final_scaler), [choice.settings], n_jobs=n_jobs)
+    model, variants = Model(fitted.scorer, final_scaler), [Variant(_NOTHING, _PLAIN, with_boxes=False)]
+    if parts.boxes is not None:
+        box_scaler = bench.scalers[1].get(parts.boxes.scaling)
+        model = replace(model, regressor=bench.regressor, regressor_scaler=box_scaler)
+        variants.append(Variant(_NOTHING, PAPER, with_boxes=True))
+    chosen = Chosen(recipe, choice, variants[0], _NOTHING, variants[-1])
+    trained = Trained(chosen, model, meter.seconds, meter.peak_rss_mb, fitted.details)
+    runs = detect_all(trained, [bench.test], variants)
+    found = {variant.with_boxes: own.detections for variant, own in zip(variants, runs, strict=True)}
+    note(f"{recipe.name}: {choice.val_map:.1f} mAP on {bench.val.regions.dataset.split}")
+    return _measured(
+        recipe.shown(choice.settings),
+        [{"settings": recipe.shown(settings), "val_map": value} for settings, value in choice.tried],
+        meter.seconds,
+        found,
+        bench.test.regions.dataset,
+        parts.rule,
     )
 
 
-def _holm(effects: Sequence[Effect]) -> list[Effect]:
-    """Correct p values for their number: the smallest by all, the next by one fewer, never falling."""
-    order = sorted(range(len(effects)), key=lambda i: effects[i].p)
-    corrected, worst = list(effects), 0.0
-    for rank, i in enumerate(order):
-        worst = max(worst, min(1.0, effects[i].p * (len(effects) - rank)))
-        corrected[i] = replace(effects[i], p_holm=worst)
-    return corrected
+def _measured(
+    settings: Mapping[str, Any],
+    tried: Sequence[Mapping[str, Any]],
+    train_s: float,
+    found: Mapping[bool, list[Detections]],
+    test: Dataset,
+    rule: Rule,
+) -> Outcome:
+    truths = [sample.truth for sample in test]
+    evaluations = {boxed: evaluate_voc(own, truths, test.classes, rule=rule) for boxed, own in found.items()}
+    coco = {boxed: evaluate_coco(own, truths, test.classes).summary() for boxed, own in found.items()}
+    few = {boxed: {name: own[name] for name in ("AP", "AP50", "AP75")} for boxed, own in coco.items()}
+    return Outcome(settings, tried, train_s, found, evaluations, few)
+
+
+def analyse(
+    parts: Parts,
+    splits: Splits,
+    design: Design,
+    seeds: Sequence[int],
+    outcomes: Mapping[tuple[tuple[str, ...], int], Outcome],
+    seconds: Mapping[str, float],
+) -> Study:
+    """Measure the cells of a study, and the effects of its factors.
+
+    Args:
+        parts: of the experiment.
+        splits: the images.
+        design: of the study.
+        seeds: that the cells were trained with.
+        outcomes: by the key of a cell and seed.
+        seconds: wall clock by stage.
+    """
+    results = {
+        (*cell.key, level): [outcomes[cell.key, seed].evaluations[boxed] for seed in seeds]
+        for cell in design.trained
+        for level, boxed in BOXES.levels.items()
+        if boxed in outcomes[cell.key, seeds[0]].evaluations  # whole images have no boxes to regress
+    }
+    found = measure(results, n_resamples=parts.n_bootstrap, seed=parts.seed, rule=parts.rule)
+    effects: list[Effect] = []
+    twofold: list[Effect] = []
+    divided: dict[bool, Sequence[Share]] = {}
+    for plane in design.planes:
+        keys = plane.keys(design.home)
+        cells = {
+            (*own, level): found[*key, level]
+            for own, key in keys.items()
+            for level in BOXES.levels
+            if (*key, level) in found
+        }
+        table = Table((*plane.levels, BOXES.name), cells)
+        first = plane is design.planes[0]
+        effects += [
+            e for e in effects_of(table) if e.factor in plane.about or (first and e.factor == BOXES.name)
+        ]
+        twofold += [
+            e for e in interactions_of(table) if any(name in plane.about for name in e.factor.split(" x "))
+        ]
+        if set(SVM) <= set(plane.levels):
+            for level, boxed in BOXES.levels.items():
+                ends = [(*(end[name] for name in plane.levels), level) for end in (SVM, SOFTMAX)]
+                divided[boxed] = shares_of(table, *ends)
+    effects.sort(key=lambda e: e.factor == BOXES.name)
+    values = {
+        (cell.key, boxed): found[*cell.key, level]
+        for cell in design.trained
+        for level, boxed in BOXES.levels.items()
+        if (*cell.key, level) in found
+    }
+    return Study(
+        parts, splits, design, tuple(seeds), outcomes, values, holm(effects), holm(twofold), divided, seconds
+    )

@@ -20,7 +20,7 @@ from rcnn_svm.features.scaling import FeatureScaler
 from rcnn_svm.files import bytes_digest
 from rcnn_svm.structures import require_finite
 
-__all__ = ["FcLayers", "RowScaling"]
+__all__ = ["FcLayers", "HiddenLayer", "RowScaling"]
 
 RowScaling = Literal["none", "l2", "sqrt-l2"]
 _MAX_ROWS = 4096
@@ -84,6 +84,9 @@ class FcLayers:
         Raises:
             ShapeError: rows of another length.
         """
+        return self._hidden(features, len(self.weights))
+
+    def _hidden(self, features: NDArray[Any], depth: int) -> NDArray[np.float32]:
         if features.ndim != 2 or features.shape[1] != self.n_features_in:
             raise ShapeError(
                 f"FcLayers: features must have shape (R, {self.n_features_in}), got {features.shape}."
@@ -91,10 +94,10 @@ class FcLayers:
         from rcnn_svm.networks.products import linear_relu
 
         scale = FeatureScaler(self.scaling)
-        out = np.empty((len(features), self.n_features), np.float32)
+        out = np.empty((len(features), len(self.biases[depth - 1])), np.float32)
         for start in range(0, len(features), _MAX_ROWS):
             x = scale(features[start : start + _MAX_ROWS])
-            for weight, bias in zip(self.weights, self.biases, strict=True):
+            for weight, bias in zip(self.weights[:depth], self.biases, strict=False):
                 x = linear_relu(x, weight, bias)
             out[start : start + _MAX_ROWS] = x
         return out
@@ -163,3 +166,30 @@ class FcLayers:
         if not fits:
             raise CacheError("FcLayers: the saved arrays do not fit together. Train the layers again.")
         return whole
+
+
+@dataclass(frozen=True, eq=False)
+class HiddenLayer:
+    """What one of the layers gives, after its ReLU: a transform of rows as `FcLayers` is, cut short.
+
+    Attributes:
+        layers: trained.
+        depth: how many of them are run, 1 for fc6.
+    """
+
+    layers: FcLayers
+    depth: int
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """Identity; equal keys promise equal results."""
+        return {**self.layers.key, "depth": self.depth}
+
+    @property
+    def n_features(self) -> int:
+        """Length of the rows that it returns."""
+        return len(self.layers.biases[self.depth - 1])
+
+    def __call__(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return (R, H) float32 of (R, D) rows, as the layers were trained on."""
+        return self.layers._hidden(features, self.depth)

@@ -61,7 +61,7 @@ class _Features(ABC):
         self.device = device
         self.backbone = backbone.for_inference(device)
         ends = np.cumsum([0, *(backbone.n_features(tap) for tap in self.taps)]).tolist()
-        self._columns = dict(zip(self.taps, map(slice, ends[:-1], ends[1:]), strict=True))
+        self.columns = dict(zip(self.taps, map(slice, ends[:-1], ends[1:]), strict=True))
         self.n_features: int = ends[-1]
 
     @abstractmethod
@@ -86,7 +86,20 @@ class _Features(ABC):
     def compute(self, image: Image, boxes: Boxes) -> dict[str, NDArray[np.float32]]:
         """Return the taps of every region apart, by name, from one pass: name -> (R, D_tap) float32."""
         features = self(image, boxes)
-        return {str(tap): features[:, columns] for tap, columns in self._columns.items()}
+        return {str(tap): features[:, columns] for tap, columns in self.columns.items()}
+
+    @abstractmethod
+    def seen(self, tap: TapSpec, boxes: Boxes, size: tuple[int, int]) -> Boxes:
+        """Return the part of an image that a tap reads each region from, which may leave the image.
+
+        Args:
+            tap: one of `taps`; its cells divide the part evenly.
+            boxes: (R, 4).
+            size: (height, width) of the image.
+
+        Returns:
+            (R, 4) pixels.
+        """
 
     def _key(self, path: str, **settings: Any) -> dict[str, Any]:
         return {
@@ -106,7 +119,7 @@ class _Features(ABC):
         """Bring one layer's output onto the tap's grid and put it into its columns."""
         if value.ndim == 4 and tap.grid is not None and tuple(value.shape[2:]) != tap.grid:
             value = functional.adaptive_avg_pool2d(value, tap.grid)
-        out[rows, self._columns[tap]] = value.flatten(1).float().cpu().numpy()
+        out[rows, self.columns[tap]] = value.flatten(1).float().cpu().numpy()
 
 
 class WarpedFeatures(_Features):
@@ -156,6 +169,11 @@ class WarpedFeatures(_Features):
         if not self._on_cpu:
             return 256
         return max(self.backbone.batch_size, _CROPS_A_THREAD * torch.get_num_threads())
+
+    def seen(self, tap: TapSpec, boxes: Boxes, size: tuple[int, int]) -> Boxes:
+        """Return the windows, (R, 4), that the crops are cut from: the regions with their context."""
+        found = warp_geometry(boxes, size, self.crop_size, padding=self.padding, mode=self.mode)
+        return found.expanded.astype(np.float32)
 
     @property
     def key(self) -> dict[str, Any]:
@@ -256,6 +274,10 @@ class SharedFeatures(_Features):
         if self._region_taps:
             self._layers.add(self.backbone.entry)
 
+    def seen(self, tap: TapSpec, boxes: Boxes, size: tuple[int, int]) -> Boxes:
+        """Return the regions, (R, 4), widened as the tap widens them."""
+        return np.broadcast_to(seen_part(boxes, tap.widen, size), boxes.shape)
+
     @property
     def key(self) -> dict[str, Any]:
         """Identity of these features; the device does not belong to it."""
@@ -307,9 +329,7 @@ class SharedFeatures(_Features):
         for tap in self._map_taps:
             assert tap.grid is not None  # `resolve` filled it in
             regions = seen_part(boxes, tap.widen, size) * factor
-            out[rows, self._columns[tap]] = (
-                sources[tap.layer].pool(regions, tap.grid, _SAMPLING).cpu().numpy()
-            )
+            out[rows, self.columns[tap]] = sources[tap.layer].pool(regions, tap.grid, _SAMPLING).cpu().numpy()
         for factor_of_regions in dict.fromkeys(tap.widen for tap in self._region_taps):
             taps = [tap for tap in self._region_taps if tap.widen == factor_of_regions]
             parts = seen_part(boxes, factor_of_regions, size)

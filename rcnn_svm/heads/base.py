@@ -94,11 +94,14 @@ class Fitted:
         settings: what distinguishes it from others of its grid.
         scorer: the trained head.
         details: figures worth reporting, such as support vectors or passes over the features.
+        support: (S, 2) int64, image and row of the region that each support vector of `scorer` is; None
+            where it has none.
     """
 
     settings: Mapping[str, Any]
     scorer: Scorer
     details: Mapping[str, Any]
+    support: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,6 +198,11 @@ class DrawnBlocks:
     def truth(self, i: int) -> RegionTruth:
         """Return the description of the drawn regions of image `i`."""
         return self._blocks.truth(i).rows(self._rows[i])
+
+    def among_all(self, keys: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return (n, 2) images and rows of drawn regions as images and rows among all regions."""
+        rows = [self._rows[i][row] for i, row in keys.tolist()]
+        return np.stack([keys[:, 0], np.array(rows, np.int64)], axis=1)
 
 
 def read_features(blocks: RegionBlocks, i: int, rows: Rows = ALL) -> NDArray[np.float32]:
@@ -313,7 +321,12 @@ class HeadBase(Trainable):
         """
         for setting in settings:
             self.set_params(**setting).fit(blocks)
-            yield Fitted(setting, self.scorer_, self.details_)
+            yield Fitted(setting, self.scorer_, self.details_, self.support_)
+
+    @property
+    def support_(self) -> NDArray[np.int64] | None:
+        """(S, 2) int64, image and row of the region that each support vector is; None where there is none."""
+        return None
 
     @property
     def scorer_(self) -> Scorer:

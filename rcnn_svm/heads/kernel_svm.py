@@ -106,13 +106,20 @@ class _KernelHead(HeadBase):
 
     def _hard_rows(
         self, source: BlocksSource, blocks: RegionBlocks, max_rows: int
-    ) -> tuple[NDArray[np.float32], NDArray[np.int8]]:
-        """Return features (n, D) and labels (n, K) of the hardest regions."""
+    ) -> tuple[Keys, NDArray[np.float32], NDArray[np.int8]]:
+        """Return the hardest regions, their features (n, D) and labels (n, K)."""
         miner = self.miner
         if miner is None:
             miner = LinearSVMHead(C=0.1, loss="squared_hinge", rule=self.rule, tol=1e-2).fit(blocks)
         keys = hardest_regions(source, miner.decision_function, max_rows)
-        return gather_rows(source, keys)
+        return keys, *gather_rows(source, keys)
+
+    @property
+    def support_(self) -> Keys:
+        """(S, 2) int64, image and row of the training region that each support vector is."""
+        return self._support
+
+    _support: Keys
 
     def _check_kernel(self, kernels: Sequence[Kernel], Cs: Sequence[float]) -> None:
         where = type(self).__name__
@@ -215,7 +222,7 @@ class KernelSVMHead(_KernelHead):
         if self.solver not in ("smo", "libsvm"):
             raise ConfigError(f"KernelSVMHead: solver must be one of smo, libsvm, got {self.solver!r}.")
         self._start(blocks)
-        features, labels = self._hard_rows(BlocksSource(blocks, self.rule), blocks, self.max_rows)
+        keys, features, labels = self._hard_rows(BlocksSource(blocks, self.rule), blocks, self.max_rows)
         self.n_rows_ = len(features)
         matrices = _Matrices(features, [fitted(setting["kernel"], features) for setting in grid])
         alpha, before = np.zeros(labels.T.shape), grid[0]  # (K, n)
@@ -226,9 +233,9 @@ class KernelSVMHead(_KernelHead):
             rising = i > 0 and setting["kernel"] is before["kernel"] and before["C"] <= C
             alpha = alpha * (C / before["C"]) if rising else np.zeros(labels.T.shape)
             intercept = self._train(matrices, i, features, labels, alpha, C)
-            self._take(features, labels, alpha, intercept)
+            self._take(keys, features, labels, alpha, intercept)
             before = setting
-            yield Fitted(settings[i], self.scorer_, self.details_)
+            yield Fitted(settings[i], self.scorer_, self.details_, self.support_)
 
     @property
     def details_(self) -> dict[str, Any]:
@@ -282,6 +289,7 @@ class KernelSVMHead(_KernelHead):
 
     def _take(
         self,
+        keys: Keys,
         features: NDArray[np.float32],
         labels: NDArray[np.int8],
         alpha: NDArray[np.float64],
@@ -290,6 +298,7 @@ class KernelSVMHead(_KernelHead):
         dual = (alpha * labels.T).astype(np.float32)
         support = np.flatnonzero((dual != 0).any(axis=0))
         self.n_support_ = (dual != 0).sum(axis=1)
+        self._support = keys[support]
         self._scorer: KernelScorer = KernelScorer(
             features[support], dual[:, support], intercept.astype(np.float32), self.kernel_
         )
@@ -393,10 +402,10 @@ class NystroemSVMHead(_KernelHead):
         self._start(blocks)
         source = BlocksSource(blocks, self.rule)
         n_positives = sum(int((source.labels(i) > 0).any(axis=1).sum()) for i in range(len(source)))
-        candidates, _ = self._hard_rows(source, blocks, n_positives + 10 * self.n_landmarks)
+        keys, candidates, _ = self._hard_rows(source, blocks, n_positives + 10 * self.n_landmarks)
         rng = np.random.default_rng(self.random_state)
-        drawn = rng.permutation(len(candidates))[: self.n_landmarks]
-        landmarks = candidates[np.sort(drawn)]
+        drawn = np.sort(rng.permutation(len(candidates))[: self.n_landmarks])
+        landmarks, self._support = candidates[drawn], keys[drawn]
         self.kernel_ = fitted(self.kernel, candidates)
         kernel = gram(self.kernel_, landmarks).astype(np.float64)
         values, vectors = np.linalg.eigh(kernel)

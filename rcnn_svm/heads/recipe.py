@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rcnn_svm.errors import ConfigError
@@ -79,9 +79,13 @@ class HeadRecipe:
         head = self.head.clone()
         if "n_jobs" in head.get_params():
             head.set_params(n_jobs=n_jobs)
-        if self.random_negatives is not None:
-            blocks = DrawnBlocks(blocks, self.random_negatives, seed=self.seed)
-        return head.fit_grid(blocks, settings)
+        if self.random_negatives is None:
+            yield from head.fit_grid(blocks, settings)
+            return
+        drawn = DrawnBlocks(blocks, self.random_negatives, seed=self.seed)
+        for fitted in head.fit_grid(drawn, settings):
+            own = fitted.support
+            yield fitted if own is None else replace(fitted, support=drawn.among_all(own))
 
     @staticmethod
     def shown(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -194,6 +194,19 @@ class KernelScorer:
         scores += self.intercept
         return scores
 
+    def terms(self, features: NDArray[np.floating], label: int) -> NDArray[np.float64]:
+        """Return (R, S) what each support vector adds to the score of a class, the intercept left out.
+
+        Args:
+            features: (R, D).
+            label: the class, in 0 .. K-1.
+        """
+        check_features("KernelScorer", features, self.n_features)
+        against = self._against  # type: ignore[attr-defined]
+        terms: NDArray[np.float64] = against(np.asarray(features, np.float32)).astype(np.float64)
+        terms *= self.dual_coef[label]
+        return terms
+
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """Return the arrays by name, those settings of one of our kernels among them."""
         arrays = {"support": self.support, "dual_coef": self.dual_coef, "intercept": self.intercept}

@@ -1,4 +1,4 @@
-"""Multinomial logistic regression with a background class: the softmax refitted on frozen features."""
+"""Logistic regression on frozen features: the softmax with a background class, and one against the rest."""
 
 from __future__ import annotations
 
@@ -11,43 +11,27 @@ from numpy.typing import NDArray
 
 from rcnn_svm.errors import ConfigError, DataError
 from rcnn_svm.heads.assign import FINETUNE_RULE, LabelRule
-from rcnn_svm.heads.base import Fitted, HeadBase, RegionBlocks, read_features, require_positive
-from rcnn_svm.heads.scorers import SoftmaxScorer
+from rcnn_svm.heads.base import Fitted, HeadBase, RegionBlocks, Scorer, read_features, require_positive
+from rcnn_svm.heads.scorers import LinearScorer, SoftmaxScorer
 
-__all__ = ["NetworkSoftmaxHead", "SoftmaxHead"]
+__all__ = ["LogisticHead", "NetworkSoftmaxHead", "SoftmaxHead"]
 
 _MEMORY = 10  # pairs of steps that L-BFGS remembers
 _ARMIJO = 1e-4
 
-Batch = tuple[NDArray[np.float32], NDArray[np.int64], float]
-"""(R, D) features, (R,) labels 0 .. K, and the weight that every one of these rows stands for."""
+Labels = NDArray[Any]
+"""Of a softmax (R,) classes 0 .. K, K the background, -1 ignored; one against the rest (R, K) +1, -1 or 0."""
+
+Batch = tuple[NDArray[np.float32], Labels, float]
+"""(R, D) features, their labels, and the weight that every one of these rows stands for."""
+
+Derivatives = tuple[NDArray[np.float64], NDArray[np.float64], float]
 
 
-class SoftmaxHead(HeadBase):
-    """Softmax over K classes and background, trained on every labelled region.
+class _SmoothHead(HeadBase):
+    """A linear head with a smooth loss, trained on every labelled region.
 
-    Minimises `1/2 |W|^2 + C * sum_i -log p(y_i | x_i)` over all rows that the rule labels; the
-    intercepts are free. A first solution on a sample that fits into memory (all positives, a
-    seeded draw of background) gives start and preconditioner; L-BFGS over full passes follows.
-
-    Attributes:
-        coef_: (K + 1, D) float32, background last.
-        intercept_: (K + 1,) float32.
-        gradient_norm_: largest absolute entry of the full gradient at the end, relative to that
-            at zero.
-        objective_: at the end, over all rows.
-        n_passes_: passes over the features.
-
-    Args:
-        C: cost of a region; the inverse of the ridge penalty, as in scikit-learn.
-        rule: positives, background and ignored regions.
-        tol: `gradient_norm_` to reach.
-        max_passes: passes over the features before giving up on it.
-        max_bytes: bound of the sample in memory.
-        random_state: seed of the sample.
-
-    References:
-        Nocedal and Wright, Numerical Optimization, 2nd edition, section 7.2 (L-BFGS).
+    A subclass says what the labels are and what the loss is; see there for all else.
     """
 
     def __init__(
@@ -78,26 +62,26 @@ class SoftmaxHead(HeadBase):
         self.fit_path(blocks, [self.C])
         return self
 
-    def fit_path(self, blocks: RegionBlocks, Cs: list[float]) -> list[SoftmaxScorer]:
+    def fit_path(self, blocks: RegionBlocks, Cs: list[float]) -> list[Scorer]:
         """Train at every C, as `fit` would, with one sample for all; the head is left at the last.
 
         Raises:
             ConfigError: a parameter out of range.
             DataError: as `fit`.
         """
-        require_positive("SoftmaxHead", {"tol": self.tol, "max_passes": self.max_passes})
-        require_positive("SoftmaxHead", {"max_bytes": self.max_bytes})
+        own = {"tol": self.tol, "max_passes": self.max_passes, "max_bytes": self.max_bytes}
+        require_positive(type(self).__name__, own)
         for C in Cs:
-            require_positive("SoftmaxHead", {"C": C})
+            require_positive(type(self).__name__, {"C": C})
         self._start(blocks)
         labels = self._labels(blocks)
         sample = self._sample(blocks, labels)
         whole = len(sample) == 1
-        path = []
+        path: list[Scorer] = []
         for C in Cs:
             # Not from the C before: its gradient can be within the tolerance of the next C as it is.
-            weights = np.zeros((len(self.classes_) + 1, self.n_features_in_ + 1))
-            objective = _Objective(C, weights.shape, lambda: iter(sample))
+            weights = np.zeros((self._n_outputs, self.n_features_in_ + 1))
+            objective = _Objective(self._loss, C, weights.shape, lambda: iter(sample))
             scale = float(np.abs(objective.gradient_at_zero()).max())
             limit = self.max_passes if whole else 200  # over the sample, which is in memory
             weights, value, gradient, _ = _minimise(
@@ -105,7 +89,7 @@ class SoftmaxHead(HeadBase):
             )
             if not whole:
                 precondition = objective.preconditioner(weights)
-                objective = _Objective(C, weights.shape, lambda: _all_rows(blocks, labels))
+                objective = _Objective(self._loss, C, weights.shape, lambda: self._all_rows(blocks, labels))
                 weights, value, gradient, _ = _minimise(
                     objective, weights, precondition, self.tol * scale, self.max_passes
                 )
@@ -113,20 +97,15 @@ class SoftmaxHead(HeadBase):
             self.objective_, self.n_passes_ = value, objective.n_passes
             if self.gradient_norm_ > self.tol:
                 warnings.warn(
-                    f"SoftmaxHead: the gradient is {self.gradient_norm_:.1e} of that at zero after "
+                    f"{type(self).__name__}: the gradient is {self.gradient_norm_:.1e} of that at zero after "
                     f"{objective.n_passes} passes, above tol={self.tol}. Raise max_passes, or lower C.",
                     stacklevel=2,
                 )
             self.coef_ = weights[:, :-1].astype(np.float32)
             self.intercept_ = weights[:, -1].astype(np.float32)
-            self._scorer = SoftmaxScorer(self.coef_, self.intercept_)
+            self._scorer = self._scorer_of(self.coef_, self.intercept_)
             path.append(self._scorer)
         return path
-
-    @property
-    def about(self) -> dict[str, Any]:
-        """A softmax."""
-        return {"family": "softmax", "kernel": None}
 
     def fit_grid(self, blocks: RegionBlocks, settings: Sequence[Mapping[str, Any]]) -> Iterator[Fitted]:
         """Train with each of several settings, in order; costs share one sample."""
@@ -137,42 +116,52 @@ class SoftmaxHead(HeadBase):
         for setting, scorer in zip(settings, path, strict=True):
             yield Fitted(setting, scorer, {})
 
-    def _labels(self, blocks: RegionBlocks) -> list[NDArray[np.int64]]:
-        labels = [self.rule.multiclass(blocks.truth(i)) for i in range(len(blocks))]
-        names = (*self.classes_, "background")
-        counts = sum(np.bincount(part[part >= 0], minlength=len(names)) for part in labels)
-        missing = [name for name, count in zip(names, np.atleast_1d(counts), strict=True) if count == 0]
-        if all(len(part) == 1 for part in labels):  # whole images have no background
-            missing = [name for name in missing if name != "background"]
+    def _loss(self, outputs: NDArray[np.floating], labels: Labels) -> Derivatives:
+        """Return the gradient and the curvature, (R, M) each, and the summed loss of (R, M) outputs."""
+        raise NotImplementedError
+
+    @property
+    def _n_outputs(self) -> int:
+        raise NotImplementedError
+
+    def _scorer_of(self, coef: NDArray[np.float32], intercept: NDArray[np.float32]) -> Scorer:
+        raise NotImplementedError
+
+    def _labels(self, blocks: RegionBlocks) -> list[Labels]:
+        """Return the labels of every block; refuse a class, or the background, without a region."""
+        raise NotImplementedError
+
+    def _kinds(self, labels: Labels) -> NDArray[np.int64]:
+        """Return (R,) 1 for positives, 0 for background, -1 for rows without a label."""
+        raise NotImplementedError
+
+    def _require(self, counts: Mapping[str, int], n_images: int) -> None:
+        missing = [name for name, count in counts.items() if count == 0]
         if missing:
             raise DataError(
-                f"SoftmaxHead: every class needs a region, got none for {', '.join(missing)} in "
-                f"{len(blocks)} images. Leave the class out, or label some of it."
+                f"{type(self).__name__}: every class needs a region, got none for {', '.join(missing)} in "
+                f"{n_images} images. Leave the class out, or label some of it."
             )
-        return labels
 
-    def _sample(self, blocks: RegionBlocks, labels: list[NDArray[np.int64]]) -> list[Batch]:
+    def _sample(self, blocks: RegionBlocks, labels: list[Labels]) -> list[Batch]:
         """Return all rows where they fit into memory, else all positives and a draw of background."""
-        background = len(self.classes_)
-        n_all = sum(int((part >= 0).sum()) for part in labels)
-        n_positive = sum(int(((part >= 0) & (part < background)).sum()) for part in labels)
+        kinds = [self._kinds(part) for part in labels]
+        n_positive, n_background = (sum(int((own == kind).sum()) for own in kinds) for kind in (1, 0))
+        n_all = n_positive + n_background
         capacity = int(self.max_bytes // (4 * self.n_features_in_))
         rng = np.random.default_rng(self.random_state)
-        share = 1.0 if n_all <= capacity else max(0.0, capacity - n_positive) / max(1, n_all - n_positive)
+        share = 1.0 if n_all <= capacity else max(0.0, capacity - n_positive) / max(1, n_background)
         positive_share = 1.0 if n_positive <= capacity else capacity / 2 / n_positive
         if positive_share < 1:
-            share = capacity / 2 / max(1, n_all - n_positive)
-        chosen: dict[bool, tuple[list[NDArray[np.float32]], list[NDArray[np.int64]]]] = {
-            True: ([], []),
-            False: ([], []),
-        }
-        for i, part in enumerate(labels):
+            share = capacity / 2 / max(1, n_background)
+        chosen: dict[bool, tuple[list[NDArray[np.float32]], list[Labels]]] = {True: ([], []), False: ([], [])}
+        for i, (part, own_kinds) in enumerate(zip(labels, kinds, strict=True)):
             draw = rng.random(len(part))
-            is_positive = (part >= 0) & (part < background)
-            take = np.where(is_positive, draw < positive_share, (part == background) & (draw < share))
+            take = np.where(own_kinds == 1, draw < positive_share, (own_kinds == 0) & (draw < share))
             rows = np.flatnonzero(take)
             features = read_features(blocks, i, rows)
-            for kind, own in ((True, is_positive[rows]), (False, ~is_positive[rows])):
+            is_positive = own_kinds[rows] == 1
+            for kind, own in ((True, is_positive), (False, ~is_positive)):
                 chosen[kind][0].append(features[own])
                 chosen[kind][1].append(part[rows][own])
         positives, backgrounds = (
@@ -183,6 +172,12 @@ class SoftmaxHead(HeadBase):
             return [(joined, np.concatenate([positives[1], backgrounds[1]]), 1.0)]
         return [(*positives, 1 / positive_share), (*backgrounds, 1 / share)]
 
+    def _all_rows(self, blocks: RegionBlocks, labels: list[Labels]) -> Iterator[Batch]:
+        for i, part in enumerate(labels):
+            rows = np.flatnonzero(self._kinds(part) >= 0)
+            if len(rows):
+                yield read_features(blocks, i, rows), part[rows], 1.0
+
     coef_: NDArray[np.float32]
     intercept_: NDArray[np.float32]
     gradient_norm_: float
@@ -190,17 +185,123 @@ class SoftmaxHead(HeadBase):
     n_passes_: int
 
 
-def _all_rows(blocks: RegionBlocks, labels: list[NDArray[np.int64]]) -> Iterator[Batch]:
-    for i, part in enumerate(labels):
-        rows = np.flatnonzero(part >= 0)
-        if len(rows):
-            yield read_features(blocks, i, rows), part[rows], 1.0
+class SoftmaxHead(_SmoothHead):
+    """Softmax over K classes and background: the last layer of a network, refitted on its features.
+
+    Minimises `1/2 |W|^2 + C * sum_i -log p(y_i | x_i)` over all rows that the rule labels; the
+    intercepts are free. A first solution on a sample that fits into memory (all positives, a
+    seeded draw of background) gives start and preconditioner; L-BFGS over full passes follows.
+
+    Attributes:
+        coef_: (K + 1, D) float32, background last.
+        intercept_: (K + 1,) float32.
+        gradient_norm_: largest absolute entry of the full gradient at the end, relative to that
+            at zero.
+        objective_: at the end, over all rows.
+        n_passes_: passes over the features.
+
+    Args:
+        C: cost of a region; the inverse of the ridge penalty, as in scikit-learn.
+        rule: positives, background and ignored regions.
+        tol: `gradient_norm_` to reach.
+        max_passes: passes over the features before giving up on it.
+        max_bytes: bound of the sample in memory.
+        random_state: seed of the sample.
+
+    References:
+        Nocedal and Wright, Numerical Optimization, 2nd edition, section 7.2 (L-BFGS).
+    """
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """A softmax."""
+        return {"family": "softmax", "kernel": None}
+
+    def _loss(self, outputs: NDArray[np.floating], labels: Labels) -> Derivatives:
+        z = outputs.astype(np.float64)
+        z -= z.max(axis=1, keepdims=True)
+        rows = np.arange(len(labels))
+        own = z[rows, labels].copy()
+        np.exp(z, out=z)
+        total = z.sum(axis=1, keepdims=True)
+        z /= total
+        curvature = z * (1 - z)
+        z[rows, labels] -= 1
+        return z, curvature, float((np.log(total[:, 0]) - own).sum())
+
+    @property
+    def _n_outputs(self) -> int:
+        return len(self.classes_) + 1
+
+    def _scorer_of(self, coef: NDArray[np.float32], intercept: NDArray[np.float32]) -> Scorer:
+        return SoftmaxScorer(coef, intercept)
+
+    def _labels(self, blocks: RegionBlocks) -> list[Labels]:
+        labels: list[Labels] = [self.rule.multiclass(blocks.truth(i)) for i in range(len(blocks))]
+        names = (*self.classes_, "background")
+        counts = sum(np.bincount(part[part >= 0], minlength=len(names)) for part in labels)
+        needed = dict(zip(names, np.atleast_1d(counts), strict=True))
+        if all(len(part) == 1 for part in labels):  # whole images have no background
+            del needed["background"]
+        self._require(needed, len(blocks))
+        return labels
+
+    def _kinds(self, labels: Labels) -> NDArray[np.int64]:
+        return np.where(labels < 0, -1, (labels < len(self.classes_)).astype(np.int64))
+
+
+class LogisticHead(_SmoothHead):
+    """Logistic regression of each class against the rest, with the labels that an SVM would have.
+
+    What an SVM is but for its loss: where that has the hinge, `-log p`. Minimises
+    `1/2 |w|^2 + C * sum_i log(1 + exp(-y_i (w x_i + b)))` for each class. Arguments and attributes are those
+    of `SoftmaxHead`, with K outputs.
+    """
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """Neither an SVM nor a softmax."""
+        return {"family": "other", "kernel": None}
+
+    def _loss(self, outputs: NDArray[np.floating], labels: Labels) -> Derivatives:
+        from scipy.special import expit
+
+        y = labels.astype(np.float64)
+        z = -y * outputs
+        loss = np.where(labels != 0, np.logaddexp(0, z), 0.0)
+        wrong = np.abs(y) * expit(z)  # the probability of the other label
+        return -y * wrong, wrong * (1 - wrong), float(loss.sum())
+
+    @property
+    def _n_outputs(self) -> int:
+        return len(self.classes_)
+
+    def _scorer_of(self, coef: NDArray[np.float32], intercept: NDArray[np.float32]) -> Scorer:
+        return LinearScorer(coef, intercept)
+
+    def _labels(self, blocks: RegionBlocks) -> list[Labels]:
+        labels: list[Labels] = [self.rule.per_class(blocks.truth(i)) for i in range(len(blocks))]
+        positive = sum((part == 1).sum(axis=0) for part in labels)
+        negative = sum((part == -1).sum(axis=0) for part in labels)
+        counts = dict(zip(self.classes_, np.minimum(positive, 1) * np.atleast_1d(negative), strict=True))
+        self._require(counts, len(blocks))
+        return labels
+
+    def _kinds(self, labels: Labels) -> NDArray[np.int64]:
+        return np.where((labels == 1).any(axis=1), 1, np.where((labels == -1).any(axis=1), 0, -1))
 
 
 class _Objective:
-    """The penalised log-loss over batches; matrices are (K + 1, D + 1), intercepts last."""
+    """The penalised loss over batches; matrices are (M, D + 1), intercepts last."""
 
-    def __init__(self, C: float, shape: tuple[int, int], batches: Callable[[], Iterator[Batch]]) -> None:
+    def __init__(
+        self,
+        loss: Callable[[NDArray[np.floating], Labels], Derivatives],
+        C: float,
+        shape: tuple[int, int],
+        batches: Callable[[], Iterator[Batch]],
+    ) -> None:
+        self._loss = loss
         self._C = C
         self._shape = shape
         self._batches = batches
@@ -214,7 +315,7 @@ class _Objective:
         gradient[:, -1] = 0
         coef, intercept = weights[:, :-1].astype(np.float32), weights[:, -1]
         for features, labels, weight in self._slabs():
-            residual, log_loss = _residual(features @ coef.T + intercept, labels)
+            residual, _, log_loss = self._loss(features @ coef.T + intercept, labels)
             value += self._C * weight * log_loss
             gradient[:, :-1] += self._C * weight * (residual.T.astype(np.float32) @ features)
             gradient[:, -1] += self._C * weight * residual.sum(axis=0)
@@ -235,10 +336,8 @@ class _Objective:
         hessian = np.zeros((n, n))
         coef, intercept = weights[:, :-1].astype(np.float32), weights[:, -1]
         for features, labels, weight in self._slabs():
-            residual, _ = _residual(features @ coef.T + intercept, labels)
-            residual[np.arange(len(labels)), labels] += 1  # probabilities
-            curvature = (residual * (1 - residual)).mean(axis=1)
-            scaled = np.sqrt(self._C * weight * curvature).astype(np.float32)
+            _, curvature, _ = self._loss(features @ coef.T + intercept, labels)
+            scaled = np.sqrt(self._C * weight * curvature.mean(axis=1)).astype(np.float32)
             x = np.concatenate([features * scaled[:, None], scaled[:, None]], axis=1)
             hessian += x.T @ x
         hessian[np.arange(n - 1), np.arange(n - 1)] += 1
@@ -251,19 +350,6 @@ class _Objective:
         for features, labels, weight in self._batches():
             for start in range(0, len(labels), 4096):
                 yield features[start : start + 4096], labels[start : start + 4096], weight
-
-
-def _residual(logits: NDArray[np.floating], labels: NDArray[np.int64]) -> tuple[NDArray[np.float64], float]:
-    """Return (R, K + 1) probabilities minus the one-hot labels, and the summed log-loss."""
-    z = logits.astype(np.float64)
-    z -= z.max(axis=1, keepdims=True)
-    rows = np.arange(len(labels))
-    own = z[rows, labels].copy()
-    np.exp(z, out=z)
-    total = z.sum(axis=1, keepdims=True)
-    z /= total
-    z[rows, labels] -= 1
-    return z, float((np.log(total[:, 0]) - own).sum())
 
 
 def _minimise(

@@ -56,7 +56,7 @@ from rcnn_svm.report.tables import (
 )
 from rcnn_svm.structures import Dataset, Detections, Image
 
-__all__ = ["write_html_report"]
+__all__ = ["environment", "inline", "write_html_report"]
 
 _PICTURE, _CROP = 480, 240  # pixels, longer side: sharp at twice the density of the page's columns
 _MIN_PRECISION = 0.5
@@ -110,7 +110,7 @@ def write_html_report(
     settings = {"Resolved configuration": dict(config or {}), "Settings of each head": details}
     pictures = None if dataset.whole else _Pictures(metrics, evals, detections, dataset)
     path = folder / "report.html"
-    template = _environment(names).get_template("report.html.jinja")
+    template = _with_filters(names).get_template("report.html.jinja")
     text = template.render(
         metrics=metrics,
         heads=heads,
@@ -180,12 +180,17 @@ def _require_results_of_all(
             )
 
 
-def _environment(names: Sequence[str]) -> Environment:
+def environment() -> Environment:
     """Return the template engine: all text is escaped, a name that is not there is an error."""
     loader = PackageLoader("rcnn_svm.report", "")
-    made = Environment(
+    return Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+
+
+def _with_filters(names: Sequence[str]) -> Environment:
+    """Return the template engine with what the page about heads of these names writes."""
+    made = environment()
     longest_first = sorted(names, key=len, reverse=True)
     known = re.compile(f"({'|'.join(map(re.escape, longest_first))})")
     made.filters["split_names"] = known.split  # every second part is the name of a head
@@ -216,7 +221,7 @@ def _charts(
         figures["errors"] = error_type_figure(errors)
     if is_classified(metrics):
         figures["confusion"] = confusion_figure(metrics, ranked_heads(metrics)[0])
-    return {name: _inline("svg+xml", svg(figure)) for name, figure in figures.items()}
+    return {name: inline("svg+xml", svg(figure)) for name, figure in figures.items()}
 
 
 def _mistaken(detections: Sequence[Detections], dataset: Dataset) -> list[dict[str, Any]]:
@@ -425,8 +430,9 @@ def _photograph(pixels: Image) -> dict[str, Any]:
     stream = io.BytesIO()
     PillowImage.fromarray(pixels).save(stream, format="JPEG", quality=84, optimize=True)
     height, width = pixels.shape[:2]
-    return {"src": _inline("jpeg", stream.getvalue()), "width": width, "height": height}
+    return {"src": inline("jpeg", stream.getvalue()), "width": width, "height": height}
 
 
-def _inline(kind: str, data: bytes) -> str:
+def inline(kind: str, data: bytes) -> str:
+    """Return the address of an image that holds it, such as of kind `svg+xml`."""
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"

@@ -12,6 +12,8 @@ PURPLE = "#9e4a8c"
 
 HEADS = {"linear-svm": BLUE, "rbf-svm": VERMILION, "softmax-refit": GREEN, "softmax-finetuned": PURPLE}
 """Of the heads that have a name; others take `MORE_HEADS` in turn."""
+THREE_HEADS = {"linear SVM": BLUE, "RBF SVM": VERMILION, "softmax": GREEN}
+"""Of the heads of a study that are looked at closer."""
 MORE_HEADS = ("#b8860b", "#3b9fd4", "#5a5a5a", "#a23b3b", "#5b6abf", "#4f7f2f")
 
 FOUND, FALSE, MISSED, LEFT_OUT = GREEN, VERMILION, YELLOW, GREY

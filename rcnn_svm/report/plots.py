@@ -23,18 +23,21 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = [
+    "WIDTH",
     "class_ap_figure",
     "confusion_figure",
     "error_type_figure",
+    "grid",
     "head_colours",
     "headline_figure",
+    "legend",
     "precision_recall_figure",
     "score_figure",
     "style",
     "svg",
 ]
 
-_WIDTH = 11.1  # inches: the text column of the page at 96 pixels per inch
+WIDTH = 11.1  # inches: the text column of the page at 96 pixels per inch
 
 
 _MOST_COUNTED = 24  # classes of a confusion matrix whose cells show numbers
@@ -70,7 +73,7 @@ def headline_figure(metrics: Mapping[str, Any]) -> Figure:
     names = ranked_heads(metrics)[::-1]
     colours = head_colours(metrics["heads"])
     with style():
-        figure, ((axes,),) = _grid(1, 1, (_WIDTH, 0.44 * len(names) + 1.0))
+        figure, ((axes,),) = grid(1, 1, (WIDTH, 0.44 * len(names) + 1.0))
         for y, name in enumerate(names):
             value = heads[name][measure] or 0.0
             axes.barh(y, value, color=colours[name], height=0.66)
@@ -96,7 +99,7 @@ def class_ap_figure(evals: Mapping[str, EvalResult], heads: Mapping[str, Any]) -
     present = np.flatnonzero(~np.isnan(ap).any(axis=0))
     order = present[np.argsort(ap[:, present].mean(axis=0), kind="stable")]
     with style():
-        figure, ((axes,),) = _grid(1, 1, (_WIDTH, 0.34 * len(order) + 1.5))
+        figure, ((axes,),) = grid(1, 1, (WIDTH, 0.34 * len(order) + 1.5))
         for y, k in enumerate(order):
             axes.plot([ap[:, k].min(), ap[:, k].max()], [y, y], color=palette.FAINT, linewidth=6, zorder=1)
         for i, name in enumerate(names):
@@ -116,7 +119,7 @@ def class_ap_figure(evals: Mapping[str, EvalResult], heads: Mapping[str, Any]) -
         axes.set_xlim(0, 100)
         axes.set_xlabel("AP in percent")
         axes.grid(axis="y", visible=False)
-        _legend(figure, axes)
+        legend(figure, axes)
     return figure
 
 
@@ -126,9 +129,9 @@ def confusion_figure(metrics: Mapping[str, Any], name: str) -> Figure:
     classes, counts = list(head["ap"]), np.array(head["classification"]["confusion"], np.float64)
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     n = len(classes)
-    side = min(_WIDTH, 0.55 * n + 3.0)
+    side = min(WIDTH, 0.55 * n + 3.0)
     with style():
-        figure, ((axes,),) = _grid(1, 1, (side + 1.0, side))
+        figure, ((axes,),) = grid(1, 1, (side + 1.0, side))
         axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
         axes.set_xticks(range(n), classes, rotation=90 if n > 8 else 30, ha="center", parse_math=False)
         axes.set_yticks(range(n), classes, parse_math=False)
@@ -150,10 +153,10 @@ def precision_recall_figure(evals: Mapping[str, EvalResult], heads: Mapping[str,
     shown = np.flatnonzero(first.n_positives > 0)
     n_columns = min(4, max(1, len(shown)))
     n_rows = max(1, -(-len(shown) // n_columns))
-    width = _WIDTH if n_columns > 1 else 5.6
+    width = WIDTH if n_columns > 1 else 5.6
     with style():
-        figure, grid = _grid(n_rows, n_columns, (width, width / n_columns * n_rows + 0.9))
-        cells = [axes for row in grid for axes in row]
+        figure, cells_of = grid(n_rows, n_columns, (width, width / n_columns * n_rows + 0.9))
+        cells = [axes for row in cells_of for axes in row]
         for axes, k in zip(cells, shown, strict=False):
             for name in names:
                 recall, precision = _envelope(evals[name], int(k))
@@ -173,12 +176,12 @@ def precision_recall_figure(evals: Mapping[str, EvalResult], heads: Mapping[str,
             axes.set_title(title, fontsize=12, loc="left", parse_math=False)
         for axes in cells[len(shown) :]:
             axes.set_visible(False)
-        for row in grid:
+        for row in cells_of:
             row[0].set_ylabel("precision")
         for axes in cells[max(0, len(shown) - n_columns) : len(shown)]:
             axes.set_xlabel("recall")
         if len(shown):
-            _legend(figure, cells[0])
+            legend(figure, cells[0])
     return figure
 
 
@@ -189,7 +192,7 @@ def error_type_figure(errors: Mapping[str, FalsePositives]) -> Figure:
     counts = np.array([[errors[n].n_correct.sum(), *errors[n].counts.sum(axis=0)] for n in names], np.float64)
     share = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     with style():
-        figure, ((axes,),) = _grid(1, 1, (_WIDTH, 0.42 * len(names) + 1.4))
+        figure, ((axes,),) = grid(1, 1, (WIDTH, 0.42 * len(names) + 1.4))
         left = np.zeros(len(names))
         for i, kind in enumerate(kinds):
             axes.barh(
@@ -210,7 +213,7 @@ def error_type_figure(errors: Mapping[str, FalsePositives]) -> Figure:
         axes.set_xlabel("percent of the N surest detections of each class, N its number of objects")
         axes.grid(visible=False)
         axes.tick_params(axis="y", length=0)
-        _legend(figure, axes)
+        legend(figure, axes)
     return figure
 
 
@@ -220,8 +223,8 @@ def score_figure(evals: Mapping[str, EvalResult]) -> Figure:
     n_columns = min(4, len(names))
     n_rows = -(-len(names) // n_columns)
     with style():
-        figure, grid = _grid(n_rows, n_columns, (_WIDTH, 2.0 * n_rows + 0.8))
-        cells = [axes for row in grid for axes in row]
+        figure, cells_of = grid(n_rows, n_columns, (WIDTH, 2.0 * n_rows + 0.8))
+        cells = [axes for row in cells_of for axes in row]
         for axes, name in zip(cells, names, strict=False):
             matches = evals[name].matches
             hits, false = (matches.score[matches.outcome == kind] for kind in (HIT, FALSE))
@@ -241,9 +244,9 @@ def score_figure(evals: Mapping[str, EvalResult]) -> Figure:
             axes.minorticks_off()
         for axes in cells[len(names) :]:
             axes.set_visible(False)
-        for row in grid:
+        for row in cells_of:
             row[0].set_ylabel("detections")
-        _legend(figure, cells[0])
+        legend(figure, cells[0])
     return figure
 
 
@@ -282,24 +285,26 @@ def _paler(colour: str) -> str:
     return "#" + "".join(f"{round(value + 0.5 * (255 - value)):02x}" for value in channels)
 
 
-def _grid(n_rows: int, n_columns: int, size: tuple[float, float]) -> tuple[Figure, list[list[Axes]]]:
+def grid(n_rows: int, n_columns: int, size: tuple[float, float]) -> tuple[Figure, list[list[Axes]]]:
+    """Return a figure of a size in inches, and its panels by row and column."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, layout="constrained")
-    grid = figure.subplots(n_rows, n_columns, squeeze=False)
-    return figure, [list(row) for row in grid]
+    panels = figure.subplots(n_rows, n_columns, squeeze=False)
+    return figure, [list(row) for row in panels]
 
 
-def _legend(figure: Figure, axes: Axes) -> None:
+def legend(figure: Figure, axes: Axes) -> None:
+    """Put the legend of some axes below the figure; names are no mathematics."""
     handles, labels = axes.get_legend_handles_labels()
-    legend = figure.legend(
+    box = figure.legend(
         handles,
         labels,
         loc="outside lower center",
         ncols=len(labels) if len(labels) <= 5 else 4,
         frameon=False,
     )
-    for text in legend.get_texts():
+    for text in box.get_texts():
         text.set_parse_math(False)
 
 

@@ -1,96 +1,198 @@
-"""What a study leaves behind: cells and effects as tables, a picture of the effects, and a verdict."""
+"""What a study leaves behind: cells and effects as tables, pictures of the effects, and a verdict."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
 
 from rcnn_svm.evaluation.bootstrap import Interval
-from rcnn_svm.experiment.study import BOXES, FACTORS, Effect, Study
+from rcnn_svm.evaluation.effects import Effect
+from rcnn_svm.evaluation.tide import TIDE_TYPES
+from rcnn_svm.experiment.closer import disagreement
+from rcnn_svm.experiment.curve import Curve
+from rcnn_svm.experiment.design import BOXES, SOFTMAX, SVM
+from rcnn_svm.experiment.study import Study
 from rcnn_svm.files import atomic_path, remove_marker, write_json, write_text
-from rcnn_svm.report.plots import style, svg
+from rcnn_svm.report.curve import curve_json, curve_sentences, point_rows
+from rcnn_svm.report.plots import svg
 from rcnn_svm.report.provenance import portable_path, provenance
-from rcnn_svm.report.tables import csv_text, signed
+from rcnn_svm.report.study_plots import (
+    curve_figure,
+    effects_figure,
+    mistakes_figure,
+    reliability_figure,
+    shares_figure,
+)
+from rcnn_svm.report.tables import csv_text, signed, span
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-__all__ = ["effects_figure", "verdict", "write_study"]
-
-_QUESTIONS = {factor.name: factor.question for factor in (*FACTORS.values(), BOXES)}
+__all__ = ["verdict", "write_study"]
 
 
-def verdict(study: Study) -> list[str]:
-    """Return one sentence for each question that the study put, which claims no more than its interval."""
-    n_images = len(study.experiment.splits.test)
-    sentences = []
-    for name, question in _QUESTIONS.items():
-        own = [effect for effect in study.effects if effect.factor == name]
+_PICTURES = {
+    "curve": ("mAP against the number of images", "curve"),
+    "reliability_detections": ("Can its probabilities be believed? Of detections", "reliability"),
+    "reliability_regions": ("The same of regions", "reliability"),
+    "mistakes": ("What mending each type of mistake would bring", "mistakes"),
+}
+"""Title of a figure, and the table that it shows."""
+
+
+def verdict(study: Study, curve: Curve | None = None) -> list[str]:
+    """Return the answer, a sentence for each question, which claims no more than its interval."""
+    words = [_question(study, boxed) for boxed in study.shares]
+    for factor in (*study.design.factors.values(), BOXES):
+        own = [effect for effect in study.effects if effect.factor == factor.name]
         if not own:
             continue
         decided = sorted((e for e in own if e.decided), key=lambda e: -abs(e.change.value))
         if decided:
-            sentences += [f"{question} {_decided(effect, n_images)}" for effect in decided[:1]]
+            words += [f"{factor.question} {_decided(effect)}" for effect in decided[:2]]
             continue
         least = max(effect.detectable for effect in own)
-        sentences.append(
-            f"{question} These {n_images} images do not decide it: {_undecided(own)}. The study would have "
-            f"found a difference of {100 * least:.1f} points in four of five cases."
+        words.append(
+            f"{factor.question} Not decided: {_undecided(own)}. The study would have found a difference of "
+            f"{100 * least:.1f} points in four of five cases."
         )
-    best, value = max(study.values.items(), key=lambda item: item[1].value)
-    sentences.append(
-        f"The best cell is {best[0]}{' with box regression' if best[1] else ''}: {_span(value)} mAP."
+    words += _probable(study)
+    if curve is not None:
+        words += curve_sentences(curve)
+    (levels, boxed), best = max(study.values.items(), key=lambda item: item[1].value[0])
+    words.append(
+        f"The best of {len(study.values)} cells is {_named(study, levels)}"
+        f"{', boxes regressed' if boxed else ''}: {span(best.interval)} mAP. The best of many is better by "
+        f"luck too: what it would reach on other images is less."
     )
-    return sentences
+    return words
 
 
-def _decided(effect: Effect, n_images: int) -> str:
-    ahead, behind, sign = effect.first, effect.second, 1
-    if effect.change.value < 0:
-        ahead, behind, sign = behind, ahead, -1
-    low, high = sorted((sign * effect.change.low, sign * effect.change.high))
-    gap, span = 100 * abs(effect.change.value), f"{100 * low:.1f} to {100 * high:.1f}"
+def _question(study: Study, boxed: bool) -> str:
+    """Answer the question that the study is named after."""
+    *parts, whole = study.shares[boxed]
+    low, high = whole.change.low, whole.change.high
+    n_images, seeds = len(study.splits.test), len(study.seeds)
+    where = f"on these {n_images} images" + (f", over {seeds} seeds" if seeds > 1 else "")
+    boxes = "with box regression" if boxed else "without box regression"
+    shown = "; ".join(f"{share.factor} {_signed(share.change)}" for share in parts)
+    if low <= 0 <= high:
+        return (
+            f"Why SVMs and not the softmax? {boxes.capitalize()} {where} R-CNN's SVM less its softmax is "
+            f"{_signed(whole.change)} mAP: neither is shown to be ahead. Of the difference: {shown}."
+        )
+    ahead, behind = ("SVM", "softmax") if low > 0 else ("softmax", "SVM")
     return (
-        f"On these {n_images} images `{ahead}` is ahead of `{behind}` by {gap:.1f} mAP, {span}, in the mean "
-        f"over {effect.n_pairs} pairs of cells that differ in nothing else (p = {effect.p_holm:.3g}, "
-        f"corrected)."
+        f"Why SVMs and not the softmax? {boxes.capitalize()} {where} R-CNN's {ahead} is ahead of its "
+        f"{behind} by {100 * abs(whole.change.value):.1f} mAP, {_bounds(whole.change)}. Of SVM less softmax, "
+        f"{signed(100 * whole.change.value)}: {shown}."
     )
+
+
+def _probable(study: Study) -> Iterator[str]:
+    """Say how the softmax's own probabilities compare with those that curves make of margins."""
+    by_name = {look.name: look for look in study.looks}
+    if "softmax" not in by_name or len(by_name) < 2:
+        return
+    own = by_name["softmax"].probabilities.detections["as it is"]
+    for name, look in by_name.items():
+        if name == "softmax":
+            continue
+        change = look.probabilities.detections["Platt"].less(own)["log_loss"]
+        side = "undecided" if change.low <= 0 <= change.high else "less" if change.value < 0 else "more"
+        yield (
+            f"Probabilities of detections: the log loss of the {name} with Platt's curve less that of the "
+            f"softmax as it is is {change.value:+.3f} ({change.low:+.3f} to {change.high:+.3f}): {side}."
+        )
+
+
+def _bounds(change: Interval) -> str:
+    low, high = sorted((100 * abs(change.low), 100 * abs(change.high)))
+    return f"{low:.1f} to {high:.1f}"
+
+
+def _decided(effect: Effect) -> str:
+    ahead, behind = effect.first, effect.second
+    if effect.change.value < 0:
+        ahead, behind = behind, ahead
+    return (
+        f"`{ahead}` is ahead of `{behind}` by {100 * abs(effect.change.value):.1f} mAP, "
+        f"{_bounds(effect.change)}, in the mean over {_pairs(effect)} that differ in nothing else "
+        f"(p = {effect.p_holm:.2g}, corrected)."
+    )
+
+
+def _pairs(effect: Effect) -> str:
+    return f"{effect.n_pairs} pairs of cells" if effect.n_pairs > 1 else "the one pair of cells"
 
 
 def _undecided(effects: Sequence[Effect]) -> str:
-    return ", ".join(
-        f"`{e.first}` less `{e.second}` is {signed(100 * e.change.value)} "
-        f"({signed(100 * e.change.low)} to {signed(100 * e.change.high)})"
-        for e in effects
-    )
+    return ", ".join(f"`{e.first}` less `{e.second}` is {_signed(e.change)}" for e in effects)
 
 
-def _span(value: Interval) -> str:
-    return f"{100 * value.value:.1f} ({100 * value.low:.1f} to {100 * value.high:.1f})"
+def _signed(value: Interval) -> str:
+    return f"{signed(100 * value.value)} ({signed(100 * value.low)} to {signed(100 * value.high)})"
 
 
-def write_study(folder: str | Path, study: Study, *, command: str) -> list[str]:
-    """Write `study.json`, `cells.csv`, `effects.csv`, `effects.svg` and README; return the verdict.
+def _named(study: Study, levels: Sequence[str]) -> str:
+    """Name a cell by what differs from the first levels, or by those that planes cross."""
+    home = study.design.home
+    named = [
+        level
+        for name, level in zip(home, levels, strict=True)
+        if level != home[name] or any(name in plane.about for plane in study.design.planes)
+    ]
+    return " / ".join(named)
+
+
+def write_study(folder: str | Path, study: Study, curve: Curve | None = None, *, command: str) -> list[str]:
+    """Write the study as JSON, tables, figures and README; return the verdict.
+
+    Args:
+        folder: made where missing.
+        study: finished.
+        curve: the learning curve that goes with it.
+        command: that made it.
 
     Raises:
         DataError: the folder cannot be written to.
         DiskSpaceError: the disk is full.
     """
-    folder, parts = Path(folder), study.experiment.parts
+    folder, parts = Path(folder), study.parts
     remove_marker(folder / "study.json")  # where it lies, the rest is whole
-    cells, effects = list(_cells(study)), list(_effects(study))
-    write_text(folder / "cells.csv", csv_text(cells))
-    write_text(folder / "effects.csv", csv_text(effects))
-    with atomic_path(folder / "effects.svg") as temporary:
-        temporary.write_bytes(svg(effects_figure(study)))
+    cells, effects, classes = list(_cells(study)), list(_effects(study)), list(_by_class(study))
+    tables = {"cells": cells, "effects": effects, "effects_by_class": classes}
+    figures = {"effects": effects_figure(study.effects)}
+    if study.shares:
+        tables["shares"] = list(_shares(study))
+        figures["shares"] = shares_figure(study.shares)
+    if study.looks:
+        tables |= {
+            "probabilities": list(_probabilities(study)),
+            "reliability": list(_bins(study)),
+            "mistakes": list(_mistakes(study)),
+            "groups": list(_groups(study)),
+        }
+        figures["mistakes"] = mistakes_figure(study.looks)
+        for what in ("regions", "detections"):
+            figures[f"reliability_{what}"] = reliability_figure(study.looks, what)
+    if len(study.looks) > 1:
+        tables["flips"] = list(_flips(study))
+    if curve is not None:
+        tables["curve"] = list(point_rows(curve))
+        figures["curve"] = curve_figure(curve)
+    for name, rows in tables.items():
+        write_text(folder / f"{name}.csv", csv_text(rows))
+    for name, figure in figures.items():
+        with atomic_path(folder / f"{name}.svg") as temporary:
+            temporary.write_bytes(svg(figure))
     values = copy.deepcopy(dict(parts.described))
     values["data"]["path"] = portable_path(values["data"]["path"])
     write_json(folder / "config.json", values)
-    about, words = provenance(seed=parts.seed, command=command), verdict(study)
-    write_text(folder / "README.md", _readme(study, words, cells, effects, about))
-    splits = study.experiment.splits
+    about, words = provenance(seed=parts.seed, command=command), verdict(study, curve)
+    write_text(folder / "README.md", _readme(study, words, tables, figures, about))
+    splits = study.splits
     write_json(
         folder / "study.json",
         {
@@ -99,12 +201,23 @@ def write_study(folder: str | Path, study: Study, *, command: str) -> list[str]:
             "dataset": splits.train.name,
             "n_train_images": len(splits.trainval),
             "n_test_images": len(splits.test),
+            "seeds": list(study.seeds),
             "rule": parts.rule,
             "verdict": words,
+            "shares": list(_shares(study)),
             "cells": cells,
-            "left_out": [dict(c.levels) | {"why": c.left_out} for c in study.cells if c.recipe is None],
+            "left_out": [
+                dict(cell.levels) | {"why": cell.left_out}
+                for cell in study.design.cells.values()
+                if cell.recipe is None
+            ],
             "effects": effects,
-            "stages_s": study.experiment.stages_s,
+            "probabilities": tables.get("probabilities", []),
+            "mistakes": tables.get("mistakes", []),
+            "groups": tables.get("groups", []),
+            "curve": None if curve is None else curve_json(curve),
+            "stages_s": dict(study.seconds),
+            "cells_kept_from_an_earlier_run": study.n_kept,
             "provenance": about,
         },
     )
@@ -112,25 +225,25 @@ def write_study(folder: str | Path, study: Study, *, command: str) -> list[str]:
 
 
 def _cells(study: Study) -> Iterator[dict[str, Any]]:
-    for cell in study.cells:
-        if cell.recipe is None:
-            continue
+    for cell in study.design.trained:
+        own = [study.outcomes[cell.key, seed] for seed in study.seeds]
         for level, boxed in BOXES.levels.items():
-            if (cell.recipe.name, boxed) not in study.values:
+            if (cell.key, boxed) not in study.values:
                 continue
-            result = study.experiment.heads[cell.recipe.name + ("+bbox" if boxed else "")]
-            coco = {} if result.coco is None else result.coco.summary()
-            value = study.values[cell.recipe.name, boxed]
+            value = study.values[cell.key, boxed].interval
             yield {
                 **cell.levels,
                 BOXES.name: level,
                 "mAP": 100 * value.value,
                 "mAP_low": 100 * value.low,
                 "mAP_high": 100 * value.high,
-                **{f"coco_{name}": 100 * coco[name] for name in ("AP", "AP50", "AP75") if coco},
-                "val_mAP": result.details["val_map"],
-                "C": result.details["settings"].get("C"),
-                "train_s": result.train_s,
+                **{
+                    f"coco_{name}": 100 * sum(outcome.coco[boxed][name] for outcome in own) / len(own)
+                    for name in ("AP", "AP50", "AP75")
+                },
+                "val_mAP": sum(max(t["val_map"] for t in outcome.tried) for outcome in own) / len(own),
+                "C": " ".join(f"{outcome.settings['C']:g}" for outcome in own),
+                "train_s": sum(outcome.train_s for outcome in own) / len(own),
             }
 
 
@@ -142,9 +255,7 @@ def _effects(study: Study) -> Iterator[dict[str, Any]]:
                 "factor": effect.factor,
                 "first": effect.first,
                 "second": effect.second,
-                "change": 100 * effect.change.value,
-                "low": 100 * effect.change.low,
-                "high": 100 * effect.change.high,
+                **_percent("change", effect.change),
                 "n_pairs": effect.n_pairs,
                 "p": effect.p,
                 "p_holm": effect.p_holm,
@@ -152,42 +263,163 @@ def _effects(study: Study) -> Iterator[dict[str, Any]]:
             }
 
 
+def _by_class(study: Study) -> Iterator[dict[str, Any]]:
+    for effect in study.effects:
+        for name, change in zip(study.splits.test.classes, effect.per_class, strict=True):
+            yield {
+                "factor": effect.factor,
+                "first": effect.first,
+                "second": effect.second,
+                "class": name,
+                **_percent("change", change),
+            }
+
+
+def _shares(study: Study) -> Iterator[dict[str, Any]]:
+    for boxed, shares in study.shares.items():
+        for share in shares:
+            yield {
+                "boxes": next(level for level, value in BOXES.levels.items() if value == boxed),
+                "factor": share.factor,
+                "first": SVM.get(share.factor, "SVM"),
+                "second": SOFTMAX.get(share.factor, "softmax"),
+                **_percent("change", share.change),
+            }
+
+
+def _probabilities(study: Study) -> Iterator[dict[str, Any]]:
+    """Yield what is measured of probabilities: fractions, and nats for the log loss."""
+    for look in study.looks:
+        for what in ("regions", "detections"):
+            for way, judged in getattr(look.probabilities, what).items():
+                row: dict[str, Any] = {"head": look.name, "of": what, "made": way}
+                for name, value in judged.measures.items():
+                    row |= {name: value.value, f"{name}_low": value.low, f"{name}_high": value.high}
+                yield row
+
+
+def _bins(study: Study) -> Iterator[dict[str, Any]]:
+    for look in study.looks:
+        for what in ("regions", "detections"):
+            for way, judged in getattr(look.probabilities, what).items():
+                for b in np.flatnonzero(judged.count):
+                    yield {
+                        "head": look.name,
+                        "of": what,
+                        "made": way,
+                        "count": int(judged.count[b]),
+                        **{n: float(getattr(judged, n)[b]) for n in ("probability", "share", "low", "high")},
+                    }
+
+
+def _mistakes(study: Study) -> Iterator[dict[str, Any]]:
+    """Yield what each type of mistake costs, in points of AP, and how many there are."""
+    for look in study.looks:
+        counts = dict(zip(TIDE_TYPES, look.tide.counts.sum(axis=0), strict=True))
+        for kind, cost in look.tide.costs().items():
+            n = counts.get(kind)
+            yield {
+                "head": look.name,
+                "AP50": 100 * look.tide.map(),
+                "mistake": kind,
+                "cost": 100 * cost,
+                "count": None if n is None else int(n),
+            }
+
+
+def _groups(study: Study) -> Iterator[dict[str, Any]]:
+    for look in study.looks:
+        for by, broken in look.by.items():
+            columns = (broken.grouping.groups, broken.n_objects.sum(axis=1), broken.recall(), broken.map())
+            for group, n, recall, value in zip(*columns, strict=True):
+                yield {
+                    "head": look.name,
+                    "by": by,
+                    "group": group,
+                    "n_objects": int(n),
+                    "recall": _or_none(recall),
+                    "mAP": _or_none(value),
+                }
+
+
+def _flips(study: Study) -> Iterator[dict[str, Any]]:
+    """Yield the test images, those first in which the first head is furthest ahead of the softmax."""
+    first, second = study.looks[0], study.looks[-1]
+    found = disagreement(first, second)
+    ids = [sample.image_id for sample in study.splits.test]
+    for row, at in enumerate(found.image):
+        yield {
+            "image": ids[at],
+            "n_objects": int(found.n_objects[row]),
+            **{
+                f"{what} by {look.name}": int(getattr(found, name)[row, side])
+                for what, name in (
+                    ("found", "found"),
+                    ("found only", "only"),
+                    ("false alarms", "false_alarms"),
+                )
+                for side, look in enumerate((first, second))
+            },
+        }
+
+
+def _or_none(value: float) -> float | None:
+    return None if np.isnan(value) else 100 * float(value)
+
+
+def _percent(name: str, value: Interval) -> dict[str, float | None]:
+    """Return an interval in percent, None for what is not defined."""
+    numbers = {name: value.value, "low": value.low, "high": value.high}
+    return {key: None if number != number else 100 * number for key, number in numbers.items()}
+
+
 def _readme(
     study: Study,
     words: Sequence[str],
-    cells: Sequence[dict[str, Any]],
-    effects: Sequence[dict[str, Any]],
+    tables: Mapping[str, Sequence[dict[str, Any]]],
+    figures: Collection[str],
     about: dict[str, Any],
 ) -> str:
-    splits, n_left = study.experiment.splits, sum(cell.recipe is None for cell in study.cells)
+    cells, effects = tables["cells"], tables["effects"]
+    splits, left = study.splits, [c for c in study.design.cells.values() if c.recipe is None]
     best = sorted(cells, key=lambda cell: -cell["mAP"])[:10]
-    names = [
-        name for name in best[0] if name not in ("mAP_low", "mAP_high", "coco_AP50", "val_mAP", "train_s")
-    ]
-    reasons = dict.fromkeys(cell.left_out for cell in study.cells if cell.recipe is None)
-    left = f" {n_left} combinations were left out: {'; '.join(reasons)}." if n_left else ""
+    hidden = {"mAP_low", "mAP_high", "coco_AP50", "val_mAP", "train_s"} | {
+        name for name in study.design.factors if len({cell[name] for cell in cells}) == 1
+    }
+    names = [name for name in best[0] if name not in hidden]
+    reasons = dict.fromkeys(cell.left_out for cell in left)
+    why = f" {len(left)} combinations were left out: {'; '.join(reasons)}." if left else ""
+    seeds = f", with each of {len(study.seeds)} seeds" if len(study.seeds) > 1 else ""
+    again = " and of the seeds" if seeds else ""
     main = [effect for effect in effects if effect["kind"] == "effect"]
     return (
         f"# {splits.train.name}: why SVMs and not the softmax?\n\n"
         + "".join(f"- {sentence}\n" for sentence in words)
         + f"\nTrained on {len(splits.trainval)} images, measured once on {len(splits.test)}: "
-        f"{len(study.cells) - n_left} heads on the same regions and features, each without and with box "
-        f"regression, each with five costs to choose from on val.{left} A change is the mean over all pairs "
-        f"of cells that differ in this alone, with a 95 % interval of a paired bootstrap over the test "
-        f"images; p values are corrected for all effects and interactions by Holm's method.\n\n"
-        f"![What each change does](effects.svg)\n\n"
-        f"| factor | change | mAP | 95 % interval | pairs | p, corrected | would be found |\n"
-        f"|---|---|--:|--:|--:|--:|--:|\n"
+        f"{len(study.design.trained)} cells on the same regions and features, each without and with box "
+        f"regression{seeds}, each with six settings to choose from on val.{why} A change is the mean over "
+        f"all pairs of cells that differ in this alone, with a 95 % interval of a paired bootstrap over the "
+        f"test images{again}; p values are corrected by Holm's method, for all {len(main)} effects, and "
+        f"apart from them for all {len(effects) - len(main)} interactions.\n\n"
+        + ("![Where the difference comes from](shares.svg)\n\n" if study.shares else "")
+        + "![What each change does](effects.svg)\n\n"
+        "| factor | change | mAP | 95 % interval | pairs | p, corrected | would be found |\n"
+        "|---|---|--:|--:|--:|--:|--:|\n"
         + "".join(
             f"| {e['factor']} | {e['first']} less {e['second']} | {signed(e['change'])} | "
-            f"{signed(e['low'])} to {signed(e['high'])} | {e['n_pairs']} | {e['p_holm']:.3g} | "
+            f"{signed(e['low'])} to {signed(e['high'])} | {e['n_pairs']} | {e['p_holm']:.2g} | "
             f"{e['detectable']:.1f} |\n"
             for e in main
         )
-        + "\nInteractions are in [effects.csv](effects.csv), all cells in [cells.csv](cells.csv); the best "
-        "ten:\n\n"
+        + "\nInteractions are in [effects.csv](effects.csv), the classes in "
+        "[effects_by_class.csv](effects_by_class.csv), all cells in [cells.csv](cells.csv); the best ten:\n\n"
         + f"| {' | '.join(names)} |\n|{'---|' * len(names)}\n"
         + "".join(f"| {' | '.join(_cell(row[name]) for name in names)} |\n" for row in best)
+        + "".join(
+            f"\n## {title}\n\n![{title}]({name}.svg)\n\nThe numbers: [{table}.csv]({table}.csv).\n"
+            for name, (title, table) in _PICTURES.items()
+            if name in figures
+        )
         + f"\nMade by `{about['command']}` at commit {about['commit'][:12]} on {about['date']}, seed "
         f"{about['seed']}, {about['machine']['cpu']} with {about['machine']['cores']} cores.\n"
     )
@@ -195,26 +427,3 @@ def _readme(
 
 def _cell(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def effects_figure(study: Study) -> Figure:
-    """Draw every effect of a factor as a dot with its interval; those that stand are full, others hollow."""
-    from matplotlib.figure import Figure
-
-    effects = list(study.effects)[::-1]
-    with style():
-        figure = Figure(figsize=(11.1, 0.42 * len(effects) + 1.2), layout="constrained")
-        axes = figure.add_subplot()
-        axes.axvline(0, color="#9aa3ad", linewidth=1)
-        for y, effect in enumerate(effects):
-            low, value, high = (100 * v for v in (effect.change.low, effect.change.value, effect.change.high))
-            colour = "#0072b2" if effect.decided else "#9aa3ad"
-            axes.plot([low, high], [y, y], color=colour, linewidth=2.2, solid_capstyle="butt")
-            face = colour if effect.decided else "white"
-            axes.plot([value], [y], "o", color=colour, markerfacecolor=face, markersize=8)
-        names = [f"{e.factor}: {e.first} less {e.second}" for e in effects]
-        axes.set_yticks(range(len(effects)), names, parse_math=False)
-        axes.set_ylim(-0.6, len(effects) - 0.4)
-        axes.set_xlabel("points of mAP, 95 % interval; full: corrected p < 0.05")
-        axes.grid(axis="y", visible=False)
-    return figure

@@ -36,6 +36,7 @@ __all__ = [
     "ranked_differences",
     "ranked_heads",
     "signed",
+    "span",
     "threshold_table",
     "write_tables",
 ]
@@ -59,6 +60,11 @@ def signed(points: float) -> str:
     """Return a difference in points of percent with its sign; a rounded zero has none."""
     text = f"{points:+.1f}"
     return "0.0" if text in ("+0.0", "-0.0") else text
+
+
+def span(value: Interval) -> str:
+    """Return a fraction in percent with its interval."""
+    return f"{100 * value.value:.1f} ({100 * value.low:.1f} to {100 * value.high:.1f})"
 
 
 @dataclass(frozen=True)

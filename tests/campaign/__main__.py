@@ -12,6 +12,7 @@ import os
 import sys
 import tempfile
 import time
+from importlib.metadata import version
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -23,11 +24,12 @@ from rcnn_svm.progress import say
 from rcnn_svm.report.provenance import provenance
 from tests.campaign.faults import FAULTS, Faults
 from tests.campaign.fuzz import READERS, fuzz
+from tests.campaign.guided import guided, missing
 from tests.campaign.kills import KILLED, Kills
 from tests.campaign.scene import Scene
 from tests.campaign.tally import Tally
 
-_PARTS = ("fuzz", "kills", "faults")
+_PARTS = ("fuzz", "guided", "kills", "faults")
 # Runs of train and compare take ten times as long as the others.
 _OFTEN = {"propose": 50, "extract": 30, "train": 40, "compare": 40, "detect": 80, "finetune": 60}
 
@@ -38,8 +40,10 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--parts", default=",".join(_PARTS), help="(default: all)")
     parser.add_argument("--inputs", type=int, default=1300, help="of each reader (default 1300)")
+    parser.add_argument("--guided", type=float, default=35, help="seconds for each reader (default 35)")
     parser.add_argument("--kills", type=float, default=1.0, help="times 300 (default 1)")
     parser.add_argument("--faults", type=int, default=120, help="(default 120)")
+    parser.add_argument("--note", default="", help="on the machine, such as that others work on it")
     parser.add_argument("--minutes", type=float, default=25, help="for each part at most (default 25)")
     return parser.parse_args()
 
@@ -75,8 +79,24 @@ def main() -> int:
         for part in options.parts.split(","):
             started = time.monotonic()
             deadline = started + 60 * options.minutes
+            more: dict[str, Any] = {}
             if part == "fuzz":
                 tally = fuzz(list(READERS), options.inputs, options.seed, folder / "fuzz", deadline=deadline)
+            elif part == "guided" and missing():
+                tally, more = Tally(), {"not_run": missing()}
+            elif part == "guided":
+                tally, coverage = guided(
+                    list(READERS),
+                    options.seed,
+                    folder / "guided",
+                    seconds=options.guided,
+                    limit=60 * options.minutes,
+                )
+                more = {
+                    "by": f"atheris {version('atheris')}",
+                    "seconds_per_reader": options.guided,
+                    "coverage": {reader: one.to_json() for reader, one in coverage.items()},
+                }
             else:
                 (folder / f"scene-{part}").mkdir()
                 (folder / part).mkdir()
@@ -90,10 +110,12 @@ def main() -> int:
                     )
             about = provenance(seed=options.seed)
             seconds = round(time.monotonic() - started)
-            parts[part] = {"commit": about["commit"], "seconds": seconds, **tally.to_json()}
+            if options.note:
+                more["note"] = options.note
+            parts[part] = {"commit": about["commit"], "seconds": seconds, **more, **tally.to_json()}
             value = {"schema": 1, "campaign": "trust", "parts": parts, "provenance": about}
             write_json(options.out, value)
-            say(f"{part}: {tally.n} tried\n{tally.summary()}")
+            say(f"{part}: {more.get('not_run', f'{tally.n} tried')}\n{tally.summary()}")
     return int(any(one["defects"] for one in parts.values()))
 
 

@@ -56,10 +56,10 @@ from tests.campaign.mutations import mutate
 from tests.campaign.scene import CLASSES, SIZE, picture, save_detector, tiny_dataset
 from tests.campaign.tally import Defect, Tally, fault_in, is_one_sentence
 
-__all__ = ["READERS", "Reader", "fuzz"]
+__all__ = ["READERS", "Reader", "fuzz", "judge", "settle"]
 
 SECONDS = 5.0
-"""An input must be done with after so long."""
+"""An input must be done with after so long, of the processor's time: others may work on the machine."""
 MEMORY = 1 << 30
 """Bytes that an input may take beyond what the process has."""
 
@@ -464,17 +464,17 @@ def _input(reader: str, seeds: Mapping[str, bytes], seed: int, i: int) -> tuple[
     return name, mutate(name, seeds[name], rng), rng
 
 
-def _judge(reader: str, read: Callable[[], None]) -> tuple[str, str]:
+def judge(read: Callable[[], None], seconds: float = SECONDS) -> tuple[str, str]:
     """Return how reading ended: `read`, `refused`, or the kind of a defect, and the last words."""
     said = io.StringIO()
-    started = time.monotonic()
+    started = time.process_time()
     try:
         with contextlib.redirect_stderr(said):
-            signal.setitimer(signal.ITIMER_REAL, SECONDS)
+            signal.setitimer(signal.ITIMER_PROF, seconds)
             try:
                 read()
             finally:
-                signal.setitimer(signal.ITIMER_REAL, 0)
+                signal.setitimer(signal.ITIMER_PROF, 0)
         outcome, words = "read", ""
     except RcnnSvmError as error:
         outcome, words = "refused", str(error)
@@ -483,13 +483,13 @@ def _judge(reader: str, read: Callable[[], None]) -> tuple[str, str]:
     except Insane as error:
         return f"nonsense taken for good: {str(error).partition(':')[0]:.60}", str(error)
     except TooLong as error:
-        return f"longer than {SECONDS:g} s ({fault_in(error)})", ""
+        return f"longer than {seconds:g} s ({fault_in(error)})", ""
     except MemoryError as error:
         return f"more than {MEMORY >> 20} MB ({fault_in(error)})", ""
     except Exception as error:
         return fault_in(error), f"{type(error).__name__}: {error}"
-    if time.monotonic() - started > SECONDS:
-        return f"longer than {SECONDS:g} s", words
+    if time.process_time() - started > seconds:
+        return f"longer than {seconds:g} s", words
     for line in said.getvalue().splitlines():
         if not is_one_sentence(line):
             return "a line said that is not printable", repr(line)
@@ -561,25 +561,32 @@ def _note(tally: Tally, reader: str, seed: int, i: int, outcome: str, words: str
         tally.add(reader, outcome, Defect(reader, outcome, f"{seed}/{reader}/{i}", words, example))
 
 
-def _work(
-    reader: str, numbers: range, seed: int, folder: Path, stream: io.TextIOBase | Any, deadline: float
-) -> None:
+def settle(reader: str, folder: Path) -> Reader:
+    """Make a reader and its good files, and bound the time and memory of this process."""
+
     def stop(number: int, frame: object) -> None:
         raise TooLong
 
     torch.set_num_threads(1)
     made = READERS[reader](folder)
     files._sync = lambda path: None  # a power cut is not tried here, and waiting for the disk is slow
-    signal.signal(signal.SIGALRM, stop)
+    signal.signal(signal.SIGPROF, stop)
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     resource.setrlimit(resource.RLIMIT_AS, (int(status["VmSize"].split()[0]) * 1024 + MEMORY,) * 2)
+    return made
+
+
+def _work(
+    reader: str, numbers: range, seed: int, folder: Path, stream: io.TextIOBase | Any, deadline: float
+) -> None:
+    made = settle(reader, folder)
     for i in numbers:
         if time.monotonic() > deadline:
             return
         stream.write(json.dumps([i, "", "", ""]) + "\n")
         stream.flush()
         name, content, rng = _input(reader, made.seeds, seed, i)
-        outcome, words = _judge(reader, lambda: made.read(name, content, rng))  # noqa: B023
+        outcome, words = judge(lambda: made.read(name, content, rng))  # noqa: B023
         example = b"" if outcome in ("read", "refused") else f"{name}: ".encode() + content[:100_000]
         stream.write(json.dumps([i, outcome, words[:2000], example.hex()]) + "\n")
         stream.flush()

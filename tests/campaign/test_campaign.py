@@ -42,7 +42,7 @@ def sample(module: str, body: str, folder: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", SAMPLE.format(module=module, body=body), str(folder)],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
         capture_output=True,
         text=True,
         timeout=600,
@@ -89,6 +89,19 @@ def test_faults_end_with_one_sentence(fault: str, tmp_path: Path) -> None:
     body = SCENE + "import tests.campaign.faults as f\n" + only
     body += f"for n in range(3):\n    Faults(scene, kills, folder / 'work').try_one({fault!r}, 0, n, tally)"
     sample("faults", body, tmp_path)
+
+
+GUIDED = """
+tally, coverage = guided(["detections"], 0, folder, runs=300, seconds=20)
+one = coverage["detections"]
+assert one.edges[1] > one.edges[0] > 0 and one.features[1] > one.features[0] > 0, one
+"""
+
+
+@pytest.mark.slow
+def test_inputs_that_are_found_by_what_they_reach(tmp_path: Path) -> None:
+    pytest.importorskip("atheris", reason="fuzzing by coverage needs atheris: pip install '.[fuzz]'")
+    sample("guided", GUIDED, tmp_path)
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from rcnn_svm.boxes import plain_boxes
 from rcnn_svm.cli import main
 from rcnn_svm.cli.images import refuse_to_overwrite
 from rcnn_svm.config import with_overrides
+from rcnn_svm.datasets import check_dataset
 from rcnn_svm.detector import load_detector
 from rcnn_svm.errors import ConfigError, DataError, RcnnSvmError, ShapeError, WeightsError
 from rcnn_svm.evaluation.exchange import read_coco_results, read_comp4, read_detections
@@ -26,6 +27,23 @@ from rcnn_svm.files import atomic_path, file_digest
 from rcnn_svm.networks.backbone import load_backbone
 from rcnn_svm.report.tables import _table, csv_text
 from tests.campaign.scene import picture, save_detector
+from tests.datasets import cases
+
+
+@pytest.mark.parametrize("line", ['""', "''", ' "" ', "' '"])
+def test_a_line_that_holds_quotes_alone_holds_nothing(line: str, tmp_path: Path) -> None:
+    cases.voc(tmp_path / "voc")
+    (tmp_path / "voc/classes.txt").write_text(f"disc\n{line}\nbar\n")
+    assert check_dataset(tmp_path / "voc").classes == ("disc", "bar")
+    cases.yolo(tmp_path / "yolo", "images", "labels", entry=None)
+    (tmp_path / "yolo/classes.txt").write_text(f"{line}\ndisc\nbar\n")
+    report = check_dataset(tmp_path / "yolo")
+    assert (report.classes, report.defects) == (("disc", "bar"), ())
+    cases.yolo(tmp_path / "names", names="[disc, ' ']")
+    with pytest.raises(DataError, match="'names' must be texts"):
+        check_dataset(tmp_path / "names")
+    with pytest.raises(ConfigError, match="must name one or more classes"):
+        check_dataset(tmp_path / "voc", classes=["disc", ""])
 
 
 def detections(**changes: Any) -> str:

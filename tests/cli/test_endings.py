@@ -6,6 +6,7 @@ import argparse
 import errno
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,11 +14,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 import torch
 
 from rcnn_svm import cli
-from rcnn_svm.cli import main
+from rcnn_svm.cli import endings, main
 from rcnn_svm.errors import ConfigError, DataError
 
 
@@ -45,7 +48,7 @@ def raising(error: BaseException) -> Callable[[], None]:
 
 
 KEPT = " Finished work is kept: the same command goes on from there."
-MEMORY = "needs more memory than there is."
+MEMORY = "needs more memory than the "
 
 
 @pytest.mark.parametrize(
@@ -56,9 +59,11 @@ MEMORY = "needs more memory than there is."
         (KeyboardInterrupt(), 130, f"interrupted.{KEPT}"),
         (MemoryError(), 3, MEMORY),
         (
-            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"),
+            RuntimeError(
+                "DefaultCPUAllocator: can't allocate memory: you tried to allocate 3100000000 bytes"
+            ),
             3,
-            MEMORY,
+            "needs 3.1 GB of memory at once, ",
         ),
         (RuntimeError("can't start new thread"), 3, MEMORY),
         (ImportError("x.so: failed to map segment from shared object"), 3, MEMORY),
@@ -80,11 +85,35 @@ def test_an_error_is_one_sentence(
     assert said.count("\n") == 1
 
 
-def test_torch_says_that_there_is_no_memory_as_expected(
+def test_libraries_say_how_much_memory_they_wanted(
     ended: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert ended(lambda: print(torch.empty(1 << 60).sum())) == 3
-    assert MEMORY in capsys.readouterr().err
+    for work in (lambda: torch.empty(1 << 58), lambda: np.empty(1 << 60, np.uint8), lambda: cv2_of(1 << 60)):
+        assert ended(work) == 3
+        said = capsys.readouterr().err
+        assert re.fullmatch(
+            r"rcnn-svm: needs 115292150\d\.\d GB of memory at once, \d+(\.\d)? [GM]B are free\. Take .*\n",
+            said,
+        ), said
+
+
+def cv2_of(n_bytes: int) -> None:
+    """Raise what OpenCV raises; one cannot ask it for so much from Python."""
+    raise cv2.error(
+        "OpenCV(5.0.0) alloc.cpp:73: error: (-4:Insufficient memory) "
+        f"Failed to allocate {n_bytes} bytes in function 'OutOfMemoryError'"
+    )
+
+
+def test_where_there_is_no_memory_to_look_the_sentence_goes_without_figures(
+    ended: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def none(message: str) -> int:
+        raise MemoryError
+
+    monkeypatch.setattr(endings, "free_memory", none)
+    assert ended(raising(MemoryError())) == 3
+    assert capsys.readouterr().err.startswith("rcnn-svm: needs more memory than there is. Take ")
 
 
 def test_a_mistake_of_ours_keeps_its_traceback(ended: Callable[..., int]) -> None:

@@ -131,16 +131,6 @@ def test_test_images_that_are_trained_on_are_noted(tmp_path):
     assert load_splits(tmp_path / "b").notes[-1].startswith("1 of the 1 test images are also")
 
 
-def test_nothing_outside_is_read_unless_a_list_says_so(tmp_path):
-    cases.picture(tmp_path / "secret" / "x.jpg", 5)
-    cases.coco(tmp_path / "set", only="train", edit=cases.also("images", id=9, file_name="../secret/x.jpg"))
-    with pytest.raises(DataError, match=r"names '\.\./secret/x\.jpg', there is no such image file below"):
-        load_dataset(tmp_path / "set", "train")
-    cases.yolo(tmp_path / "yolo", entry="{}.txt", line="{}/images/im{}.jpg")
-    cases.write(tmp_path / "yolo/train.txt", "train/images/im0.jpg\n../secret/x.jpg\n")
-    assert [sample.image_id for sample in load_dataset(tmp_path / "yolo", "train")] == ["im0", "x"]
-
-
 def test_several_files_that_could_describe_one_data_set(tmp_path):
     cases.yolo(tmp_path)
     (tmp_path / "data.yaml").rename(tmp_path / "a.yaml")

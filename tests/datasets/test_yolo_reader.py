@@ -107,7 +107,8 @@ def test_missing_folders_images_and_double_classes(make_yolo):
     cases = {
         "train": f"{root}/data.yaml: names 'nowhere', there is no such folder or file. Where it is a path "
         "of another machine, name it from the folder of data.yaml on.",
-        "val": f"{root}/images/train/zz.png: no such image file. --skip-bad leaves such images out.",
+        "val": f"{root}/list.txt: names 'images/train/zz.png', there is no such image file. --skip-bad "
+        "leaves such images out.",
         "test": f"{root}: split 'test' has no image. Add images to it or name another split.",
     }
     for split, message in cases.items():

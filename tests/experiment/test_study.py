@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,27 +15,63 @@ import pytest
 from rcnn_svm.contracts import example_blocks
 from rcnn_svm.errors import ConfigError
 from rcnn_svm.evaluation.voc import evaluate_voc
-from rcnn_svm.experiment.study import FACTORS, _holm, analyse, design
+from rcnn_svm.experiment.config import ExperimentConfig
+from rcnn_svm.experiment.design import FACTORS, Cell, Design, design
+from rcnn_svm.experiment.study import Study, analyse
 from rcnn_svm.heads.base import DrawnBlocks
+from rcnn_svm.proposals import GridConfig
 from rcnn_svm.report.study import verdict
 from rcnn_svm.structures import Detections, GroundTruth
 from tests.cli.conftest import Run, digits_folder, run  # noqa: F401
 
+PARTS = ExperimentConfig().build()
+
 
 def test_a_design_holds_every_combination_once() -> None:
-    cells = design(["label", "loss", "kernel"])
-    assert len(cells) == 3 * 3 * 3
-    assert len({tuple(cell.levels.values()) for cell in cells}) == 27
-    out = [cell for cell in cells if cell.recipe is None]
-    assert len(out) == 3 * 2 * 2  # both other losses with both kernels
-    assert {cell.left_out for cell in out} == {"kernel machines are trained with the hinge loss alone"}
-    assert len({tuple(cell.recipe.grid["C"]) for cell in cells if cell.recipe is not None}) == 1
+    plan = design(["label", "negatives", "loss", "kernel"], PARTS)
+    # 3 x 3 x 4 of the first plane; of the kernels the linear one is in it.
+    assert len(plan.cells) == 36 + 2
+    assert all(key == cell.key for key, cell in plan.cells.items())
+    out = [cell for cell in plan.cells.values() if cell.recipe is None]
+    assert len(out) == 3 * 2  # mined once, with the losses that have no margin
+    assert {cell.left_out for cell in out} == {
+        "R-CNN's schedule of hard negatives asks for a margin, which only linear SVMs have"
+    }
+    assert {len(cell.recipe.settings()) for cell in plan.trained if cell.recipe is not None} == {6}
+    assert plan.home["proposals"] == "1000"
+
+
+def test_cells_of_the_same_rows_stand_together_and_planes_share_cells() -> None:
+    plan = design(list(FACTORS), PARTS, dense=True)
+    rows = [(cell.levels["proposals"], cell.levels["layer"]) for cell in plan.trained]
+    assert len(set(rows)) == len([1 for _ in itertools.groupby(rows)]) == 3 + 3
+    assert len(plan.cells) == 36 + (3 * 3 - 1) + (3 - 1) * 2 + (4 - 1) * 2
+    dense = next(cell for cell in plan.trained if cell.levels["proposals"].startswith("grid"))
+    assert plan.parts_of(dense, PARTS).proposer == GridConfig(10_000)
+    few = next(cell for cell in plan.trained if cell.levels["proposals"] == "300")
+    assert plan.parts_of(few, PARTS).test_regions == 300
+
+
+def test_a_cell_takes_the_seed_in_all_that_is_random() -> None:
+    plan = design(["negatives", "loss"], PARTS)
+    for cell in plan.trained:
+        recipe = cell.head(7)
+        assert recipe.seed == 7
+        assert recipe.head.get_params().get("random_state", 7) == 7
 
 
 @pytest.mark.parametrize("names", [[], ["label", "label"], ["label", "colour"]])
 def test_factors_that_there_are_not(names: list[str]) -> None:
     with pytest.raises(ConfigError, match=r"^--factors must be some of label, negatives, loss, kernel, rows"):
-        design(names)
+        design(names, PARTS)
+
+
+def test_a_factor_of_one_level_is_refused() -> None:
+    frozen = ExperimentConfig(learn="nothing").build()
+    with pytest.raises(
+        ConfigError, match=r"^--factors: layer has one level alone .* pooled, frozen\. Leave it"
+    ):
+        design(["layer"], frozen)
 
 
 def test_random_negatives_keep_objects_and_few_others() -> None:
@@ -50,77 +88,108 @@ def test_random_negatives_keep_objects_and_few_others() -> None:
     np.testing.assert_array_equal(again.features(3), drawn.features(3))
 
 
-def _experiment(names, quality, n_images: int = 200):
-    """Heads that find each object with a probability of their own, on the same images."""
+def made_up(plan: Design, quality: Callable[[Cell], float], n_images: int = 200) -> Study:
+    """Analyse cells that find each object with a probability of their own, on the same images."""
     truths = [GroundTruth(np.float32([[0, 0, 10, 10]]), np.array([0]))] * n_images
-    luck, results = np.random.default_rng(0).random(n_images), {}
-    for name in names:
+    luck, outcomes = np.random.default_rng(0).random(n_images), {}
+    for cell in plan.trained:
+        there = (luck < quality(cell)).astype(int)
         found = [
-            Detections(str(i), np.float32([[0, 0, 10, 10]])[: int(luck[i] < quality(name))],
-                       np.float32([1.0])[: int(luck[i] < quality(name))],
-                       np.array([0])[: int(luck[i] < quality(name))])
-            for i in range(n_images)
-        ]  # fmt: skip
-        results[name] = SimpleNamespace(evaluation=evaluate_voc(found, truths, ["a"], rule="voc10"))
+            Detections(str(i), np.float32([[0, 0, 10, 10]])[:n], np.float32([1.0])[:n], np.array([0])[:n])
+            for i, n in enumerate(there)
+        ]
+        result = evaluate_voc(found, truths, ["a"], rule="voc10")
+        outcomes[cell.key, 0] = SimpleNamespace(evaluations={False: result, True: result})
     parts = SimpleNamespace(n_bootstrap=400, seed=0, rule="voc10")
-    return SimpleNamespace(heads=results, parts=parts, splits=SimpleNamespace(test=range(n_images)))
+    splits = SimpleNamespace(test=range(n_images))
+    return analyse(parts, splits, plan, [0], outcomes, {})  # type: ignore[arg-type]
 
 
 def test_effects_are_what_the_cells_were_made_with() -> None:
-    cells = design(["label", "negatives"])
-    names = [cell.recipe.name + end for cell in cells for end in ("", "+bbox")]  # type: ignore[union-attr]
-
-    def quality(name: str) -> float:
+    def quality(cell: Cell) -> float:
         # The label rule is worth .2, random negatives cost .1 with one rule alone, boxes do nothing.
-        rule = 0.2 if name.startswith("IoU >= 0.5") else 0.0
-        random = -0.1 if "random" in name and name.startswith("IoU >= 0.7") else 0.0
-        return 0.5 + rule + random
+        rule = 0.2 if cell.levels["label"].startswith("IoU >= 0.5") else 0.0
+        costly = cell.levels["negatives"] == "random" and cell.levels["label"].startswith("IoU >= 0.7")
+        return 0.5 + rule - 0.1 * costly
 
-    study = analyse(cells, _experiment(names, quality))
+    study = made_up(design(["label", "negatives"], PARTS), quality)
     by_name = {(e.factor, e.first, e.second): e for e in study.effects}
-    assert len(study.effects) == 3 + 1 + 1
+    assert len(study.effects) == 3 + 3 + 1
     rule = by_name["label", "objects against IoU < 0.3", "IoU >= 0.5 against the rest"]
-    assert rule.n_pairs == 4
+    assert rule.n_pairs == 6
     assert rule.change.value == pytest.approx(-0.2, abs=0.06)
     assert rule.decided
     boxes = by_name["boxes", "as proposed", "regressed"]
     assert boxes.change.value == 0
     assert not boxes.decided
-    negatives = by_name["negatives", "all, mined", "random"]
+    negatives = by_name["negatives", "all", "random"]
     assert negatives.change.value == pytest.approx(0.1 / 3, abs=0.02)  # in the mean over the rules
     crossed = {(e.first, e.second): e for e in study.interactions if e.factor == "label x negatives"}
-    assert len(crossed) == 3
-    told = crossed["IoU >= 0.5 against the rest and all, mined", "IoU >= 0.7 against IoU < 0.3 and random"]
+    told = crossed["IoU >= 0.5 against the rest and all", "IoU >= 0.7 against IoU < 0.3 and random"]
     assert told.change.value == pytest.approx(-0.1, abs=0.05)
+    assert not study.shares  # the loss was not crossed
     words = verdict(study)
     assert "`IoU >= 0.5 against the rest` is ahead of" in words[0]
-    assert any("These 200 images do not decide it" in sentence for sentence in words)
+    assert any("The study would have found a difference of" in sentence for sentence in words)
 
 
-def test_holms_correction_by_hand() -> None:
-    from dataclasses import replace
+def test_the_question_is_answered_by_what_each_factor_has_of_the_difference() -> None:
+    def quality(cell: Cell) -> float:
+        return 0.5 + 0.15 * (cell.levels["loss"] == "hinge") + 0.1 * (cell.levels["negatives"] == "all")
 
-    from rcnn_svm.evaluation.bootstrap import Interval
-    from rcnn_svm.experiment.study import Effect
-
-    one = Effect("a", "x", "y", Interval(0, 0, 0), 1, 0.0, 0.0, 0.0)
-    given = [replace(one, p=p) for p in (0.01, 0.04, 0.03, 0.005)]
-    np.testing.assert_allclose([e.p_holm for e in _holm(given)], [0.03, 0.06, 0.06, 0.02])
+    study = made_up(design(["label", "negatives", "loss"], PARTS), quality)
+    *parts, whole = study.shares[True]
+    assert [part.factor for part in parts] == ["label", "negatives", "loss"]
+    assert parts[0].change.value == pytest.approx(0, abs=1e-9)
+    assert sum(part.change.value for part in parts) == pytest.approx(whole.change.value)
+    assert whole.change.value == pytest.approx(0.25, abs=0.06)
+    assert "R-CNN's SVM is ahead of its softmax by" in verdict(study)[0]
 
 
 @pytest.mark.slow
 def test_a_study_from_images_to_a_verdict(run: Run, digits_folder: Path, tmp_path: Path, capsys) -> None:  # noqa: F811
     words = ["--backbone", "small_cnn", "--weights", "random", "--path", "warped", "--taps", "fc7"]
     words += ["--learn", "nothing", "--set", "proposals.max_regions=40", "--set", "proposals.min_size=10"]
-    words += ["--set", "n_bootstrap=50", "--set", "heads.ridge_strengths=[3]", "--factors", "negatives,loss"]
+    words += [
+        "--set",
+        "n_bootstrap=50",
+        "--set",
+        "heads.ridge_strengths=[3]",
+        "--factors",
+        "negatives,loss",
+        "--seeds",
+        "1",
+    ]
     assert run("study", digits_folder, "--out", tmp_path / "s", "--cache", tmp_path / "c", *words) == 0
     said = capsys.readouterr().out
     study = json.loads((tmp_path / "s" / "study.json").read_text())
     assert "\n".join(study["verdict"]) in said
     cells = list(csv.DictReader((tmp_path / "s" / "cells.csv").open()))
-    assert len(cells) == 2 * 3 * 2 == len(study["cells"])
+    assert len(cells) == (3 * 4 - 2) * 2 == len(study["cells"])
     assert {cell["loss"] for cell in cells} == set(FACTORS["loss"].levels)
-    assert {"README.md", "cells.csv", "config.json", "effects.csv", "effects.svg", "study.json"} == {
-        path.name for path in (tmp_path / "s").iterdir()
+    names = {"README.md", "config.json", "study.json"} | {
+        f"{name}.csv"
+        for name in (
+            "cells",
+            "effects",
+            "effects_by_class",
+            "probabilities",
+            "reliability",
+            "mistakes",
+            "groups",
+        )
     }
+    pictures = {"effects.svg", "mistakes.svg", "reliability_regions.svg", "reliability_detections.svg"}
+    assert {path.name for path in (tmp_path / "s").iterdir()} == names | pictures
+
+    # What is kept is met again, damage is seen, and the end is the same.
+    kept = sorted((tmp_path / "c" / "study").glob("*.npz"))
+    assert len(kept) == 10
+    kept[0].write_bytes(kept[0].read_bytes()[:-50])
+    assert run("study", digits_folder, "--out", tmp_path / "t", "--cache", tmp_path / "c", *words) == 0
+    told = capsys.readouterr().err
+    assert "1 cells, 9 more are kept from before" in told
+    assert f"{kept[0]}: damaged; it is trained again." in told
+    assert (tmp_path / "t" / "effects.csv").read_bytes() == (tmp_path / "s" / "effects.csv").read_bytes()
     assert run("study", digits_folder, "--out", tmp_path / "s", "--factors", "magic") == 2
+    assert run("study", digits_folder, "--out", tmp_path / "s", "--seeds", "0") == 2

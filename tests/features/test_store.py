@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rcnn_svm import cache, files
 from rcnn_svm.errors import CacheError, DiskSpaceError, ShapeError
 from rcnn_svm.features.store import DerivedStore, FeatureStore, to_float32
 from rcnn_svm.structures import GroundTruth, Sample
@@ -147,6 +148,28 @@ def test_every_damage_is_found_and_mended(
     assert path.read_bytes() == whole
     np.testing.assert_array_equal(store.get(sample(1), regions(1)), before[1])
     assert capsys.readouterr().err == ""
+
+
+def test_a_file_is_read_through_once_in_a_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checked = []
+    checksum = files._checksum
+    monkeypatch.setattr(files, "_checksum", lambda content: checked.append(1) or checksum(content))
+    store = FeatureStore(tmp_path, MeanColour())
+    store.get(sample(0), regions(0))
+    path = store.path(sample(0), regions(0))
+    assert len(checked) == 2  # one makes the seal, one looks at it
+    an_hour_ago = time.time() - 3600
+    os.utime(path, (an_hour_ago, an_hour_ago))  # by another program
+    store.get(sample(0), regions(0))
+    assert len(checked) == 3
+    monkeypatch.setattr(cache, "_PRECISION_S", -1.0)  # each use is noted in the file's time
+    for _ in range(3):
+        store.get(sample(0), regions(0))
+    assert path.stat().st_mtime > an_hour_ago + 3000
+    assert len(checked) == 3
+    path.write_bytes(_flip(path.read_bytes(), 130))
+    store.get(sample(0), regions(0))
+    assert len(checked) == 6  # found, sealed anew, looked at
 
 
 def test_nan_features_name_their_image(tmp_path: Path) -> None:

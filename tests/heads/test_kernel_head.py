@@ -12,6 +12,8 @@ from rcnn_svm.heads.kernel_svm import KernelSVMHead, NystroemSVMHead, hardest_re
 from rcnn_svm.heads.kernels import RBF, rbf_kernel, squared_distances
 from rcnn_svm.heads.linear_svm import LinearSVMHead
 from rcnn_svm.heads.mining import BlocksSource
+from rcnn_svm.heads.recipe import HeadRecipe
+from rcnn_svm.heads.scorers import KernelScorer
 
 
 def test_distances_are_symmetric_and_right(rng: np.random.Generator) -> None:
@@ -110,3 +112,24 @@ def test_messages(blocks: ArrayBlocks) -> None:
         KernelSVMHead(solver="x").fit(blocks)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="n_landmarks must be a finite number > 0"):
         NystroemSVMHead(n_landmarks=0).fit(blocks)
+
+
+@pytest.mark.parametrize("random_negatives", [None, 20])
+@pytest.mark.parametrize(
+    "head",
+    [KernelSVMHead(max_rows=300, tol=1e-2), NystroemSVMHead(n_landmarks=40, tol=1e-2)],
+    ids=["exact", "nystroem"],
+)
+def test_a_fitted_machine_says_which_regions_its_support_vectors_are(
+    blocks: ArrayBlocks, head: KernelSVMHead | NystroemSVMHead, random_negatives: int | None
+) -> None:
+    recipe = HeadRecipe("kernel", head, {"C": [0.1, 1.0]}, random_negatives=random_negatives)
+    for fitted in recipe.fit(blocks, recipe.settings()):
+        assert isinstance(fitted.scorer, KernelScorer)
+        assert fitted.support is not None
+        assert len(fitted.support) == len(fitted.scorer.support) > 10
+        rows = [blocks.features(i)[row] for i, row in fitted.support.tolist()]
+        np.testing.assert_array_equal(fitted.scorer.support, np.asarray(rows, np.float32))
+    linear = HeadRecipe("linear", LinearSVMHead(C=0.1), random_negatives=random_negatives)
+    (fitted,) = linear.fit(blocks, [{}])
+    assert fitted.support is None

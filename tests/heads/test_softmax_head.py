@@ -9,7 +9,7 @@ from sklearn.linear_model import LogisticRegression
 from rcnn_svm.errors import ConfigError, DataError
 from rcnn_svm.heads.assign import FINETUNE_RULE, SVM_RULE, LabelRule
 from rcnn_svm.heads.base import ArrayBlocks
-from rcnn_svm.heads.softmax import SoftmaxHead, _minimise
+from rcnn_svm.heads.softmax import LogisticHead, SoftmaxHead, _minimise
 
 
 @pytest.mark.parametrize("max_bytes", [1 << 29, 30_000, 4_000])
@@ -23,6 +23,26 @@ def test_same_optimum_as_scikit_learn(blocks: ArrayBlocks, max_bytes: int) -> No
     np.testing.assert_allclose(
         head.scorer_.probabilities(scores), oracle.predict_proba(scores)[:, :-1], atol=5e-3
     )
+
+
+@pytest.mark.parametrize("rule", [SVM_RULE, FINETUNE_RULE])
+@pytest.mark.parametrize("max_bytes", [1 << 29, 4_000])
+def test_one_against_the_rest_is_scikit_learns_optimum_of_each_class(
+    blocks: ArrayBlocks, rule: LabelRule, max_bytes: int
+) -> None:
+    head = LogisticHead(C=0.1, tol=1e-4, rule=rule, max_bytes=max_bytes).fit(blocks)
+    assert head.gradient_norm_ <= 1e-4
+    labels = np.concatenate([rule.per_class(t) for t in blocks.truths])
+    x = np.concatenate(blocks.blocks).astype(np.float64)
+    for k in range(len(blocks.classes)):
+        known = labels[:, k] != 0
+        oracle = LogisticRegression(C=0.1, tol=1e-10, max_iter=10_000).fit(x[known], labels[known, k])
+        np.testing.assert_allclose(head.decision_function(x)[:, k], oracle.decision_function(x), atol=2e-2)
+
+
+def test_one_against_the_rest_needs_both_labels_of_each_class(blocks: ArrayBlocks) -> None:
+    with pytest.raises(DataError, match=r"^LogisticHead: every class needs a region, got none for"):
+        LogisticHead(rule=LabelRule(0.0, 0.0)).fit(blocks)
 
 
 @pytest.mark.parametrize("max_bytes", [1 << 29, 4_000])

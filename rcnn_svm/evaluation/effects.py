@@ -1,0 +1,285 @@
+"""What each factor of a factorial design does: balanced contrasts of its cells, with intervals.
+
+A design is a table of cells, each with a level of every factor and with its measures on every resample of
+the test images. The effect of one level against another is the mean, over all pairs of cells that differ in
+it alone, of what they differ by. Every number comes with the spread of the same contrast over the resamples.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rcnn_svm.errors import ConfigError
+from rcnn_svm.evaluation.bootstrap import Interval, centred_interval, resampled_ap, resampled_images
+from rcnn_svm.evaluation.voc import EvalResult, Rule
+
+__all__ = [
+    "Effect",
+    "Measured",
+    "Share",
+    "Table",
+    "effects_of",
+    "holm",
+    "interactions_of",
+    "measure",
+    "shares",
+]
+
+_DETECTABLE = 2.8
+"""Standard errors of a difference that is found in four of five studies, at 95 %."""
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """What one cell reached.
+
+    Attributes:
+        value: (1 + K,) mAP, then AP by class, fractions, means over the seeds; nan for a class without
+            objects.
+        samples: (1 + K, B) the same on every resample, moved so that their mean is `value`.
+    """
+
+    value: NDArray[np.float64]
+    samples: NDArray[np.float64]
+
+    @property
+    def interval(self) -> Interval:
+        """The mAP with its 95 % interval."""
+        return centred_interval(float(self.value[0]), self.samples[0])
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """The cells of a full factorial, those that make no sense left out.
+
+    Attributes:
+        factors: names.
+        cells: by the level of each factor, in that order.
+    """
+
+    factors: tuple[str, ...]
+    cells: Mapping[tuple[str, ...], Measured]
+
+    def levels(self, at: int) -> list[str]:
+        """Return the levels of the factor at a place, in the order of the cells."""
+        return list(dict.fromkeys(levels[at] for levels in self.cells))
+
+
+@dataclass(frozen=True, eq=False)
+class Effect:
+    """What a change of one level does.
+
+    Attributes:
+        factor: its name; of an interaction both names.
+        first: the level that is compared,
+        second: with this one.
+        change: of mAP, `first` less `second`, a fraction: the mean over all pairs of cells that differ in
+            this alone, with its 95 % interval. Of an interaction: how that change differs between two levels
+            of another factor.
+        per_class: the same for the AP of each class.
+        n_pairs: how many pairs there are.
+        p: two-sided, from the standard error over the resamples.
+        p_holm: the same, corrected for its family by Holm's method.
+        detectable: the smallest change that such a study finds in four of five cases, a fraction.
+    """
+
+    factor: str
+    first: str
+    second: str
+    change: Interval
+    per_class: tuple[Interval, ...]
+    n_pairs: int
+    p: float
+    p_holm: float
+    detectable: float
+
+    @property
+    def decided(self) -> bool:
+        """Whether it stands after the correction."""
+        return self.p_holm < 0.05
+
+
+@dataclass(frozen=True)
+class Share:
+    """The part of a difference between two cells that one factor brings.
+
+    Attributes:
+        factor: its name.
+        change: a fraction of mAP, with its 95 % interval.
+    """
+
+    factor: str
+    change: Interval
+
+
+def measure(
+    results: Mapping[tuple[str, ...], Sequence[EvalResult]], *, n_resamples: int, seed: int, rule: Rule
+) -> dict[tuple[str, ...], Measured]:
+    """Measure cells on the same resamples of the images and of the seeds.
+
+    Images are resampled as in `paired_bootstrap`. With several seeds these are drawn again as well, the same
+    ones for all cells, and what a draw adds is stretched by sqrt(S / (S - 1)), without which the spread
+    between few seeds comes out too small.
+
+    Args:
+        results: by the levels of a cell, one evaluation for each seed, all of one split.
+        n_resamples: B.
+        seed: of the resamples.
+        rule: of AP.
+
+    Raises:
+        ConfigError: no cell, or cells with different numbers of seeds.
+    """
+    n_seeds = {len(own) for own in results.values()}
+    if len(n_seeds) != 1 or 0 in n_seeds:
+        raise ConfigError(
+            f"effects: every cell needs as many seeds as any other, at least one, got {sorted(n_seeds)}."
+        )
+    (S,) = n_seeds
+    some = next(iter(results.values()))[0]
+    drawn = resampled_images(len(some.matches.n_objects), n_resamples, seed)
+    # (S, B): how often each seed counts in each resample, as a share.
+    shares = np.random.default_rng([seed, 1]).multinomial(S, np.full(S, 1 / S), size=n_resamples).T / S
+    weights = 1 / S + (shares - 1 / S) * (math.sqrt(S / (S - 1)) if S > 1 else 0.0)
+    found = {}
+    for name, own in results.items():
+        ap, value = np.zeros((len(some.classes), n_resamples)), np.zeros(len(some.classes))
+        known: dict[int, NDArray[np.float64]] = {}
+        for s, result in enumerate(own):
+            if id(result) not in known:  # a cell that no seed changes has one result for all
+                known[id(result)] = resampled_ap(result, drawn, rule)
+            ap += weights[s] * known[id(result)]
+            value += result.ap(rule) / S
+        with_mean = np.concatenate([_mean(ap)[None], ap])
+        measured = np.concatenate([_mean(value[:, None]), value])
+        centre = np.array([row[~np.isnan(row)].mean() if (~np.isnan(row)).any() else 0 for row in with_mean])
+        found[name] = Measured(measured, with_mean + (measured - centre)[:, None])
+    return found
+
+
+def effects_of(table: Table) -> list[Effect]:
+    """Return the effect of every pair of levels of every factor, uncorrected."""
+    found = [
+        _effect(table, (at, *pair))
+        for at in range(len(table.factors))
+        for pair in itertools.combinations(table.levels(at), 2)
+    ]
+    return [effect for effect in found if effect is not None]
+
+
+def interactions_of(table: Table) -> list[Effect]:
+    """Return how the effect of each pair of levels differs between those of another factor, uncorrected."""
+    found = [
+        _effect(table, (a, *first), (b, *second))
+        for a, b in itertools.combinations(range(len(table.factors)), 2)
+        for first in itertools.combinations(table.levels(a), 2)
+        for second in itertools.combinations(table.levels(b), 2)
+    ]
+    return [effect for effect in found if effect is not None]
+
+
+def _effect(table: Table, *contrasts: tuple[int, str, str]) -> Effect | None:
+    """Return the mean of a contrast over all cells that have it; None where none has."""
+    changes, resampled = [], []
+    for levels in table.cells:
+        if any(levels[at] != first for at, first, _ in contrasts):
+            continue
+        signed = []
+        for swapped in itertools.product((False, True), repeat=len(contrasts)):
+            other = list(levels)
+            for (at, first, second), turn in zip(contrasts, swapped, strict=True):
+                other[at] = second if turn else first
+            signed.append((tuple(other), -1 if sum(swapped) % 2 else 1))
+        if all(key in table.cells for key, _ in signed):
+            changes.append(np.sum([sign * table.cells[key].value for key, sign in signed], axis=0))
+            resampled.append(np.sum([sign * table.cells[key].samples for key, sign in signed], axis=0))
+    if not changes:
+        return None
+    value, spread = np.mean(changes, axis=0), np.mean(resampled, axis=0)
+    error = float(np.nanstd(spread[0]))
+    p = _p(float(value[0]), error, spread.shape[1])
+    return Effect(
+        " x ".join(table.factors[at] for at, *_ in contrasts),
+        " and ".join(first for _, first, _ in contrasts),
+        " and ".join(second for *_, second in contrasts),
+        centred_interval(float(value[0]), spread[0]),
+        tuple(centred_interval(*own) for own in zip(value[1:], spread[1:], strict=True)),
+        len(changes),
+        p,
+        p,
+        _DETECTABLE * error,
+    )
+
+
+def shares(table: Table, first: Sequence[str], second: Sequence[str]) -> list[Share]:
+    """Divide the difference between two cells among the factors in which they differ.
+
+    The levels of `second` are changed into those of `first` one factor at a time. What a factor brings
+    depends on the order; its share is the mean over all orders (Shapley's value), so that the shares add up
+    to the whole difference.
+
+    Args:
+        table: holds every cell on the way.
+        first: the levels of one cell.
+        second: of the other.
+
+    Returns:
+        A share for each factor that differs, and the whole difference last, its factor named "all".
+
+    Raises:
+        ConfigError: a cell on the way is missing.
+    """
+    places = [at for at, (a, b) in enumerate(zip(first, second, strict=True)) if a != b]
+
+    def cell(taken: frozenset[int]) -> Measured:
+        levels = tuple(
+            first[at] if at in taken or at not in places else second[at] for at in range(len(first))
+        )
+        if levels not in table.cells:
+            raise ConfigError(f"shares: every cell on the way is needed, got none for {' / '.join(levels)}.")
+        return table.cells[levels]
+
+    found, n = [], len(places)
+    for at in places:
+        value, spread = 0.0, np.zeros(cell(frozenset()).samples.shape[1])
+        others = [place for place in places if place != at]
+        for size in range(n):
+            weight = math.factorial(size) * math.factorial(n - size - 1) / math.factorial(n)
+            for taken in map(frozenset, itertools.combinations(others, size)):
+                with_it, without = cell(taken | {at}), cell(taken)
+                value += weight * float(with_it.value[0] - without.value[0])
+                spread += weight * (with_it.samples[0] - without.samples[0])
+        found.append(Share(table.factors[at], centred_interval(value, spread)))
+    a, b = cell(frozenset(places)), cell(frozenset())
+    whole = centred_interval(float(a.value[0] - b.value[0]), a.samples[0] - b.samples[0])
+    return [*found, Share("all", whole)]
+
+
+def holm(effects: Sequence[Effect]) -> list[Effect]:
+    """Correct p values for their number: the smallest by all, the next by one fewer, never falling."""
+    order = sorted(range(len(effects)), key=lambda i: effects[i].p)
+    corrected, worst = list(effects), 0.0
+    for rank, i in enumerate(order):
+        worst = max(worst, min(1.0, effects[i].p * (len(effects) - rank)))
+        corrected[i] = replace(effects[i], p_holm=worst)
+    return corrected
+
+
+def _p(value: float, error: float, n_resamples: int) -> float:
+    """Return the two-sided p value of a change; without spread, what the number of resamples can tell."""
+    if value == 0:
+        return 1.0
+    return math.erfc(abs(value) / error / math.sqrt(2)) if error > 0 else 1 / n_resamples
+
+
+def _mean(ap: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return (B,) the mean over the classes of (K, B) that are there."""
+    present = ~np.isnan(ap)
+    mean: NDArray[np.float64] = np.where(present, ap, 0).sum(axis=0) / np.maximum(present.sum(axis=0), 1)
+    return mean

@@ -1,0 +1,235 @@
+"""A closer look at three heads of a study: how far their probabilities can be believed, and their mistakes.
+
+The heads are trained on `train` with the settings that the study chose; curves that make probabilities of
+margins, and thresholds, come from `val`, and all is measured on `test`, without box regression: what is
+compared are scores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rcnn_svm.detector import Model
+from rcnn_svm.evaluation.breakdown import (
+    COCO_SIZES,
+    Breakdown,
+    Disagreement,
+    aspect_terciles,
+    break_down,
+    compare_images,
+    size_terciles,
+)
+from rcnn_svm.evaluation.calibration import (
+    Calibrator,
+    IsotonicScaling,
+    PlattScaling,
+    Reliability,
+    equal_mass_edges,
+    measure_reliability,
+)
+from rcnn_svm.evaluation.errors import FalsePositives, false_positive_types
+from rcnn_svm.evaluation.thresholds import Thresholds, choose_thresholds
+from rcnn_svm.evaluation.tide import TideResult, evaluate_tide
+from rcnn_svm.evaluation.voc import HIT, IGNORED, EvalResult, Matches, Rule, evaluate_voc
+from rcnn_svm.experiment.regions import StoredBlocks
+from rcnn_svm.experiment.selection import ScoredImage, detected, score_images
+from rcnn_svm.features.scaling import FeatureScaler
+from rcnn_svm.heads.recipe import HeadRecipe
+from rcnn_svm.postprocess import Postprocess
+from rcnn_svm.structures import Detections
+
+__all__ = ["CloserLook", "Probabilities", "disagreement", "look_closer", "probabilities_of"]
+
+_REGIONS = 100
+"""Regions of an image whose probabilities are judged, drawn at random: a few hundred images say enough."""
+_BINS = 15
+_POSITIVE_IOU = 0.5
+
+Judged: TypeAlias = tuple[NDArray[np.float32], NDArray[np.bool_], NDArray[np.int64], NDArray[np.int64]]
+"""(N,) margins, whether what they say is so, the class of each, and its image."""
+
+
+@dataclass(frozen=True, eq=False)
+class Probabilities:
+    """How far probabilities can be believed, by how they are made of scores.
+
+    Attributes:
+        regions: of regions, one for each class: does it overlap an object of the class with IoU >= 0.5?
+        detections: of detections after NMS: is it a hit?
+    """
+
+    regions: Mapping[str, Reliability]
+    detections: Mapping[str, Reliability]
+
+
+@dataclass(frozen=True, eq=False)
+class CloserLook:
+    """One head, trained on `train`.
+
+    Attributes:
+        name: for people.
+        thresholds: with the best F1 on val.
+        detections: on test.
+        evaluation: of them.
+        probabilities: made of its scores.
+        tide: what each type of mistake costs.
+        false_positives: the types of Hoiem and others among the surest.
+        by: recall and AP by groups of objects.
+    """
+
+    name: str
+    thresholds: Thresholds
+    detections: Sequence[Detections]
+    evaluation: EvalResult
+    probabilities: Probabilities
+    tide: TideResult
+    false_positives: FalsePositives
+    by: Mapping[str, Breakdown]
+
+
+def look_closer(
+    name: str,
+    recipe: HeadRecipe,
+    settings: Mapping[str, object],
+    train: StoredBlocks,
+    val: StoredBlocks,
+    test: StoredBlocks,
+    scaler: FeatureScaler | None,
+    detect: Postprocess,
+    rule: Rule,
+    *,
+    n_jobs: int,
+    seed: int,
+    n_resamples: int,
+) -> CloserLook:
+    """Train a head once more and look at what it says of val and of test.
+
+    Args:
+        name: for people.
+        recipe: the head.
+        settings: that were chosen for it.
+        train: unscaled rows of the training split,
+        val: of the one that curves and thresholds come from,
+        test: and of the one that is looked at.
+        scaler: fitted on `train`.
+        detect: from scores to detections.
+        rule: of AP.
+        n_jobs: classes in parallel.
+        seed: of the regions that are judged, and of resamples.
+        n_resamples: of the intervals.
+    """
+    (fitted,) = recipe.fit(train.scaled(scaler), [settings], n_jobs=n_jobs)
+    model = Model(fitted.scorer, scaler)
+    classes, truths = test.classes, test.regions.truths
+    judged, found, matches = {}, {}, {}
+    for split, blocks in (("val", val), ("test", test)):
+        scored = list(score_images(blocks, model))
+        judged[split] = _judged_regions(blocks, scored, seed)
+        found[split] = detected(blocks, scored, detect)
+        own = evaluate_voc(found[split], blocks.regions.truths, classes, rule=rule)
+        matches[split] = own.matches
+    evaluation = own
+    is_softmax = recipe.head.about["family"] == "softmax"
+    resampling = {"n_images": len(test), "n_resamples": n_resamples, "seed": seed}
+    probabilities = Probabilities(
+        probabilities_of(judged["val"], judged["test"], len(classes), is_softmax, **resampling),
+        probabilities_of(
+            _judged_detections(matches["val"]),
+            _judged_detections(matches["test"]),
+            len(classes),
+            is_softmax,
+            **resampling,
+        ),
+    )
+    groupings = (COCO_SIZES, size_terciles(truths), aspect_terciles(truths))
+    return CloserLook(
+        name,
+        choose_thresholds(matches["val"]),
+        found["test"],
+        evaluation,
+        probabilities,
+        evaluate_tide(found["test"], truths, classes),
+        false_positive_types(evaluation.matches, found["test"], truths),
+        {g.name: break_down(evaluation.matches, found["test"], truths, g, rule=rule) for g in groupings},
+    )
+
+
+def disagreement(first: CloserLook, second: CloserLook) -> Disagreement:
+    """Return how two heads differ image by image, each at its thresholds."""
+    return compare_images(
+        (first.evaluation.matches, first.thresholds), (second.evaluation.matches, second.thresholds)
+    )
+
+
+def probabilities_of(
+    val: Judged,
+    test: Judged,
+    n_classes: int,
+    is_softmax: bool,
+    *,
+    n_images: int,
+    n_resamples: int,
+    seed: int,
+) -> dict[str, Reliability]:
+    """Make probabilities of margins in several ways, curves fitted on val, and judge them on test.
+
+    Args:
+        val: margins on the split that curves are fitted on.
+        test: on the one that is measured.
+        n_classes: K.
+        is_softmax: the margins are log-odds of probabilities of its own, which are judged too.
+        n_images: of test.
+        n_resamples: of the intervals.
+        seed: of the resamples.
+    """
+    margins, outcomes, labels, _ = val
+    ways: dict[str, Calibrator] = {}
+    if is_softmax:
+        ways["as it is"] = PlattScaling(np.ones(n_classes), np.zeros(n_classes), np.ones(n_classes, bool))
+    ways["Platt"] = PlattScaling.fit(margins, outcomes, labels, n_classes)
+    ways["isotonic"] = IsotonicScaling.fit(margins, outcomes, labels, n_classes)
+    margins, outcomes, labels, images = test
+    judged = {}
+    for name, calibrator in ways.items():
+        probabilities = calibrator(margins, labels)
+        edges = equal_mass_edges(probabilities, _BINS)
+        judged[name] = measure_reliability(
+            probabilities, outcomes, images, edges, n_images=n_images, n_resamples=n_resamples, seed=seed
+        )
+    return judged
+
+
+def _judged_regions(blocks: StoredBlocks, scored: Sequence[ScoredImage], seed: int) -> Judged:
+    """Draw regions of each image; each is judged for every class."""
+    columns: list[tuple[NDArray[np.float32], NDArray[np.bool_], NDArray[np.int64], NDArray[np.int64]]] = []
+    for i, image in enumerate(scored):
+        n_gt = blocks.regions.n_gt[i]
+        overlap = blocks.truth(i).overlap[n_gt:]
+        rows = np.random.default_rng([seed, i]).permutation(len(overlap))[:_REGIONS]
+        margins = image.scores[rows]
+        labels = np.broadcast_to(np.arange(margins.shape[1]), margins.shape)
+        columns.append(
+            (
+                margins.ravel(),
+                (overlap[rows] >= _POSITIVE_IOU).ravel(),
+                labels.ravel(),
+                np.full(margins.size, i, np.int64),
+            )
+        )
+    margins, outcomes, labels, images = (np.concatenate(own) for own in zip(*columns, strict=True))
+    return margins, outcomes, labels, images
+
+
+def _judged_detections(matches: Matches) -> Judged:
+    counted = matches.outcome != IGNORED
+    return (
+        matches.score[counted],
+        matches.outcome[counted] == HIT,
+        matches.label[counted],
+        matches.image[counted],
+    )

@@ -1,0 +1,159 @@
+"""What a learning curve leaves behind: a table, a picture, a forecast, and what may be said of it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rcnn_svm.evaluation.bootstrap import Interval
+from rcnn_svm.experiment.curve import Curve
+from rcnn_svm.files import atomic_path, remove_marker, write_json, write_text
+from rcnn_svm.report.plots import svg
+from rcnn_svm.report.provenance import provenance
+from rcnn_svm.report.study_plots import curve_figure
+from rcnn_svm.report.tables import csv_text, signed, span
+from rcnn_svm.structures import Dataset
+
+__all__ = ["curve_json", "curve_sentences", "point_rows", "write_curve"]
+
+
+def curve_sentences(curve: Curve) -> list[str]:
+    """Return what the curve decides: who leads where, where they cross, and what more images would bring."""
+    words = []
+    for first, second in itertools.combinations(curve.heads, 2):
+        leads: list[tuple[str, str]] = []
+        for at, size in enumerate(curve.sizes):
+            change = curve.difference(first, second, at)
+            if change.low > 0 or change.high < 0:
+                ahead = first if change.low > 0 else second
+                leads.append((ahead, f"{_size(size)} ({_signed(change)})"))
+        if not leads:
+            words.append(f"{first} against {second}: no size decides between them.")
+            continue
+        told = [
+            f"{ahead} is ahead at {', '.join(where for _, where in own)}"
+            for ahead, own in itertools.groupby(leads, key=lambda lead: lead[0])
+        ]
+        crossing = "; the curves cross" if len(told) > 1 else ""
+        words.append(f"{first} less {second}, mAP: {'; '.join(told)}; undecided elsewhere{crossing}.")
+    for name, forecast in curve.forecasts.items():
+        n, said, measured = forecast.held_out
+        within = "within its interval" if said.low <= measured <= said.high else "outside its interval"
+        ahead_words = ", ".join(
+            f"{span(value)} with {x:.0f}" for x, value in zip(forecast.n, forecast.values, strict=True)
+        )
+        words.append(
+            f"{name}: if the law holds, {ahead_words} images. From the smaller sizes it would have said "
+            f"{span(said)} for {n:.0f} images, where {100 * measured:.1f} was measured, {within}."
+        )
+    return words
+
+
+def _size(size: int | None) -> str:
+    return "all images" if size is None else f"{size} image{'s' if size > 1 else ''} a class"
+
+
+def _signed(value: Interval) -> str:
+    return f"{signed(100 * value.value)}, {signed(100 * value.low)} to {signed(100 * value.high)}"
+
+
+def point_rows(curve: Curve) -> Iterator[dict[str, Any]]:
+    """Yield a row for each head and size, mAP in percent."""
+    for name in curve.heads:
+        for at, size in enumerate(curve.sizes):
+            value = curve.points[name][at].interval
+            yield {
+                "head": name,
+                "images_of_each_class": "all" if size is None else size,
+                "n_images": curve.n_images[at],
+                "n_objects": curve.n_objects[at],
+                "mAP": 100 * value.value,
+                "mAP_low": 100 * value.low,
+                "mAP_high": 100 * value.high,
+            }
+
+
+def curve_json(curve: Curve) -> dict[str, Any]:
+    """Return a curve as plain data, mAP in percent."""
+
+    def percent(value: Interval) -> dict[str, float]:
+        return {"value": 100 * value.value, "low": 100 * value.low, "high": 100 * value.high}
+
+    return {
+        "n_draws": curve.n_draws,
+        "points": list(point_rows(curve)),
+        "settings": {name: list(map(dict, own)) for name, own in curve.settings.items()},
+        "differences": [
+            {"first": a, "second": b, "images_of_each_class": "all" if size is None else size}
+            | percent(curve.difference(a, b, at))
+            for a, b in itertools.combinations(curve.heads, 2)
+            for at, size in enumerate(curve.sizes)
+        ],
+        "forecasts": {
+            name: {
+                "law": {"limit": f.law.limit, "gain": f.law.gain, "rate": f.law.rate},
+                "ahead": [{"n_images": n} | percent(v) for n, v in zip(f.n, f.values, strict=True)],
+                "held_out": {
+                    "n_images": f.held_out[0],
+                    "measured": 100 * f.held_out[2],
+                    **percent(f.held_out[1]),
+                },
+            }
+            for name, f in curve.forecasts.items()
+        },
+    }
+
+
+def write_curve(folder: str | Path, curve: Curve, dataset: Dataset, *, command: str, seed: int) -> list[str]:
+    """Write `curve.json`, `curve.csv`, `curve.svg` and README; return what the curve decides.
+
+    Args:
+        folder: made where missing.
+        curve: as measured.
+        dataset: the test split.
+        command: that made it.
+        seed: of the draws.
+
+    Raises:
+        DataError: the folder cannot be written to.
+        DiskSpaceError: the disk is full.
+    """
+    folder = Path(folder)
+    remove_marker(folder / "curve.json")  # where it lies, the rest is whole
+    words, about = curve_sentences(curve), provenance(seed=seed, command=command)
+    write_text(folder / "curve.csv", csv_text(list(point_rows(curve))))
+    with atomic_path(folder / "curve.svg") as temporary:
+        temporary.write_bytes(svg(curve_figure(curve)))
+    lines = "".join(
+        f"| {row['head']} | {row['images_of_each_class']} | {row['n_images']:.0f} | {row['n_objects']:.0f} | "
+        f"{row['mAP']:.1f} | {row['mAP_low']:.1f} to {row['mAP_high']:.1f} |\n"
+        for row in point_rows(curve)
+    )
+    write_text(
+        folder / "README.md",
+        f"# {dataset.name}: how many images do I need?\n\n"
+        + "".join(f"- {sentence}\n" for sentence in words)
+        + "\n![mAP against the number of images](curve.svg)\n\n"
+        "| head | images of each class | images | objects | mAP | 95 % interval |\n"
+        "|---|--:|--:|--:|--:|--:|\n"
+        + lines
+        + f"\nHeads on the features of the network as it is. {curve.n_draws} draws of each size, the same "
+        f"for all heads; measured on {len(dataset)} test images. Intervals: draws and test images are "
+        f"resampled.\n"
+        f"\nMade by `{about['command']}` at commit {about['commit'][:12]} on {about['date']}.\n",
+    )
+    write_json(
+        folder / "curve.json",
+        {
+            "schema": 1,
+            "experiment": folder.name,
+            "dataset": dataset.name,
+            "n_test_images": len(dataset),
+            "verdict": words,
+            **curve_json(curve),
+            "provenance": about,
+        },
+    )
+    return words
