@@ -70,12 +70,13 @@ def _n_draws(options: argparse.Namespace) -> int:
 def _curve(options: argparse.Namespace) -> None:
     from rcnn_svm.cli.training import configured
     from rcnn_svm.experiment.curve import learning_curve
-    from rcnn_svm.experiment.data import load_data
+    from rcnn_svm.experiment.data import for_these_data, load_data
     from rcnn_svm.experiment.design import three_heads
     from rcnn_svm.report.curve import write_curve
     from rcnn_svm.report.provenance import typed
 
     config = replace(configured(options, choose=True), learn="nothing")
+    config = replace(config, data=for_these_data(config.data))
     n_draws, splits = _n_draws(options), load_data(config.data, seed=config.seed)
     curve = learning_curve(config.build(), splits, shared.run_of(options), three_heads(), n_draws=n_draws)
     command = " ".join(["rcnn-svm", *map(typed, options.words)])
@@ -87,7 +88,7 @@ def _curve(options: argparse.Namespace) -> None:
 def _study(options: argparse.Namespace) -> None:
     from rcnn_svm.cli.training import configured
     from rcnn_svm.experiment.curve import learning_curve
-    from rcnn_svm.experiment.data import load_data
+    from rcnn_svm.experiment.data import for_these_data, load_data
     from rcnn_svm.experiment.design import design, factors_of, three_heads
     from rcnn_svm.experiment.study import run_study
     from rcnn_svm.report.provenance import typed
@@ -95,6 +96,7 @@ def _study(options: argparse.Namespace) -> None:
 
     quick = options.preset == "quick"
     config = configured(options, choose=True)
+    config = replace(config, data=for_these_data(config.data))
     parts = config.build()
     n_seeds = options.seeds if options.seeds is not None else 1 if quick else 3
     if n_seeds < 1:
