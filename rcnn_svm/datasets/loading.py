@@ -160,16 +160,13 @@ def holds_dataset(path: str | Path, *, allow_outside: bool = False) -> bool:
 
 
 def labels_whole_images(path: str | Path, *, format: str | None = None) -> bool:
-    """Tell whether a data set labels whole images and has no boxes; where there is none, it does not.
+    """Tell whether a data set labels whole images and has no boxes.
 
     Raises:
-        DataError: `path` does not exist.
+        DataError: as `detect_format`.
         ConfigError: as `detect_format`, or an unknown `format`.
     """
-    try:
-        return open_source(path, format).whole
-    except _NoDataset:
-        return False
+    return open_source(path, format).whole
 
 
 def list_splits(

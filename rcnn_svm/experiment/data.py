@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 
 import numpy as np
@@ -23,8 +22,6 @@ DIGITS_IMAGES = {"train": 400, "val": 100, "test": 200}
 def for_these_data(config: DataConfig) -> DataConfig:
     """Return the configuration with `whole_images` where the data have no boxes.
 
-    Data that are not there are no matter of it: `load_data` says so, after all else that is wrong was said.
-
     Raises:
         ConfigError: as `load_data`.
         DataError: as `load_data`.
@@ -32,8 +29,6 @@ def for_these_data(config: DataConfig) -> DataConfig:
     embedded = {"digits": False, "digits-images": True}
     whole = embedded.get(config.path)
     if whole is None:
-        if not os.path.exists(config.path):
-            return config
         whole = labels_whole_images(config.path, format=None if config.format == "auto" else config.format)
     return replace(config, whole_images=config.whole_images or whole)
 
