@@ -31,7 +31,9 @@ def add_study(study: argparse.ArgumentParser) -> None:
         "--seeds", type=int, metavar="N", help="train everything so many times (default 3, 1 with --quick)"
     )
     study.add_argument(
-        "--dense", action="store_true", help="among --factors proposals, a grid of 10,000 boxes as well"
+        "--thorough",
+        action="store_true",
+        help="levels that take many times as long, too: negatives mined once, and a grid of 10,000 boxes",
     )
     study.add_argument(
         "--curve",
@@ -115,7 +117,7 @@ def _study(options: argparse.Namespace) -> None:
             f"--factors: must make a difference on whole images, each a positive of its class and a negative "
             f"of the others, got {' and '.join(none)}. Some of {', '.join(there)} do."
         )
-    plan = design(names, parts, dense=options.dense)
+    plan = design(names, parts, thorough=options.thorough)
     n_cells = len(plan.trained)
     say(
         f"{n_cells} cells, each with six settings to choose from, "
