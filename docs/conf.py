@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from docutils import nodes
+from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.errors import ExtensionError
@@ -45,6 +46,8 @@ add_module_names = False
 python_maximum_signature_line_length = 90
 
 myst_heading_anchors = 3
+myst_fence_as_directive = ["math"]  # as GitHub writes formulas
+html_math_renderer = "mathml"
 html_theme = "furo"
 html_title = "rcnn_svm"
 html_show_copyright = False
@@ -110,10 +113,21 @@ def without_routing(app: Sphinx, what: str, name: str, member: Any, skip: bool, 
     return True if name.startswith("set_") and name.endswith("_request") else None
 
 
+def mathml(translator: Any, node: nodes.math | nodes.math_block) -> None:
+    """Write a formula into the page itself; MathJax would be fetched from elsewhere when it is opened."""
+    block = isinstance(node, nodes.math_block)
+    formula = tex2mathml(node.astext(), as_block=block)
+    translator.body.append(
+        f'<div style="overflow-x: auto; margin: 1em 0">{formula}</div>\n' if block else formula
+    )
+    raise nodes.SkipNode
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     """Add `printed`, and what is put right in what Sphinx reads."""
     app.add_config_value("run_examples", False, "env", bool)
     app.add_directive("printed", Printed)
+    app.add_html_math_renderer("mathml", (mathml, None), (mathml, None))
     app.connect("autodoc-process-signature", plain_types)
     app.connect("autodoc-skip-member", without_routing)
     app.connect("doctree-read", without_links, priority=400)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import re
+import runpy
+import sys
 from pathlib import Path
 
 import pytest
@@ -68,3 +72,43 @@ def test_decisions_are_numbered_without_a_gap() -> None:
     for number, page in enumerate(pages, 1):
         assert page.name.startswith(f"{number:04}-")
         assert page.read_text("utf-8").startswith(f"# {number}. ")
+
+
+@pytest.mark.slow
+def test_the_code_of_why_svm_prints_what_the_page_says() -> None:
+    """In one session from top to bottom; numbers may be off by 0.03, as they are between machines."""
+    import torch
+
+    number = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+    page = (DOCS / "why-svm.md").read_text("utf-8")
+    blocks = re.findall(r"^```(python|text)\n(.*?)^```$", page, re.M | re.S)
+    assert len(blocks) > 30
+    session: dict[str, object] = {}
+    with torch.random.fork_rng():
+        for (kind, code), (after, shown) in zip(blocks, [*blocks[1:], ("", "")], strict=True):
+            if kind == "python":
+                printed = io.StringIO()
+                with contextlib.redirect_stdout(printed):
+                    exec(code, session)
+                said, expected = printed.getvalue(), shown if after == "text" else ""
+                assert number.sub("#", said).split() == number.sub("#", expected).split(), code
+                values, stated = (
+                    [float(n.replace(",", "")) for n in number.findall(t)] for t in (said, expected)
+                )
+                assert values == pytest.approx(stated, abs=0.03), code
+
+
+@pytest.mark.slow
+def test_the_figures_of_why_svm_are_those_that_its_script_draws(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["why_svm.py", "--out", str(tmp_path)])
+    runpy.run_path(str(DOCS / "why_svm.py"), run_name="__main__")
+    page = (DOCS / "why-svm.md").read_text("utf-8")
+    drawn = sorted(path.name for path in tmp_path.iterdir())
+    assert sorted(re.findall(r"^!\[.+\]\((\S+)\)$", page, re.M)) == drawn
+    for name in drawn:  # another matplotlib writes other numbers; texts are the same
+        texts = [
+            re.findall(r"<text .*?>(.*?)</text>", (at / name).read_text("utf-8")) for at in (DOCS, tmp_path)
+        ]
+        assert texts[0] == texts[1] != []

@@ -31,7 +31,9 @@ def add_study(study: argparse.ArgumentParser) -> None:
         "--seeds", type=int, metavar="N", help="train everything so many times (default 3, 1 with --quick)"
     )
     study.add_argument(
-        "--dense", action="store_true", help="among --factors proposals, a grid of 10,000 boxes as well"
+        "--thorough",
+        action="store_true",
+        help="levels that take many times as long, too: negatives mined once, and a grid of 10,000 boxes",
     )
     study.add_argument(
         "--curve",
@@ -70,12 +72,13 @@ def _n_draws(options: argparse.Namespace) -> int:
 def _curve(options: argparse.Namespace) -> None:
     from rcnn_svm.cli.training import configured
     from rcnn_svm.experiment.curve import learning_curve
-    from rcnn_svm.experiment.data import load_data
+    from rcnn_svm.experiment.data import for_these_data, load_data
     from rcnn_svm.experiment.design import three_heads
     from rcnn_svm.report.curve import write_curve
     from rcnn_svm.report.provenance import typed
 
     config = replace(configured(options, choose=True), learn="nothing")
+    config = replace(config, data=for_these_data(config.data))
     n_draws, splits = _n_draws(options), load_data(config.data, seed=config.seed)
     curve = learning_curve(config.build(), splits, shared.run_of(options), three_heads(), n_draws=n_draws)
     command = " ".join(["rcnn-svm", *map(typed, options.words)])
@@ -87,7 +90,7 @@ def _curve(options: argparse.Namespace) -> None:
 def _study(options: argparse.Namespace) -> None:
     from rcnn_svm.cli.training import configured
     from rcnn_svm.experiment.curve import learning_curve
-    from rcnn_svm.experiment.data import load_data
+    from rcnn_svm.experiment.data import for_these_data, load_data
     from rcnn_svm.experiment.design import design, factors_of, three_heads
     from rcnn_svm.experiment.study import run_study
     from rcnn_svm.report.provenance import typed
@@ -95,6 +98,7 @@ def _study(options: argparse.Namespace) -> None:
 
     quick = options.preset == "quick"
     config = configured(options, choose=True)
+    config = replace(config, data=for_these_data(config.data))
     parts = config.build()
     n_seeds = options.seeds if options.seeds is not None else 1 if quick else 3
     if n_seeds < 1:
@@ -113,7 +117,7 @@ def _study(options: argparse.Namespace) -> None:
             f"--factors: must make a difference on whole images, each a positive of its class and a negative "
             f"of the others, got {' and '.join(none)}. Some of {', '.join(there)} do."
         )
-    plan = design(names, parts, dense=options.dense)
+    plan = design(names, parts, thorough=options.thorough)
     n_cells = len(plan.trained)
     say(
         f"{n_cells} cells, each with six settings to choose from, "

@@ -120,12 +120,10 @@ def configured(
         wanted: the heads that an option names; empty where none does.
         choose: settings are chosen on val where neither says otherwise.
     """
-    from rcnn_svm.experiment.data import for_these_data
-
     embedded = {"digits": demo_config, "digits-images": digits_images_config}
     base = embedded[options.data]() if options.data in embedded else ExperimentConfig(choose=choose)
     config = shared.experiment_config(options, replace(base, heads=replace(base.heads, names=heads)))
-    data = for_these_data(shared.data_config(options, options.data, config.data))
+    data = shared.data_config(options, options.data, config.data)
     return replace(config, data=data, heads=replace(config.heads, names=wanted or config.heads.names))
 
 
@@ -159,10 +157,11 @@ def _run(
     finished: Callable[[HeadResult, Splits], None] | None = None,
 ) -> tuple[Experiment, dict[str, Any], BootstrapResult]:
     """Run an experiment and write its report to `folder`; return it with its metrics and their intervals."""
-    from rcnn_svm.experiment.data import load_data, too_small
+    from rcnn_svm.experiment.data import for_these_data, load_data, too_small
     from rcnn_svm.experiment.recipe import run_experiment, stages_of
     from rcnn_svm.report.experiment import write_experiment
 
+    config = replace(config, data=for_these_data(config.data))
     parts, run = config.build(), shared.run_of(options)
     stages = Stages((*stages_of(parts), "report"))
     splits = load_data(config.data, seed=config.seed)
@@ -216,9 +215,10 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _estimate(options: argparse.Namespace, config: ExperimentConfig) -> None:
-    from rcnn_svm.experiment.data import load_data
+    from rcnn_svm.experiment.data import for_these_data, load_data
     from rcnn_svm.experiment.recipe import estimate_experiment
 
+    config = replace(config, data=for_these_data(config.data))
     splits = load_data(config.data, seed=config.seed)
     for estimate in estimate_experiment(config.build(), splits, shared.run_of(options)):
         print(estimate)
@@ -249,7 +249,8 @@ def _toml(value: Any) -> str:
 
 
 def _finetune(options: argparse.Namespace) -> None:
-    from rcnn_svm.experiment.data import load_data
+    from rcnn_svm.experiment.data import for_these_data, load_data
+    from rcnn_svm.experiment.learning import FineTuned
     from rcnn_svm.experiment.recipe import propose
     from rcnn_svm.networks.backbone import load_backbone
     from rcnn_svm.training.crops import finetune
@@ -258,7 +259,10 @@ def _finetune(options: argparse.Namespace) -> None:
         raise ConfigError(f"--out must name a .safetensors file, got {options.out}.")
     run = shared.run_of(options)
     room = CacheLimit(run.cache, run.cache_limit)
-    config = configured(options, COMPARED)
+    config = replace(configured(options, COMPARED), learn="network")
+    config = replace(config, data=for_these_data(config.data))
+    parts = config.build()
+    assert isinstance(parts.learner, FineTuned)  # as learn says
     stages = Stages(("proposals", "finetune"))
     train = load_data(config.data, seed=config.seed).train
     settings = options.out.with_suffix(".config.json")
@@ -266,14 +270,14 @@ def _finetune(options: argparse.Namespace) -> None:
     for line in words.opening_of_finetuning(config, train, options.out, settings):
         say(line)
     with stages("proposals", f"boxes in which an object may be, in {len(train)} images"):
-        regions = propose(train, config.proposals, run)
+        regions = propose(train, parts.proposer, run)
     room.hold(finished=True)
     with stages("finetune", f"{config.features.backbone} on {len(train)} images of {train.split}"):
         result = finetune(
             load_backbone(config.features.backbone, config.features.weights, seed=config.seed),
             train,
             [regions[sample.image_id].boxes for sample in train],
-            config.finetune,
+            parts.learner.finetune,
             seed=config.seed,
             checkpoint=options.out.with_suffix(".checkpoint"),
             device=run.device,

@@ -26,8 +26,10 @@ __all__ = [
     "Table",
     "effects_of",
     "holm",
+    "holm_corrected",
     "interactions_of",
     "measure",
+    "p_value",
     "shares",
 ]
 
@@ -203,7 +205,7 @@ def _effect(table: Table, *contrasts: tuple[int, str, str]) -> Effect | None:
         return None
     value, spread = np.mean(changes, axis=0), np.mean(resampled, axis=0)
     error = float(np.nanstd(spread[0]))
-    p = _p(float(value[0]), error, spread.shape[1])
+    p = p_value(float(value[0]), spread[0])
     return Effect(
         " x ".join(table.factors[at] for at, *_ in contrasts),
         " and ".join(first for _, first, _ in contrasts),
@@ -262,20 +264,35 @@ def shares(table: Table, first: Sequence[str], second: Sequence[str]) -> list[Sh
 
 
 def holm(effects: Sequence[Effect]) -> list[Effect]:
-    """Correct p values for their number: the smallest by all, the next by one fewer, never falling."""
-    order = sorted(range(len(effects)), key=lambda i: effects[i].p)
-    corrected, worst = list(effects), 0.0
-    for rank, i in enumerate(order):
-        worst = max(worst, min(1.0, effects[i].p * (len(effects) - rank)))
-        corrected[i] = replace(effects[i], p_holm=worst)
+    """Correct the p values of a family of effects."""
+    corrected = holm_corrected([effect.p for effect in effects])
+    return [replace(effect, p_holm=p) for effect, p in zip(effects, corrected, strict=True)]
+
+
+def holm_corrected(p_values: Sequence[float]) -> list[float]:
+    """Correct p values for their number: the smallest by all, the next by one fewer, never falling.
+
+    References:
+        S. Holm, "A simple sequentially rejective multiple test procedure", 1979.
+    """
+    corrected, worst = list(p_values), 0.0
+    for rank, i in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        worst = max(worst, min(1.0, p_values[i] * (len(p_values) - rank)))
+        corrected[i] = worst
     return corrected
 
 
-def _p(value: float, error: float, n_resamples: int) -> float:
-    """Return the two-sided p value of a change; without spread, what the number of resamples can tell."""
+def p_value(value: float, samples: NDArray[np.float64]) -> float:
+    """Return the two-sided p value of a change, from the standard error of its resamples.
+
+    Args:
+        value: measured.
+        samples: (B,); where they are all alike, 1 / B is all that they can tell.
+    """
     if value == 0:
         return 1.0
-    return math.erfc(abs(value) / error / math.sqrt(2)) if error > 0 else 1 / n_resamples
+    error = float(np.nanstd(samples))
+    return math.erfc(abs(value) / error / math.sqrt(2)) if error > 0 else 1 / len(samples)
 
 
 def _mean(ap: NDArray[np.float64]) -> NDArray[np.float64]:

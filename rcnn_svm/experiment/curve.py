@@ -7,6 +7,7 @@ first draw, the same number for all heads.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,7 +19,7 @@ from rcnn_svm.cache import CacheLimit
 from rcnn_svm.datasets import Splits
 from rcnn_svm.detector import Model
 from rcnn_svm.evaluation.bootstrap import Interval, centred_interval
-from rcnn_svm.evaluation.effects import Measured, measure
+from rcnn_svm.evaluation.effects import Measured, holm_corrected, measure, p_value
 from rcnn_svm.evaluation.forecast import Forecast, forecast
 from rcnn_svm.evaluation.voc import EvalResult, evaluate_voc
 from rcnn_svm.experiment.choosing import Scalers
@@ -32,12 +33,36 @@ from rcnn_svm.postprocess import PAPER
 from rcnn_svm.progress import Stages, track
 from rcnn_svm.structures import Dataset
 
-__all__ = ["SIZES", "Curve", "draw_images", "learning_curve"]
+__all__ = ["SIZES", "Curve", "Difference", "draw_images", "learning_curve"]
 
 SIZES = (1, 2, 3, 5, 10, 30)
 """Images of each class."""
 _TEST_REGIONS = 300
 _PLAIN = replace(PAPER, regression="off")
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The mAP of one head less that of another at one size, on the same draws and resamples.
+
+    Attributes:
+        first: name.
+        second: name.
+        size: images of each class; None for all.
+        change: a fraction, with its 95 % interval.
+        p_holm: two-sided, corrected by Holm's method for all pairs and sizes of the curve.
+    """
+
+    first: str
+    second: str
+    size: int | None
+    change: Interval
+    p_holm: float
+
+    @property
+    def decided(self) -> bool:
+        """Whether it stands after the correction."""
+        return self.p_holm < 0.05
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,10 +89,21 @@ class Curve:
     settings: Mapping[str, Sequence[Mapping[str, object]]]
     forecasts: Mapping[str, Forecast]
 
-    def difference(self, first: str, second: str, at: int) -> Interval:
-        """Return the mAP of one head less that of another at a size, on the same draws and resamples."""
-        a, b = self.points[first][at], self.points[second][at]
-        return centred_interval(float(a.value[0] - b.value[0]), a.samples[0] - b.samples[0])
+    def differences(self) -> list[Difference]:
+        """Return how the heads differ at every size: pair by pair, all of them one family."""
+        pairs = [
+            (a, b, at) for a, b in itertools.combinations(self.heads, 2) for at in range(len(self.sizes))
+        ]
+        found, p_values = [], []
+        for first, second, at in pairs:
+            a, b = self.points[first][at], self.points[second][at]
+            value, samples = float(a.value[0] - b.value[0]), a.samples[0] - b.samples[0]
+            found.append(centred_interval(value, samples))
+            p_values.append(p_value(value, samples))
+        return [
+            Difference(first, second, self.sizes[at], change, p)
+            for (first, second, at), change, p in zip(pairs, found, holm_corrected(p_values), strict=True)
+        ]
 
 
 def learning_curve(

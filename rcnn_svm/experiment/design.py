@@ -103,7 +103,7 @@ FACTORS: Mapping[str, Factor] = {
         ),
         Factor(
             "negatives",
-            "All negatives, hard ones, or random ones?",
+            "All negatives, hard ones mined once, or random ones?",
             {"all": "all", "mined once": "mined", "random": "random"},
         ),
         Factor(
@@ -249,13 +249,14 @@ class Design:
         )
 
 
-def design(names: Sequence[str], parts: Parts, *, dense: bool = False) -> Design:
+def design(names: Sequence[str], parts: Parts, *, thorough: bool = False) -> Design:
     """Return the cells that answer the questions of some factors.
 
     Args:
         names: of `FACTORS`.
         parts: of the experiment that they are varied around.
-        dense: take the dense grid among the proposals, whose features take five to thirty times the disk.
+        thorough: take the levels that take many times as long, too: negatives mined once, class by class, and
+            a dense grid of proposals, whose features take ten times the disk.
 
     Raises:
         ConfigError: no factor, an unknown one, one twice, or one that this experiment has one level of.
@@ -264,7 +265,7 @@ def design(names: Sequence[str], parts: Parts, *, dense: bool = False) -> Design
         raise ConfigError(
             f"--factors must be some of {', '.join(FACTORS)}, each once, got {', '.join(names) or 'none'}."
         )
-    factors = factors_of(parts, dense=dense)
+    factors = factors_of(parts, thorough=thorough)
     for name in names:
         if len(factors[name].levels) < 2:
             raise ConfigError(
@@ -299,16 +300,18 @@ def three_heads() -> tuple[HeadRecipe, ...]:
     return tuple(found)
 
 
-def factors_of(parts: Parts, *, dense: bool = False) -> dict[str, Factor]:
+def factors_of(parts: Parts, *, thorough: bool = False) -> dict[str, Factor]:
     """Return all factors with the levels that they have in an experiment.
 
     Args:
         parts: of the experiment.
-        dense: take the dense grid among the proposals.
+        thorough: take the levels that take many times as long, too.
     """
+    negatives = FACTORS["negatives"].levels
     own: dict[str, Mapping[str, Any]] = {
+        "negatives": {name: value for name, value in negatives.items() if thorough or value != "mined"},
         "layer": _layers(parts),
-        "proposals": _proposals(parts.proposer, dense=dense),
+        "proposals": _proposals(parts.proposer, thorough=thorough),
     }
     return {name: replace(factor, levels=own.get(name, factor.levels)) for name, factor in FACTORS.items()}
 
@@ -324,13 +327,13 @@ def _layers(parts: Parts) -> dict[str, Layer]:
     return {"fc7, learned": Layer(), "fc6, learned": Layer(depth=1), **frozen}
 
 
-def _proposals(proposer: Proposer, *, dense: bool) -> dict[str, Proposer]:
+def _proposals(proposer: Proposer, *, thorough: bool) -> dict[str, Proposer]:
     """Return the proposers to compare, that of the experiment first."""
     if not isinstance(proposer, SelectiveSearchConfig):
         return {"its own": proposer}
     own = {f"{proposer.max_regions or 'all'}": proposer}
     others = {f"{n}": replace(proposer, max_regions=n) for n in (300, 1000, 2000)}
-    grid: dict[str, Proposer] = {f"grid of {_DENSE}": GridConfig(_DENSE)} if dense else {}
+    grid: dict[str, Proposer] = {f"grid of {_DENSE}": GridConfig(_DENSE)} if thorough else {}
     return {**own, **{name: other for name, other in others.items() if name not in own}, **grid}
 
 

@@ -22,19 +22,18 @@ __all__ = ["curve_json", "curve_sentences", "point_rows", "write_curve"]
 def curve_sentences(curve: Curve) -> list[str]:
     """Return what the curve decides: who leads where, where they cross, and what more images would bring."""
     words = []
-    for first, second in itertools.combinations(curve.heads, 2):
-        leads: list[tuple[str, str]] = []
-        for at, size in enumerate(curve.sizes):
-            change = curve.difference(first, second, at)
-            if change.low > 0 or change.high < 0:
-                ahead = first if change.low > 0 else second
-                leads.append((ahead, f"{_size(size)} ({_signed(change)})"))
+    for (first, second), own in itertools.groupby(curve.differences(), key=lambda d: (d.first, d.second)):
+        leads = [
+            (first if one.change.value > 0 else second, f"{_size(one.size)} ({_signed(one.change)})")
+            for one in own
+            if one.decided
+        ]
         if not leads:
             words.append(f"{first} against {second}: no size decides between them.")
             continue
         told = [
-            f"{ahead} is ahead at {', '.join(where for _, where in own)}"
-            for ahead, own in itertools.groupby(leads, key=lambda lead: lead[0])
+            f"{ahead} is ahead at {', '.join(where for _, where in same)}"
+            for ahead, same in itertools.groupby(leads, key=lambda lead: lead[0])
         ]
         crossing = "; the curves cross" if len(told) > 1 else ""
         words.append(f"{first} less {second}, mAP: {'; '.join(told)}; undecided elsewhere{crossing}.")
@@ -86,10 +85,10 @@ def curve_json(curve: Curve) -> dict[str, Any]:
         "points": list(point_rows(curve)),
         "settings": {name: list(map(dict, own)) for name, own in curve.settings.items()},
         "differences": [
-            {"first": a, "second": b, "images_of_each_class": "all" if size is None else size}
-            | percent(curve.difference(a, b, at))
-            for a, b in itertools.combinations(curve.heads, 2)
-            for at, size in enumerate(curve.sizes)
+            {"first": one.first, "second": one.second, "images_of_each_class": one.size or "all"}
+            | percent(one.change)
+            | {"p_holm": one.p_holm}
+            for one in curve.differences()
         ],
         "forecasts": {
             name: {
@@ -141,7 +140,7 @@ def write_curve(folder: str | Path, curve: Curve, dataset: Dataset, *, command: 
         + lines
         + f"\nHeads on the features of the network as it is. {curve.n_draws} draws of each size, the same "
         f"for all heads; measured on {len(dataset)} test images. Intervals: draws and test images are "
-        f"resampled.\n"
+        f"resampled; what is said of differences is corrected for all pairs and sizes by Holm's method.\n"
         f"\nMade by `{about['command']}` at commit {about['commit'][:12]} on {about['date']}.\n",
     )
     write_json(

@@ -176,7 +176,7 @@ def _by_mistake(rows: Sequence[Row]) -> Iterator[dict[str, str]]:
 def _table(rows: Iterable[Row]) -> _Table:
     listed = list(rows)
     titles = list(listed[0]) if listed else []
-    named = [title.replace("_", " ").replace("brier", "Brier") for title in titles]
+    named = [title.replace("_", " ").replace("brier", "Brier").replace("coco", "COCO") for title in titles]
     return _Table(named, [[_cell(row[title]) for title in titles] for row in listed])
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rcnn_svm.errors import DataError
@@ -37,6 +37,7 @@ def f1(found: list[Detections], truths: list[GroundTruth], label: int, threshold
     return 2 * n_right / max(n_found + n_objects, 1)
 
 
+@settings(deadline=None)
 @given(seed=st.integers(0, 500))
 def test_alone_a_class_gets_its_best_f1(seed: int) -> None:
     found, truths = split(seed)
