@@ -149,7 +149,8 @@ function confuse() {
     [...table.querySelectorAll("tbody tr")].forEach((line, r) => [...line.cells].slice(1).forEach((cell, c) => {
       const shown = live.confused[table.dataset.head][`${r},${c}`];
       if (!shown) return;
-      const words = `${line.cells[0].textContent} taken for ${columns[c + 1]}`;
+      const [of, as] = [line.cells[0].textContent, columns[c + 1]];
+      const words = as === "missed" && c === columns.length - 2 ? `${of}, missed` : `${of} taken for ${as}`;
       const button = made("button", {type: "button", className: "pick", textContent: cell.textContent});
       button.setAttribute("aria-label", `${words}: ${cell.textContent}`);
       button.setAttribute("aria-pressed", "false");
