@@ -56,7 +56,7 @@ from rcnn_svm.report.tables import (
 )
 from rcnn_svm.structures import Dataset, Detections, Image
 
-__all__ = ["environment", "inline", "write_html_report"]
+__all__ = ["environment", "inline", "photograph", "write_html_report"]
 
 _PICTURE, _CROP = 480, 240  # pixels, longer side: sharp at twice the density of the page's columns
 _MIN_PRECISION = 0.5
@@ -235,7 +235,7 @@ def _mistaken(detections: Sequence[Detections], dataset: Dataset) -> list[dict[s
     for _, i in sorted(wrong, reverse=True)[:_MISTAKEN]:
         sample = dataset.samples[i]
         pictures.append(
-            _photograph(draw_marks(sample.read(), [], longer_side=_CROP))
+            photograph(draw_marks(sample.read(), [], longer_side=_CROP))
             | {
                 "image_id": sample.image_id,
                 "class": dataset.classes[sample.truth.labels[0]],
@@ -369,7 +369,7 @@ class _Pictures:
         else:
             reason = "no box of this class touches it"
         width, height = box[2:] - box[:2]
-        return _photograph(_crop(sample.read(), box)) | {
+        return photograph(_crop(sample.read(), box)) | {
             "class": self._dataset.classes[label],
             "image_id": sample.image_id,
             "size": f"{width:.0f} × {height:.0f} px",
@@ -386,7 +386,7 @@ class _Pictures:
             shown = self._shown[name]
             tally = f"{shown.hits[i]} of {shown.n_objects[i]} found, {shown.false[i]} false"
             drawn = draw_marks(pixels, self._marks(i, name), longer_side=_PICTURE)
-            row.append(_photograph(drawn) | {"head": name, "image_id": sample.image_id, "tally": tally})
+            row.append(photograph(drawn) | {"head": name, "image_id": sample.image_id, "tally": tally})
         return row
 
     def _marks(self, i: int, name: str) -> list[Mark]:
@@ -426,9 +426,10 @@ def _crop(pixels: Image, box: NDArray[np.float32]) -> Image:
     return draw_marks(np.ascontiguousarray(pixels[y1:y2, x1:x2]), [mark], longer_side=_CROP)
 
 
-def _photograph(pixels: Image) -> dict[str, Any]:
+def photograph(pixels: Image, *, quality: int = 84) -> dict[str, Any]:
+    """Return the address of a JPEG that holds an (H, W, 3) uint8 RGB picture as `src`, with its size."""
     stream = io.BytesIO()
-    PillowImage.fromarray(pixels).save(stream, format="JPEG", quality=84, optimize=True)
+    PillowImage.fromarray(pixels).save(stream, format="JPEG", quality=quality, optimize=True)
     height, width = pixels.shape[:2]
     return {"src": inline("jpeg", stream.getvalue()), "width": width, "height": height}
 

@@ -20,6 +20,7 @@ from rcnn_svm.files import atomic_path, remove_marker, write_json, write_text
 from rcnn_svm.report.curve import curve_json, curve_sentences, point_rows
 from rcnn_svm.report.plots import svg
 from rcnn_svm.report.provenance import portable_path, provenance
+from rcnn_svm.report.study_page import write_study_page
 from rcnn_svm.report.study_plots import (
     curve_figure,
     effects_figure,
@@ -147,7 +148,7 @@ def _named(study: Study, levels: Sequence[str]) -> str:
 
 
 def write_study(folder: str | Path, study: Study, curve: Curve | None = None, *, command: str) -> list[str]:
-    """Write the study as JSON, tables, figures and README; return the verdict.
+    """Write the study as JSON, tables, figures, page and README; return the verdict.
 
     Args:
         folder: made where missing.
@@ -156,7 +157,7 @@ def write_study(folder: str | Path, study: Study, curve: Curve | None = None, *,
         command: that made it.
 
     Raises:
-        DataError: the folder cannot be written to.
+        DataError: the folder cannot be written to, or a test image not be read.
         DiskSpaceError: the disk is full.
     """
     folder, parts = Path(folder), study.parts
@@ -184,14 +185,16 @@ def write_study(folder: str | Path, study: Study, curve: Curve | None = None, *,
         figures["curve"] = curve_figure(curve)
     for name, rows in tables.items():
         write_text(folder / f"{name}.csv", csv_text(rows))
-    for name, figure in figures.items():
+    pictures = {name: svg(figure) for name, figure in figures.items()}
+    for name, picture in pictures.items():
         with atomic_path(folder / f"{name}.svg") as temporary:
-            temporary.write_bytes(svg(figure))
+            temporary.write_bytes(picture)
     values = copy.deepcopy(dict(parts.described))
     values["data"]["path"] = portable_path(values["data"]["path"])
     write_json(folder / "config.json", values)
     about, words = provenance(seed=parts.seed, command=command), verdict(study, curve)
     write_text(folder / "README.md", _readme(study, words, tables, figures, about))
+    write_study_page(folder, study, words, tables, pictures, config=values, about=about)
     splits = study.splits
     write_json(
         folder / "study.json",

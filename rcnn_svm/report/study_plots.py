@@ -56,7 +56,7 @@ def _dots(rows: Sequence[tuple[str, Interval, bool]], label: str) -> Figure:
             axes.plot([value], [y], "o", color=colour, markerfacecolor=face, markersize=8)
         axes.set_yticks(range(len(rows)), [name for name, *_ in rows[::-1]], parse_math=False)
         axes.set_ylim(-0.6, len(rows) - 0.4)
-        axes.set_xlabel(label)
+        axes.set_xlabel(label, loc="right")  # it may be longer than the axes
         axes.grid(axis="y", visible=False)
     return figure
 

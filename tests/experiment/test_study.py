@@ -159,6 +159,7 @@ def test_a_study_from_images_to_a_verdict(run: Run, digits_folder: Path, tmp_pat
         "negatives,loss",
         "--seeds",
         "1",
+        "--no-curve",
     ]
     assert run("study", digits_folder, "--out", tmp_path / "s", "--cache", tmp_path / "c", *words) == 0
     said = capsys.readouterr().out
@@ -167,7 +168,7 @@ def test_a_study_from_images_to_a_verdict(run: Run, digits_folder: Path, tmp_pat
     cells = list(csv.DictReader((tmp_path / "s" / "cells.csv").open()))
     assert len(cells) == 2 * 4 * 2 == len(study["cells"])
     assert {cell["loss"] for cell in cells} == set(FACTORS["loss"].levels)
-    names = {"README.md", "config.json", "study.json"} | {
+    names = {"README.md", "config.json", "report.html", "study.json"} | {
         f"{name}.csv"
         for name in (
             "cells",
