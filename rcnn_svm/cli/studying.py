@@ -17,7 +17,11 @@ _FACTORS = ("label", "negatives", "loss")
 
 def add_study(study: argparse.ArgumentParser) -> None:
     """Add the options of `study`."""
-    study.add_argument("data", help="a VOC, COCO or YOLO data set, or `digits`")
+    study.add_argument(
+        "data",
+        help="a VOC, COCO or YOLO data set, or `digits`; `cnn` studies the parts of a small network instead, "
+        "with --out, --seed, --jobs and --quick as its only options",
+    )
     study.add_argument("--out", type=Path, required=True, metavar="DIR", help="tables and figures go here")
     study.add_argument(
         "--factors",
@@ -30,6 +34,11 @@ def add_study(study: argparse.ArgumentParser) -> None:
 
 
 def _study(options: argparse.Namespace) -> None:
+    if options.data == "cnn":
+        from rcnn_svm.cli.cnn_studying import study_cnn
+
+        study_cnn(options.words)
+        return
     from rcnn_svm.cli.training import configured
     from rcnn_svm.experiment.data import load_data
     from rcnn_svm.experiment.study import design, run_study
