@@ -21,8 +21,8 @@ def study_cnn(words: Sequence[str]) -> None:
             refused.
     """
     parser = argparse.ArgumentParser(prog="rcnn-svm study cnn")
-    parser.add_argument("verb")
-    parser.add_argument("data")
+    for known in ("verb", "data"):
+        parser.add_argument(known, help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true")

@@ -40,7 +40,8 @@ def crossed_mean(values: ArrayLike) -> CrossedMean:
 
     The variance of the mean is that of a two-way analysis of variance without replication,
     `(MS_rows + max(MS_columns - MS_rest, 0)) / (S N)`, on Hillis's degrees of freedom; this is the test of
-    Dorfman, Berbaum and Metz, and of Obuchowski and Rockette, for two treatments.
+    Dorfman, Berbaum and Metz, and of Obuchowski and Rockette, for two treatments. Where rows happen to differ
+    by less than chance makes them, MS_rest stands for MS_rows: few rows that agree prove little.
 
     Args:
         values: (S, N), at least 2 x 2: such as by how much one treatment is better than another, for
@@ -65,6 +66,7 @@ def crossed_mean(values: ArrayLike) -> CrossedMean:
     of_rows = n_columns * float(rows @ rows) / (n_rows - 1)
     of_columns = n_rows * float(columns @ columns) / (n_columns - 1)
     of_rest = float((rest * rest).sum()) / ((n_rows - 1) * (n_columns - 1))
+    of_rows = max(of_rows, of_rest)
     both = of_rows + max(of_columns - of_rest, 0.0)
     error = math.sqrt(both / table.size)
     if error < 1e-12:  # rounding: nothing varies

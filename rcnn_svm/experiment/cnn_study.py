@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from pathlib import Path
@@ -53,6 +53,9 @@ _SIDE = 32
 _CURVE = (0.05, 0.1, 0.25, 0.5, 0.75, 1.0)
 """Shares of the training after which the learning curve has a point."""
 _RUNS = "runs.jsonl"
+_TRIAL, _RUN = "trial", "run"
+_Key = tuple[str, str, str, int]
+"""Of what is kept: trial or run, name of the variant, setting, seed."""
 
 Digits = tuple[Tensor, Tensor]
 """(N, 1, 32, 32) float32 ink in [0, 1], and (N,) int64 labels."""
@@ -175,12 +178,9 @@ def _factors() -> dict[str, CnnFactor]:
 
     every = {"shift": 0.1, "rotation": 12.0, "scale": 0.15, "noise": 0.1}
     names = {"shift": "shift 10 %", "rotation": "rotation 12°", "scale": "scale 15 %", "noise": "noise 0.1"}
-    linear = {f"C {cost:g}": LinearSVM(C=cost, loss="hinge") for cost in (0.1, 1.0, 10.0, 100.0)}
-    rbf = {
-        f"C {cost:g}, gamma {gamma:g}": OneVsRestClassifier(SVC(C=cost, gamma=gamma))
-        for cost in (1.0, 10.0)
-        for gamma in (1.0, 2.0)
-    }
+    costs = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+    linear = {f"C {cost:g}": LinearSVM(C=cost, loss="hinge") for cost in costs}
+    rbf = {f"C {cost:g}": OneVsRestClassifier(SVC(C=cost, gamma=1.0)) for cost in costs}
     return {
         "pooling": CnnFactor(
             "What does max pooling do?",
@@ -270,7 +270,7 @@ class CnnDesign:
     n_choosing: Count = 2
     n_epochs: Count = 30
     batch_size: Count = 20
-    rates: tuple[float, ...] = (0.001, 0.01, 0.1, 1.0)
+    rates: tuple[float, ...] = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 
     def __post_init__(self) -> None:
         check(self)
@@ -376,33 +376,53 @@ def run_cnn_study(
     learned, test = _draw(design), _images(*single_digits("val", "test"))
     variants = [BASE, *(variant for factor in factors.values() for variant in factor.variants)]
     networks, machines = ([v for v in variants if bool(v.machines) == kind] for kind in (False, True))
-    about = {"design": asdict(design), "variants": [_described(variant) for variant in variants]}
-    kept = _Kept(folder / _RUNS, digest(about))
+    kept = _Kept(folder / _RUNS, _identity(design, variants))
     seeds = range(design.n_seeds)
 
-    def best(trials: Sequence[Variant], rates: Sequence[float], what: str) -> dict[str, int]:
-        held = range(design.n_choosing)
-        tasks = {(v.name, s): delayed(_trial)(v, rates, s, design, learned[s]) for v in trials for s in held}
-        found = kept.fill(what, tasks, n_jobs)
-        right = {v.name: np.sum([found[v.name, s]["right"] for s in held], axis=0) for v in trials}
-        return {name: int(np.argmax(counts)) for name, counts in right.items()}  # of equal ones the first
+    def best(variant: Variant, settings: Sequence[str]) -> int:
+        """Return which setting gets most held-out digits right; of equal ones the first."""
+        found = [
+            [kept[_TRIAL, variant.name, one, s]["right"] for s in range(design.n_choosing)]
+            for one in settings
+        ]
+        return int(np.argmax(np.sum(found, axis=1).ravel()))
 
-    chosen = best(networks, design.rates, "learning rates")
+    def trials(tried: Sequence[Variant], rates: Sequence[float]) -> dict[_Key, Any]:
+        return {
+            (_TRIAL, v.name, _named(rate), s): delayed(_trial)(v, rate, s, design, learned[s])
+            for v in tried
+            for rate in rates
+            for s in range(design.n_choosing)
+        }
+
+    settings = list(map(_named, design.rates))
+    tried = trials(networks, design.rates)
+    kept.fill("learning rates", tried, n_jobs)
+    chosen = {variant.name: best(variant, settings) for variant in networks}
     own = design.rates[chosen[BASE.name]]
-    chosen |= best(machines, (own,), "settings of SVMs")
-    tasks = {}
+    of_machines = trials(machines, (own,))
+    kept.fill("settings of SVMs", of_machines, n_jobs)
+    chosen |= {variant.name: best(variant, [_named(own)]) for variant in machines}
+    tasks: dict[str, dict[_Key, Any]] = {}
     for variant in variants:
         at = chosen[variant.name]
         rate = own if variant.machines else design.rates[at]
-        setting = list(variant.machines)[at] if variant.machines else f"rate {rate:g}"
-        for s in seeds:
-            tasks[variant.name, s] = delayed(_run)(variant, rate, setting, s, design, learned[s], test)
-    found = kept.fill("trainings", tasks, n_jobs)
-    finished = {
-        key: Finished(**{f.name: run[f.name] for f in fields(Finished)}) for key, run in found.items()
+        machine = list(variant.machines)[at] if variant.machines else ""
+        setting = f"{_named(rate)}, {machine}" if machine else _named(rate)
+        tasks[variant.name] = {
+            (_RUN, variant.name, setting, s): delayed(_run)(
+                variant, rate, machine, s, design, learned[s], test
+            )
+            for s in seeds
+        }
+    trainings = {key: task for own in tasks.values() for key, task in own.items()}
+    kept.fill("trainings", trainings, n_jobs)
+    kept.settle([*tried, *of_machines, *trainings])
+    runs = {
+        name: [Finished(**{f.name: kept[key][f.name] for f in fields(Finished)}) for key in own]
+        for name, own in tasks.items()
     }
     truth = test[1].numpy()
-    runs = {variant.name: [finished[variant.name, s] for s in seeds] for variant in variants}
     right = {name: np.stack([_right(run.predictions, truth) for run in own]) for name, own in runs.items()}
     changes = [crossed_mean(right[variant.name] - right[BASE.name]) for variant in variants[1:]]
     corrected = [1.0, *holm([change.p for change in changes])]
@@ -415,15 +435,27 @@ def run_cnn_study(
     return CnnStudy(design, comparisons, len(truth))
 
 
-def _described(variant: Variant) -> dict[str, Any]:
-    """Return what tells a variant from another of the same name, as far as it is data."""
-    return {
-        "name": variant.name,
-        "network": dict(variant.network),
-        "augmentation": asdict(variant.augmentation),
-        "n_centres": variant.n_centres,
-        "machines": list(variant.machines),
+def _named(rate: float) -> str:
+    return f"rate {rate:g}"
+
+
+def _identity(design: CnnDesign, variants: Sequence[Variant]) -> str:
+    """Return what all that is kept depends on, as far as it is data; settings are named where it is kept."""
+    settings = ("rates", "n_choosing")
+    about = {
+        "design": {name: value for name, value in asdict(design).items() if name not in settings},
+        "variants": [
+            {
+                "name": variant.name,
+                "network": dict(variant.network),
+                "augmentation": asdict(variant.augmentation),
+                "n_centres": variant.n_centres,
+                "machines": list(variant.machines),
+            }
+            for variant in variants
+        ],
     }
+    return digest(about)
 
 
 def _right(predictions: str, truth: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -527,30 +559,23 @@ def _train(
     return _Training(net, optimizer, False, curve, wall, cpu)
 
 
-def _trial(
-    variant: Variant, rates: Sequence[float], seed: int, design: CnnDesign, digits: Digits
-) -> dict[str, Any]:
-    """Train without the held-out digits; return how many of these each setting gets right."""
+def _trial(variant: Variant, rate: float, seed: int, design: CnnDesign, digits: Digits) -> dict[str, Any]:
+    """Train without the held-out digits; return how many of these are right, or with each SVM."""
     n_held = design.held_out * len(DIGIT_CLASSES)
     held, truth = (part[:n_held] for part in digits)
     rest = digits[0][n_held:], digits[1][n_held:]
-    right = []
-    for rate in rates:
-        trained = _train(variant, rate, seed, design, rest)
-        if trained.diverged:
-            right += [0] * max(1, len(variant.machines))
-        elif variant.machines:
-            rows, of_held = _rows(trained.net, rest[0]), _rows(trained.net, held)
-            for machine in variant.machines.values():
-                said = machine.fit(rows, rest[1].numpy()).predict(of_held)
-                right.append(int((said == truth.numpy()).sum()))
-        else:
-            right.append(int((_outputs(trained.net, held).argmax(1) == truth).sum()))
-    return {"right": right}
+    trained = _train(variant, rate, seed, design, rest)
+    if trained.diverged:
+        return {"right": [0] * max(1, len(variant.machines))}
+    if not variant.machines:
+        return {"right": [int((_outputs(trained.net, held).argmax(1) == truth).sum())]}
+    rows, of_held = _rows(trained.net, rest[0]), _rows(trained.net, held)
+    said = [machine.fit(rows, rest[1].numpy()).predict(of_held) for machine in variant.machines.values()]
+    return {"right": [int((one == truth.numpy()).sum()) for one in said]}
 
 
 def _run(
-    variant: Variant, rate: float, setting: str, seed: int, design: CnnDesign, digits: Digits, test: Digits
+    variant: Variant, rate: float, machine: str, seed: int, design: CnnDesign, digits: Digits, test: Digits
 ) -> dict[str, Any]:
     """Train on all digits of a seed, predict the test digits, return what `Finished` has beside its key."""
     trained = _train(variant, rate, seed, design, digits, test)
@@ -559,17 +584,16 @@ def _run(
     if trained.diverged:
         predictions = "-" * len(test[1])
     elif variant.machines:
-        machine = variant.machines[setting]
+        classifier = variant.machines[machine]
         wall, cpu = wall - time.perf_counter(), cpu - time.process_time()
-        machine.fit(_rows(net, digits[0]), digits[1].numpy())
+        classifier.fit(_rows(net, digits[0]), digits[1].numpy())
         wall, cpu = wall + time.perf_counter(), cpu + time.process_time()
-        predictions = "".join(map(str, machine.predict(_rows(net, test[0]))))
-        n_parameters += _n_learned(machine) - sum(p.numel() for p in net.logits.parameters())
+        predictions = "".join(map(str, classifier.predict(_rows(net, test[0]))))
+        n_parameters += _n_learned(classifier) - sum(p.numel() for p in net.logits.parameters())
     else:
         predictions = "".join(map(str, _outputs(net, test[0]).argmax(1).tolist()))
     batch = digits[0][: design.batch_size], digits[1][: design.batch_size]
     return {
-        "setting": setting,
         "predictions": predictions,
         "curve": trained.curve,
         "n_parameters": n_parameters,
@@ -623,35 +647,44 @@ class _Kept:
 
     def __init__(self, path: Path, identity: str) -> None:
         self._path = path
-        head = json.dumps({"study": identity})
+        self._head = {"study": identity}
         lines = read_text(path).splitlines(keepends=True) if path.exists() else []
         whole = [line for line in lines if line.endswith("\n")]  # a kill cuts the last one short
-        if whole and whole[0].strip() != head:
+        if whole and whole[0] != _line(self._head):
             raise DataError(
                 f"{path}: must hold the runs of this study, got those of another design or seed. Delete it, "
                 f"or name another folder."
             )
         if whole != lines or not whole:
-            write_text(path, "".join(whole) or head + "\n")
+            write_text(path, "".join(whole) or _line(self._head))
         try:
             records = [json.loads(line) for line in whole[1:]]
-            self._found = {(one["what"], one["variant"], one["seed"]): one for one in records}
+            self._found = {(one["what"], one["variant"], one["setting"], one["seed"]): one for one in records}
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"{path}: a line is damaged ({error}). Delete the file to start anew.") from error
 
-    def fill(
-        self, what: str, tasks: Mapping[tuple[str, int], Any], n_jobs: int
-    ) -> dict[tuple[str, int], dict[str, Any]]:
-        """Return the records of some tasks, by variant and seed; those not there are run and kept."""
-        missing = [key for key in tasks if (what, *key) not in self._found]
+    def __getitem__(self, key: _Key) -> dict[str, Any]:
+        record: dict[str, Any] = self._found[key]
+        return record
+
+    def fill(self, what: str, tasks: Mapping[_Key, Any], n_jobs: int) -> None:
+        """Run those tasks whose results are not there, and keep them."""
+        missing = [key for key in tasks if key not in self._found]
         done = Parallel(n_jobs, return_as="generator")(delayed(_alone)(tasks[key]) for key in missing)
         with appending(self._path) as stream:
             for key, result in zip(missing, track(done, what, total=len(missing), unit="run"), strict=True):
-                record = {"what": what, "variant": key[0], "seed": key[1], **result}
-                stream.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
+                record = dict(zip(("what", "variant", "setting", "seed"), key, strict=True)) | result
+                stream.write(_line(record))
                 stream.flush()
-                self._found[(what, *key)] = record
-        return {key: self._found[(what, *key)] for key in tasks}
+                self._found[key] = record
+
+    def settle(self, keys: Iterable[_Key]) -> None:
+        """Keep these alone, in their order, whatever was tried or killed on the way."""
+        write_text(self._path, _line(self._head) + "".join(_line(self._found[key]) for key in keys))
+
+
+def _line(record: Mapping[str, Any]) -> str:
+    return json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _alone(task: tuple[Callable[..., dict[str, Any]], tuple[Any, ...], dict[str, Any]]) -> dict[str, Any]:
