@@ -218,8 +218,8 @@ def _readme(
         "- One part is exchanged at a time: what two do together is unknown.\n"
         "- It holds for few small grey images, a short training and this one network. Dropout, normalisation "
         "and augmentation do other things to large ones.\n"
-        "- Rates stand a factor of three apart and few digits choose among them, so that part of a difference "
-        "may be one of the rate"
+        "- Rates stand a factor of three apart and few digits choose among them, so that part of a "
+        "difference may be one of the rate"
         + (f"; the first or last setting on offer was chosen by {', '.join(edges)}" if edges else "")
         + ".\n- A training that diverged counts as one that gets nothing right.\n"
         "- SVMs read the network that was trained with the softmax; they inherit its rate.\n"
