@@ -27,7 +27,8 @@ class CrossedMean:
     Attributes:
         mean: with its 95 % interval.
         p: two-sided, of a mean of zero.
-        detectable: the smallest distance from zero that is found in four of five cases, at 95 %.
+        detectable: the smallest distance from zero that is found in four of five cases, at 95 % after a
+            correction for as many tests as there are.
     """
 
     mean: Interval
@@ -35,7 +36,7 @@ class CrossedMean:
     detectable: float
 
 
-def crossed_mean(values: ArrayLike) -> CrossedMean:
+def crossed_mean(values: ArrayLike, *, n_tests: int = 1) -> CrossedMean:
     """Return the mean of a two-way layout whose rows and columns are both random.
 
     The variance of the mean is that of a two-way analysis of variance without replication,
@@ -46,6 +47,7 @@ def crossed_mean(values: ArrayLike) -> CrossedMean:
     Args:
         values: (S, N), at least 2 x 2: such as by how much one treatment is better than another, for
             network s on image n.
+        n_tests: of the family that this one belongs to, for `detectable` alone.
 
     Raises:
         ShapeError: fewer rows or columns.
@@ -76,7 +78,7 @@ def crossed_mean(values: ArrayLike) -> CrossedMean:
     return CrossedMean(
         Interval(value, value - half, value + half),
         2 * float(t.sf(abs(value) / error, freedom)),
-        half + float(t.ppf(0.8, freedom)) * error,
+        float(t.ppf(1 - 0.025 / n_tests, freedom) + t.ppf(0.8, freedom)) * error,
     )
 
 

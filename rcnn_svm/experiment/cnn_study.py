@@ -424,7 +424,10 @@ def run_cnn_study(
     }
     truth = test[1].numpy()
     right = {name: np.stack([_right(run.predictions, truth) for run in own]) for name, own in runs.items()}
-    changes = [crossed_mean(right[variant.name] - right[BASE.name]) for variant in variants[1:]]
+    n_tests = len(variants) - 1
+    changes = [
+        crossed_mean(right[variant.name] - right[BASE.name], n_tests=n_tests) for variant in variants[1:]
+    ]
     corrected = [1.0, *holm([change.p for change in changes])]
     comparisons = []
     for variant, change, p in zip(variants, [None, *changes], corrected, strict=True):

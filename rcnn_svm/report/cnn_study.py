@@ -37,7 +37,7 @@ def cnn_verdict(study: CnnStudy) -> list[str]:
         decided, open_ = ([one for one in whole if one.decided == kind] for kind in (True, False))
         words = [f"{factor.question} Against `{factor.base}`:"] if own else []
         words += [
-            f"`{one.variant.level}` {_moved(one.change.mean)} (p = {one.p_holm:.2g}, corrected)."
+            f"`{one.variant.level}` {_moved(one.change.mean)} (p = {one.p_holm:.3g}, corrected)."
             for one in decided
             if one.change is not None
         ]
@@ -123,8 +123,8 @@ def _row(one: Comparison) -> dict[str, Any]:
         "factor": one.variant.factor or "base",
         "level": one.variant.level,
         "accuracy": 100 * accuracy.value,
-        "accuracy_low": 100 * accuracy.low,
-        "accuracy_high": 100 * accuracy.high,
+        "accuracy_low": max(0.0, 100 * accuracy.low),
+        "accuracy_high": min(100.0, 100 * accuracy.high),
         "change": None if moved is None else 100 * moved.value,
         "change_low": None if moved is None else 100 * moved.low,
         "change_high": None if moved is None else 100 * moved.high,
@@ -171,11 +171,12 @@ def _readme(
         change = ("", "", "")
         if row["change"] is not None:
             interval = f"{signed(row['change_low'])} to {signed(row['change_high'])}"
-            change = (signed(row["change"]), interval, f"{row['p_holm']:.2g}")
+            change = (signed(row["change"]), interval, f"{row['p_holm']:.3g}")
+        lost = f"; {row['diverged']} diverged" if row["diverged"] else ""
         span = f"{row['accuracy_low']:.1f} to {row['accuracy_high']:.1f}"
         rows.append(
             f"| {row['factor']} | {row['level']} | {row['accuracy']:.1f} | {span} | "
-            f"{' | '.join(change)} | {row['setting']} | {row['n_parameters']:,} | "
+            f"{' | '.join(change)} | {row['setting']}{lost} | {row['n_parameters']:,} | "
             f"{row['memory_mb']:.1f} | {row['cpu_s']:.1f} |\n"
         )
     seconds = (
@@ -278,7 +279,7 @@ def changes_figure(study: CnnStudy) -> Figure:
 
 
 def curves_figure(study: CnnStudy) -> Figure:
-    """Draw accuracy on test against epochs, mean over the seeds, one panel a part."""
+    """Draw accuracy on test against epochs, mean over the seeds that did not diverge, one panel a part."""
     from matplotlib.figure import Figure
 
     panels = [
@@ -311,6 +312,8 @@ def _curve(axes: Axes, one: Comparison, label: str, colour: str, width: float) -
     whole = [run.curve for run in one.runs if "-" not in run.predictions]
     if not whole:
         return
+    if len(whole) < len(one.runs):
+        label += f" ({len(whole)} of {len(one.runs)})"
     epochs = [point[0] for point in whole[0]]
     accuracy = 100 * np.mean([[point[3] for point in curve] for curve in whole], axis=0)
     axes.plot(epochs, accuracy, "o-", color=colour, linewidth=width, markersize=4, label=label)

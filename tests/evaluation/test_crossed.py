@@ -24,6 +24,9 @@ def test_without_an_effect_of_rows_it_is_the_normal_interval_over_columns(rng: n
     half = 1.96 * columns.std(ddof=1) / np.sqrt(400)
     assert got.mean.high - got.mean.value == pytest.approx(half, rel=1e-3)
     assert got.detectable == pytest.approx(half * 2.8 / 1.96, rel=1e-3)
+    many = crossed_mean(np.repeat(columns[None], 5, axis=0), n_tests=20)
+    assert (many.p, many.mean) == (got.p, got.mean)
+    assert many.detectable == pytest.approx(half * (3.023 + 0.842) / 1.96, rel=1e-3)
 
 
 def test_intervals_hold_the_truth_as_often_as_they_say_where_both_vary(rng: np.random.Generator) -> None:
