@@ -13,6 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 EXPERIMENTS = sorted((ROOT / "results").glob("*/metrics.json"))
+STUDIES = sorted((ROOT / "results").glob("*/study.json"))
 BENCHMARKS = sorted((ROOT / "results" / "benchmarks").glob("*.json"))
 
 
@@ -40,6 +41,42 @@ def test_experiments_have_the_form_that_programs_read(path: Path) -> None:
     check_provenance(metrics["provenance"])
     for name in ("per_class.csv", "config.json", "README.md"):
         assert (path.parent / name).exists()
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda p: p.parent.name)
+def test_studies_have_the_form_that_programs_read(path: Path) -> None:
+    study = json.loads(path.read_text())
+    assert study["schema"] == 1
+    assert study["experiment"] == path.parent.name
+    assert study["verdict"]
+    page = (path.parent / "README.md").read_text(encoding="utf-8")
+    assert all(f"- {sentence}\n" in page for sentence in study["verdict"])
+    for table in path.parent.glob("*.svg"):
+        assert f"]({table.name})" in page
+    check_provenance(study["provenance"])
+
+
+def test_the_study_of_a_network_says_what_its_predictions_do() -> None:
+    from rcnn_svm.datasets.digits import single_digits
+
+    folder = ROOT / "results" / "study-cnn"
+    study = json.loads((folder / "study.json").read_text())
+    truth = "".join(map(str, single_digits("val", "test")[1]))
+    right: dict[str, list[int]] = {}
+    for line in (folder / "runs.jsonl").read_text(encoding="utf-8").splitlines()[1:]:
+        run = json.loads(line)
+        if "predictions" in run:
+            hits = sum(a == b for a, b in zip(run["predictions"], truth, strict=True))
+            right.setdefault(run["variant"], []).append(hits)
+    base = study["variants"][0]
+    for row in study["variants"]:
+        name = row["level"] if row["factor"] == "base" else f"{row['factor']}: {row['level']}"
+        accuracy = 100 * sum(right[name]) / (study["design"]["n_seeds"] * study["n_test_images"])
+        assert math.isclose(row["accuracy"], accuracy, abs_tol=1e-9)
+        assert row["accuracy_low"] <= row["accuracy"] <= row["accuracy_high"]
+        if row["change"] is not None:
+            assert math.isclose(row["change"], row["accuracy"] - base["accuracy"], abs_tol=1e-9)
+            assert row["change_low"] <= row["change"] <= row["change_high"]
 
 
 @pytest.mark.parametrize("path", BENCHMARKS, ids=lambda p: p.stem)

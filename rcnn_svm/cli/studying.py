@@ -19,7 +19,11 @@ _OF_REGIONS = ("label", "negatives", "proposals")
 
 def add_study(study: argparse.ArgumentParser) -> None:
     """Add the options of `study`."""
-    study.add_argument("data", help=shared.DATA_HELP)
+    study.add_argument(
+        "data",
+        help=f"{shared.DATA_HELP}; `cnn` studies the parts of a small network instead, with --out, --seed, "
+        f"--jobs and --quick as its only options",
+    )
     study.add_argument("--out", type=Path, required=True, metavar="DIR", help="tables and figures go here")
     study.add_argument(
         "--factors",
@@ -88,6 +92,11 @@ def _curve(options: argparse.Namespace) -> None:
 
 
 def _study(options: argparse.Namespace) -> None:
+    if options.data == "cnn":
+        from rcnn_svm.cli.cnn_studying import study_cnn
+
+        study_cnn(options.words)
+        return
     from rcnn_svm.cli.training import configured
     from rcnn_svm.experiment.curve import learning_curve
     from rcnn_svm.experiment.data import for_these_data, load_data

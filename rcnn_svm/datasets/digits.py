@@ -20,7 +20,14 @@ from rcnn_svm.datasets.loading import Splits, divide
 from rcnn_svm.errors import ConfigError
 from rcnn_svm.structures import Dataset, GroundTruth, Image, Sample
 
-__all__ = ["DIGIT_CLASSES", "DIGIT_SIZE", "digits_images", "digits_in_scenes", "digits_splits"]
+__all__ = [
+    "DIGIT_CLASSES",
+    "DIGIT_SIZE",
+    "digits_images",
+    "digits_in_scenes",
+    "digits_splits",
+    "single_digits",
+]
 
 DIGIT_CLASSES = tuple("0123456789")
 DIGIT_SIZE = (240, 320)
@@ -202,6 +209,22 @@ def digits_images(*, seed: int = 0, max_images: int | None = None) -> Splits:
         samples.append(Sample(f"digit-{i:04d}", (8, 8), truth, render=render))
     whole = Dataset("digits-images", "all", DIGIT_CLASSES, tuple(samples), whole=True)
     return divide(whole, seed=seed, max_images=max_images)
+
+
+def single_digits(*splits: str) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Return the handwritten digits that scenes of some splits are painted from, as scikit-learn has them.
+
+    Args:
+        splits: some of `train`, `val`, `test`. Each has writers of its own.
+
+    Returns:
+        (N, 8, 8) ink in [0, 1], and (N,) labels.
+    """
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    rows = np.concatenate([np.arange(*_PARTS[split].digits) for split in splits])
+    return (digits.images[rows] / 16).astype(np.float32), digits.target[rows].astype(np.int64)
 
 
 @functools.cache

@@ -18,6 +18,7 @@ from rcnn_svm.evaluation.effects import (
     Table,
     effects_of,
     holm,
+    holm_corrected,
     interactions_of,
     measure,
     shares,
@@ -95,6 +96,7 @@ def test_holms_correction_by_hand() -> None:
     one = Effect("a", "x", "y", Interval(0, 0, 0), (), 1, 0.0, 0.0, 0.0)
     given_p = [replace(one, p=p) for p in (0.01, 0.04, 0.03, 0.005)]
     np.testing.assert_allclose([e.p_holm for e in holm(given_p)], [0.03, 0.06, 0.06, 0.02])
+    assert holm_corrected([0.9, 0.8]) == [1.0, 1.0]
 
 
 def test_a_p_value_is_that_of_the_normal_distribution() -> None:

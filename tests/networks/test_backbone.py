@@ -152,6 +152,38 @@ def test_small_cnn_takes_32_to_48_pixels():
         assert net(torch.zeros(1, 3, side, side)).shape == (1, 4)
 
 
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"pooling": "strided"},
+        {"activation": "relu"},
+        {"activation": "none"},
+        {"normalisation": "local"},
+        {"normalisation": "batch"},
+        {"width": 64},
+        {"width": None},
+    ],
+    ids=str,
+)
+def test_every_part_of_small_cnn_can_be_exchanged(parts):
+    net, x = SmallCNN(4, dropout=0, **parts), torch.randn(2, 3, 40, 40)
+    assert net(x).shape == (2, 4)
+    assert list(net.stages()) == list(SmallCNN(4).stages())
+    fc7 = x
+    for stage in list(net.children())[:-1]:
+        fc7 = stage(fc7)
+    assert fc7.shape == (2, parts.get("width", 256) or 96)
+    for name, layer in {"batch": torch.nn.BatchNorm2d, "local": torch.nn.LocalResponseNorm}.items():
+        n_layers = sum(isinstance(module, layer) for module in net.modules())
+        assert n_layers == (3 if parts.get("normalisation") == name else 0)
+
+
+def test_small_cnn_without_activation_and_maximum_is_linear():
+    net = SmallCNN(4, "average", 0.0, activation="none")
+    x, y = torch.randn(2, 1, 3, 40, 40)
+    assert torch.allclose(net((x + y) / 2), (net(x) + net(y)) / 2, atol=1e-5)
+
+
 def test_small_cnn_computes_prelu_of_maps_and_then_their_maximum():
     backbone = random_backbone("small_cnn", 4).eval()
     with torch.inference_mode():
@@ -180,7 +212,7 @@ def test_average_pooling_differs():
     x = torch.randn(1, 3, 40, 40, generator=torch.Generator().manual_seed(0))
     first, second = (random_backbone(n, 4, seed=1).eval() for n in ("small_cnn", "small_cnn_average"))
     assert not torch.allclose(first(x)["logits"], second(x)["logits"])
-    with pytest.raises(ConfigError, match="pooling must be 'max' or 'average', got 'mean'"):
+    with pytest.raises(ConfigError, match="pooling must be 'max', 'average' or 'strided', got 'mean'"):
         SmallCNN(4, "mean")
 
 
