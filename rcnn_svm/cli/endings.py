@@ -13,6 +13,7 @@ Whatever else there is to catch is a mistake in this package and keeps its trace
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import errno
 import os
@@ -20,6 +21,7 @@ import re
 import signal
 import sys
 import threading
+import time
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -72,6 +74,7 @@ class Ending:
         self._last = last
         self._handlers: dict[int, Any] = {}
         self._unraisable = sys.unraisablehook
+        self._over = False
 
     def __enter__(self) -> Self:
         for name in ("stdout", "stderr"):
@@ -88,6 +91,7 @@ class Ending:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
+        self._over = True
         sys.unraisablehook = self._unraisable
         stopped = isinstance(error, KeyboardInterrupt | Stopped)
         for number, handler in self._handlers.items():
@@ -113,10 +117,19 @@ class Ending:
         """Send a signal again that came while Python could not stop, as in the midst of freeing an object."""
         number = lost.exc_value.number if isinstance(lost.exc_value, Stopped) else signal.SIGINT
         if isinstance(lost.exc_value, Stopped | KeyboardInterrupt):
-            # Not at once: this is still that moment.
-            threading.Timer(0.05, os.kill, (os.getpid(), number)).start()
+            # A thread by its bare name: starting one of `threading` waits, and this may be lost in the wait.
+            _thread.start_new_thread(self._send_again, (number,))
         else:
             self._unraisable(lost)
+
+    def _send_again(self, number: int) -> None:
+        """Send a signal until it arrives: not at once, which is still that moment, then every second."""
+        pause = 0.05
+        while not self._over:
+            time.sleep(pause)
+            if not self._over:
+                os.kill(os.getpid(), number)
+            pause = 1.0
 
     def _told(self, error: BaseException) -> tuple[int, str] | None:
         """Return exit code and sentence of an error; None for a mistake of ours."""

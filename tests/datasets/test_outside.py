@@ -330,7 +330,7 @@ def test_however_a_file_names_a_place_outside_nothing_there_is_opened(
 
 
 def test_the_option_exists_on_the_verbs_that_read_labelled_data(capsys: pytest.CaptureFixture[str]) -> None:
-    reading = {"train", "compare", "study", "finetune", "propose", "evaluate", "bench", "data check"}
+    reading = {"train", "compare", "study", "curve", "finetune", "propose", "evaluate", "bench", "data check"}
     for verb in (*build_parser()._subparsers._group_actions[0].choices, "data check", "data digits"):  # type: ignore[union-attr]
         with pytest.raises(SystemExit):
             build_parser().parse_args([*verb.split(), "--help"])
