@@ -96,15 +96,16 @@ def _probable(study: Study) -> Iterator[str]:
     by_name = {look.name: look for look in study.looks}
     if "softmax" not in by_name or len(by_name) < 2:
         return
-    own = by_name["softmax"].probabilities.detections["as it is"]
+    own = by_name["softmax"].probabilities.regions["as it is"]
     for name, look in by_name.items():
         if name == "softmax":
             continue
-        change = look.probabilities.detections["Platt"].less(own)["log_loss"]
+        # Of regions, which are the same for all; each head has detections of its own.
+        change = look.probabilities.regions["Platt"].less(own)["log_loss"]
         side = "undecided" if change.low <= 0 <= change.high else "less" if change.value < 0 else "more"
         yield (
-            f"Probabilities of detections: the log loss of the {name} with Platt's curve less that of the "
-            f"softmax as it is is {change.value:+.3f} ({change.low:+.3f} to {change.high:+.3f}): {side}."
+            f"Probabilities of regions: the log loss of the {name} with Platt's curve less that of the "
+            f"softmax as it is is {change.value:+.4f} ({change.low:+.4f} to {change.high:+.4f}): {side}."
         )
 
 
