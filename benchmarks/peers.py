@@ -70,7 +70,7 @@ SETS = ("fruit", "voc2007-mini")
 NETWORK = "mobilenet_v2"
 OURS = ["--backbone", NETWORK]
 N_SEEDS = 2
-PRESETS = ("quick", "best")
+PRESETS = ("best",)
 
 SHORT, LONG = 320, 480
 """Pixels of the shorter side of an image that Faster R-CNN and dlib see, and at most of the longer one."""

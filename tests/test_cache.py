@@ -36,6 +36,7 @@ OURS = {
     "features": "features/{group:020x}/{n:020x}.npy",
     "fine-tuned networks": "finetuned/{n:020x}.checkpoint",
     "tuned trunks": "tuned/{n:020x}.checkpoint",
+    "cells of studies": "study/{n:020x}.npz",
     "maps of frozen blocks": "tuned/maps/{group:020x}/{n:020x}-mirrored.npy",
 }
 FOREIGN = [
@@ -140,7 +141,7 @@ def test_everything_goes_with_its_folders_and_the_kinds_stay(tmp_path: Path) -> 
     prune(tmp_path, 0, older_than=float("inf"))
     assert files(tmp_path) == set()
     assert {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")} == {
-        *("proposals", "features", "finetuned", "tuned", "tuned/maps")
+        *("proposals", "features", "finetuned", "tuned", "tuned/maps", "study")
     }
 
 
@@ -189,7 +190,7 @@ def test_unfinished_files_of_killed_writers_go_and_others_stay(tmp_path: Path) -
     assert {file.kind for file in kept_files(tmp_path)} == {"unfinished"}
     assert prune(tmp_path, 10**9).n_files == len(stale)
     assert files(tmp_path) == writing
-    assert prune(tmp_path, 0, older_than=float("inf")).n_bytes_left == 500
+    assert prune(tmp_path, 0, older_than=float("inf")).n_bytes_left == 100 * len(OURS)
     assert files(tmp_path) == writing
 
 
