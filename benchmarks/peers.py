@@ -8,7 +8,7 @@ test by our evaluation, mAP of VOC2007. Each section runs in a process of its ow
 the same name as they come, others stay.
 
 ours         `rcnn-svm train DATA --backbone mobilenet_v2`, nothing cached, all cores.
-presets      the same with `--preset quick` and `--preset best`: less and more time than the default.
+presets      the same with `--preset best`: more time than the default.
 tuning       torchvision's Faster R-CNN for a few minutes on train with each of several rates, mAP on val; on
              no bill.
 faster-rcnn  the same with the best rate on trainval, looked at every few minutes.
@@ -466,7 +466,7 @@ def targets_of(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
             seconds, reached = minutes_to(goal, looks)
             best = max(float(row["mAP"]) for row in looks)
             how = f"CPU seconds to {goal:.1f} mAP on test, which ours has with {' '.join(OURS)}"
-            how += "" if reached else f"; at least: the peer's budget ended there, its best was {best:.1f}"
+            how += "" if reached else f"; at least: its last look was there, its best was {best:.1f}"
             target(f"{tag}_time_advantage", "x", len(ours), cost, seconds, peer, how)
             most = max(float(row["cpu_s"]) for row in looks) / 60
             how = f"mAP on test, of the peer the best of all looks in {most:.0f} CPU minutes"
