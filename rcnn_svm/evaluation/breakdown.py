@@ -63,13 +63,14 @@ def _aspect_of_objects(truth: GroundTruth) -> NDArray[np.float64]:
 
 
 COCO_SIZES = Grouping(
-    "size",
+    "COCO size",
     ("small", "medium", "large"),
     (AREA_RANGES["small"][1], AREA_RANGES["medium"][1]),
     _size,
     area,
 )
-"""Small up to 32 x 32, medium up to 96 x 96 square pixels, by `GroundTruth.area` and the area of a box."""
+"""Small up to 32 x 32, medium up to 96 x 96 square pixels, by `GroundTruth.area` and the area of a box. COCO
+counts an object that is exactly so large in both groups, here it is in the smaller one."""
 
 
 def size_terciles(truths: Sequence[GroundTruth]) -> Grouping:
