@@ -52,7 +52,7 @@ def add_study(study: argparse.ArgumentParser) -> None:
 
 def add_curve(curve: argparse.ArgumentParser) -> None:
     """Add the options of `curve`."""
-    curve.add_argument("data", help="a VOC, COCO or YOLO data set, or `digits`")
+    curve.add_argument("data", help=shared.DATA_HELP)
     curve.add_argument("--out", type=Path, required=True, metavar="DIR", help="table and figure go here")
     _add_draws(curve)
     shared.add_experiment_options(curve, without=("choice", "learn"))

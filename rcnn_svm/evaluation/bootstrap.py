@@ -24,6 +24,7 @@ __all__ = [
     "Interval",
     "Paired",
     "centred_interval",
+    "mean_of_present",
     "paired_accuracy",
     "paired_bootstrap",
     "resampled_ap",
@@ -41,6 +42,13 @@ class Interval:
     value: float
     low: float
     high: float
+
+    def in_percent(self) -> dict[str, float | None]:
+        """Return value, low and high as plain data in percent, None for what is not defined."""
+        return {
+            name: None if np.isnan(value) else 100 * value
+            for name, value in (("value", self.value), ("low", self.low), ("high", self.high))
+        }
 
 
 @dataclass(frozen=True)
@@ -126,17 +134,17 @@ class BootstrapResult:
             "n_resamples": self.n_resamples,
             "seed": self.seed,
             "level": 0.95,
-            "mAP": {name: _percent(of) for name, of in self.mean.items()},
+            "mAP": {name: of.in_percent() for name, of in self.mean.items()},
             "ap": {
-                name: {label: _percent(of) for label, of in classes.items()}
+                name: {label: of.in_percent() for label, of in classes.items()}
                 for name, classes in self.per_class.items()
             },
             "differences": [
                 {
                     "first": each.first,
                     "second": each.second,
-                    "mAP": _percent(each.mean),
-                    "ap": {label: _percent(of) for label, of in each.per_class.items()},
+                    "mAP": each.mean.in_percent(),
+                    "ap": {label: of.in_percent() for label, of in each.per_class.items()},
                     "flip_share": each.flip_share,
                 }
                 for each in self.differences
@@ -183,7 +191,7 @@ def paired_bootstrap(
     rule = reference.rule if rule is None else rule
     drawn = resampled_images(len(n_objects), n_resamples, seed)
     samples = {name: resampled_ap(result, drawn, rule) for name, result in results.items()}
-    means = {name: _mean_of_present(ap) for name, ap in samples.items()}  # (B,)
+    means = {name: mean_of_present(ap) for name, ap in samples.items()}  # (B,)
     measured = {name: result.map(rule) for name, result in results.items()}
     differences = []
     for first, second in itertools.combinations(results, 2):
@@ -278,7 +286,7 @@ def paired_accuracy(
         found = (own * result.correct) @ weights
         samples["accuracy"][name] = found.sum(axis=0) / len(reference)
         recall = np.divide(found, n_own, out=np.full(found.shape, np.nan), where=n_own > 0)
-        samples["balanced accuracy"][name] = _mean_of_present(recall)
+        samples["balanced accuracy"][name] = mean_of_present(recall)
     measured = {
         "accuracy": {name: result.accuracy for name, result in results.items()},
         "balanced accuracy": {name: result.balanced_accuracy for name, result in results.items()},
@@ -412,7 +420,7 @@ def _weighted_ap(
     return total / len(RECALL_GRID)
 
 
-def _mean_of_present(ap: NDArray[np.float64]) -> NDArray[np.float64]:
+def mean_of_present(ap: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return (B,) the mean over the classes (K, B) that are not nan; nan where all are."""
     present = ~np.isnan(ap)
     count = present.sum(axis=0)
@@ -432,10 +440,3 @@ def _centred(value: float, samples: NDArray[np.float64], *, move: bool) -> NDArr
 
 def _turned(interval: Interval) -> Interval:
     return Interval(-interval.value, -interval.high, -interval.low)
-
-
-def _percent(interval: Interval) -> dict[str, float | None]:
-    return {
-        name: None if np.isnan(value) else 100 * value
-        for name, value in (("value", interval.value), ("low", interval.low), ("high", interval.high))
-    }

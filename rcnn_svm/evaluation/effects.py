@@ -16,7 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rcnn_svm.errors import ConfigError
-from rcnn_svm.evaluation.bootstrap import Interval, centred_interval, resampled_ap, resampled_images
+from rcnn_svm.evaluation.bootstrap import (
+    Interval,
+    centred_interval,
+    mean_of_present,
+    resampled_ap,
+    resampled_images,
+)
 from rcnn_svm.evaluation.voc import EvalResult, Rule
 
 __all__ = [
@@ -158,8 +164,8 @@ def measure(
                 known[id(result)] = resampled_ap(result, drawn, rule)
             ap += weights[s] * known[id(result)]
             value += result.ap(rule) / S
-        with_mean = np.concatenate([_mean(ap)[None], ap])
-        measured = np.concatenate([_mean(value[:, None]), value])
+        with_mean = np.concatenate([mean_of_present(ap)[None], ap])
+        measured = np.concatenate([mean_of_present(value[:, None]), value])
         centre = np.array([row[~np.isnan(row)].mean() if (~np.isnan(row)).any() else 0 for row in with_mean])
         found[name] = Measured(measured, with_mean + (measured - centre)[:, None])
     return found
@@ -293,10 +299,3 @@ def p_value(value: float, samples: NDArray[np.float64]) -> float:
         return 1.0
     error = float(np.nanstd(samples))
     return math.erfc(abs(value) / error / math.sqrt(2)) if error > 0 else 1 / len(samples)
-
-
-def _mean(ap: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return (B,) the mean over the classes of (K, B) that are there."""
-    present = ~np.isnan(ap)
-    mean: NDArray[np.float64] = np.where(present, ap, 0).sum(axis=0) / np.maximum(present.sum(axis=0), 1)
-    return mean

@@ -52,6 +52,7 @@ __all__ = [
     "settle",
     "train_heads",
     "views_of",
+    "without_boxes",
 ]
 
 _FEW_OBJECTS = 50
@@ -136,7 +137,8 @@ class Scalers:
         return self._fitted[scaling]
 
 
-def _without_boxes(detect: Postprocess) -> Postprocess:
+def without_boxes(detect: Postprocess) -> Postprocess:
+    """Return the same with boxes as proposed; post-processing that is not ours decides for itself."""
     return (
         replace(detect, regression="off", vote_iou=None) if isinstance(detect, PostprocessConfig) else detect
     )
@@ -161,7 +163,7 @@ def choose(
     learned.fill(train)
     learned.fill(val)
     train_rows, val_rows, rule = learned.blocks(train), learned.blocks(val), parts.rule
-    scalers, plain_detect = Scalers(train_rows), _without_boxes(parts.postprocess)
+    scalers, plain_detect = Scalers(train_rows), without_boxes(parts.postprocess)
     with_boxes: Variant | None = None
     chosen: list[Chosen] = []
     boxes: Choice | None = None
@@ -216,7 +218,7 @@ def settle(parts: Parts, learned: Representation) -> list[Chosen]:
         Chosen(
             recipe,
             unseen(recipe.settled()),
-            Variant(unseen({}), _without_boxes(parts.postprocess), with_boxes=False),
+            Variant(unseen({}), without_boxes(parts.postprocess), with_boxes=False),
             boxes,
             with_boxes,
         )
@@ -278,7 +280,7 @@ def hold_out(
         blocks = [learned.blocks(view) for view in views_of(parts, held)]
         boxed = _moves(parts)
         for head in train_heads(parts, learned, training, settled, run):
-            runs = detect_all(head, blocks, [head.chosen.plain, *boxed])
+            runs = detect_all(head.name, head.model, blocks, [head.chosen.plain, *boxed])
             mine = found.setdefault(head.name, [[] for _ in runs])
             for so_far, one in zip(mine, runs, strict=True):
                 so_far += one.detections
@@ -396,17 +398,20 @@ class Found:
     seconds: float = 0.0
 
 
-def detect_all(trained: Trained, views: Sequence[StoredBlocks], variants: Sequence[Variant]) -> list[Found]:
+def detect_all(
+    name: str, model: Model, views: Sequence[StoredBlocks], variants: Sequence[Variant]
+) -> list[Found]:
     """Detect in every image once for each variant of post-processing; regions are read once for all.
 
     Args:
-        trained: the head.
+        name: of the head, for the progress bar.
+        model: the trained head.
         views: the rows of a split and, where they are read too, of its mirror images.
         variants: of post-processing.
     """
-    images, model, runs = views[0], trained.model, [Found([]) for _ in variants]
+    images, runs = views[0], [Found([]) for _ in variants]
     dataset = images.regions.dataset
-    for i, sample in enumerate(track(dataset, f"{trained.name} on {dataset.split}", total=len(images))):
+    for i, sample in enumerate(track(dataset, f"{name} on {dataset.split}", total=len(images))):
         n_gt = images.regions.n_gt[i]
         boxes, rows = images.regions.boxes[i][n_gt:], to_float32(images.features(i, slice(n_gt, None)))
         mirrored = to_float32(views[1].features(i)) if len(views) > 1 else None

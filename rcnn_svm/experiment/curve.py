@@ -22,7 +22,7 @@ from rcnn_svm.evaluation.bootstrap import Interval, centred_interval
 from rcnn_svm.evaluation.effects import Measured, holm_corrected, measure, p_value
 from rcnn_svm.evaluation.forecast import Forecast, forecast
 from rcnn_svm.evaluation.voc import EvalResult, evaluate_voc
-from rcnn_svm.experiment.choosing import Scalers
+from rcnn_svm.experiment.choosing import Scalers, without_boxes
 from rcnn_svm.experiment.kept import Kept
 from rcnn_svm.experiment.learning import Frozen
 from rcnn_svm.experiment.parts import Parts, Run
@@ -38,7 +38,7 @@ __all__ = ["SIZES", "Curve", "Difference", "draw_images", "learning_curve"]
 SIZES = (1, 2, 3, 5, 10, 30)
 """Images of each class."""
 _TEST_REGIONS = 300
-_PLAIN = replace(PAPER, regression="off")
+_PLAIN = without_boxes(PAPER)
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def learning_curve(
     sizes: Sequence[int] = SIZES,
     n_draws: int = 10,
 ) -> Curve:
-    """Train heads on draws of growing size and measure each on test.
+    """Train heads on draws of growing size and measure each on the 300 best regions of a test image.
 
     Args:
         parts: of the experiment, for its proposals, features and AP.
@@ -152,7 +152,7 @@ def learning_curve(
         scaler, at, found = scalers.get(recipe.scaling), None, []
         settings = recipe.settings()
         for d, draw in enumerate(track(draws, f"{recipe.name}, {size or 'all'} images of a class")):
-            what = {"curve": recipe.name, "size": size, "draw": d, "test_regions": _TEST_REGIONS}
+            what = {"curve": repr(recipe), "size": size, "draw": d, "test_regions": _TEST_REGIONS}
             known = kept.read(what)
             if known is None:
                 rows = learned.blocks(ready.train.part(draw))

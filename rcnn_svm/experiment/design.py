@@ -82,9 +82,11 @@ class Layer:
 
     def rows(self, learned: Representation) -> Representation:
         """Return the rows of this layer; no box regression that was learned for others comes with them."""
-        if self.depth is None or learned.layers is None:
+        if self.depth is None:
             return replace(learned, regressor=None)
-        assert isinstance(learned.store, DerivedStore)  # of the layers
+        # `_layers` gives a depth to learners of layers alone.
+        assert learned.layers is not None
+        assert isinstance(learned.store, DerivedStore)
         store = DerivedStore(learned.store.base, HiddenLayer(learned.layers, self.depth))
         return replace(learned, store=store, regressor=None)
 
@@ -103,7 +105,7 @@ FACTORS: Mapping[str, Factor] = {
         ),
         Factor(
             "negatives",
-            "All negatives, hard ones mined once, or random ones?",
+            "Which negatives?",
             {"all": "all", "mined once": "mined", "random": "random"},
         ),
         Factor(
@@ -220,7 +222,7 @@ class Design:
     @property
     def home(self) -> dict[str, str]:
         """The level of each factor where it is not studied."""
-        return {name: next(iter(factor.levels)) for name, factor in self.factors.items()}
+        return _home(self.factors)
 
     @property
     def trained(self) -> list[Cell]:
@@ -279,7 +281,7 @@ def design(names: Sequence[str], parts: Parts, *, thorough: bool = False) -> Des
     for name in _WITH_LOSS:
         if name in names:
             planes.append(Plane({name: list(factors[name].levels), "loss": _QUESTION}, (name,)))
-    home = {name: next(iter(factor.levels)) for name, factor in factors.items()}
+    home = _home(factors)
     cells: dict[tuple[str, ...], Cell] = {}
     for plane in planes:
         for key in plane.keys(home).values():
@@ -293,11 +295,14 @@ def three_heads() -> tuple[HeadRecipe, ...]:
     """Return the heads of `THREE`, under those names."""
     found = []
     for name, levels in THREE.items():
-        home = {factor: next(iter(FACTORS[factor].levels)) for factor in FACTORS if FACTORS[factor].levels}
-        recipe, _ = _recipe({**home, **levels}, FACTORS)
+        recipe, _ = _recipe({**_home(FACTORS), **levels}, FACTORS)
         assert recipe is not None
         found.append(replace(recipe, name=name))
     return tuple(found)
+
+
+def _home(factors: Mapping[str, Factor]) -> dict[str, str]:
+    return {name: next(iter(factor.levels)) for name, factor in factors.items() if factor.levels}
 
 
 def factors_of(parts: Parts, *, thorough: bool = False) -> dict[str, Factor]:

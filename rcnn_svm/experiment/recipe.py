@@ -394,7 +394,7 @@ def _results(
     own = chosen.recipe
     kind = own.head.clone().set_params(**chosen.head.settings).about
     results = []
-    for variant, run in zip(variants, detect_all(trained, views, variants), strict=True):
+    for variant, run in zip(variants, detect_all(trained.name, trained.model, views, variants), strict=True):
         model = trained.model
         if not variant.with_boxes:
             model = replace(model, regressor=None, regressor_scaler=None)

@@ -28,7 +28,7 @@ from rcnn_svm.evaluation.effects import (
 )
 from rcnn_svm.evaluation.effects import shares as shares_of
 from rcnn_svm.evaluation.voc import EvalResult, Rule, evaluate_voc
-from rcnn_svm.experiment.choosing import Chosen, Scalers, Trained, Variant, detect_all
+from rcnn_svm.experiment.choosing import Scalers, Variant, detect_all, without_boxes
 from rcnn_svm.experiment.closer import CloserLook, look_closer
 from rcnn_svm.experiment.design import BOXES, SOFTMAX, SVM, THREE, Cell, Design, Layer
 from rcnn_svm.experiment.kept import Kept
@@ -46,7 +46,7 @@ from rcnn_svm.structures import Dataset, Detections
 
 __all__ = ["Outcome", "Study", "analyse", "run_study"]
 
-_PLAIN = replace(PAPER, regression="off")
+_PLAIN = without_boxes(PAPER)
 _NOTHING = Choice({}, None, ())
 
 
@@ -135,7 +135,7 @@ def run_study(parts: Parts, splits: Splits, run: Run, design: Design, *, n_seeds
         kept = Kept(run.cache, splits, seeded)
         missing: list[Cell] = []
         for cell in design.trained:
-            known = kept.read(cell.levels)
+            known = kept.read(_what(cell, seed))
             if known is None:
                 missing.append(cell)
             else:
@@ -155,13 +155,18 @@ def run_study(parts: Parts, splits: Splits, run: Run, design: Design, *, n_seeds
                     for level, boxed in BOXES.levels.items()
                     if boxed in outcome.detections
                 }
-                kept.write(cell.levels, about, by_name)
+                kept.write(_what(cell, seed), about, by_name)
                 outcomes[cell.key, seed] = outcome
     with stages("closer look", "probabilities and mistakes of three heads"):
         looks = _look(parts, splits, run, design, outcomes, room)
     room.hold(finished=True)
     seconds = dict(stages.seconds)
     return replace(analyse(parts, splits, design, seeds, outcomes, seconds), looks=looks, n_kept=n_kept)
+
+
+def _what(cell: Cell, seed: int) -> dict[str, Any]:
+    """Return what tells a cell from others in the cache: its regions and rows by name, its head in full."""
+    return {"levels": dict(cell.levels), "head": repr(cell.head(seed))}
 
 
 def _look(
@@ -285,9 +290,7 @@ def _outcome(bench: _Bench, recipe: HeadRecipe) -> Outcome:
         box_scaler = bench.scalers[1].get(parts.boxes.scaling)
         model = replace(model, regressor=bench.regressor, regressor_scaler=box_scaler)
         variants.append(Variant(_NOTHING, PAPER, with_boxes=True))
-    chosen = Chosen(recipe, choice, variants[0], _NOTHING, variants[-1])
-    trained = Trained(chosen, model, meter.seconds, meter.peak_rss_mb, fitted.details)
-    runs = detect_all(trained, [bench.test], variants)
+    runs = detect_all(recipe.name, model, [bench.test], variants)
     found = {variant.with_boxes: own.detections for variant, own in zip(variants, runs, strict=True)}
     note(f"{recipe.name}: {choice.val_map:.1f} mAP on {bench.val.regions.dataset.split}")
     return _measured(

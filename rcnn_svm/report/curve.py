@@ -76,28 +76,24 @@ def point_rows(curve: Curve) -> Iterator[dict[str, Any]]:
 
 def curve_json(curve: Curve) -> dict[str, Any]:
     """Return a curve as plain data, mAP in percent."""
-
-    def percent(value: Interval) -> dict[str, float]:
-        return {"value": 100 * value.value, "low": 100 * value.low, "high": 100 * value.high}
-
     return {
         "n_draws": curve.n_draws,
         "points": list(point_rows(curve)),
         "settings": {name: list(map(dict, own)) for name, own in curve.settings.items()},
         "differences": [
             {"first": one.first, "second": one.second, "images_of_each_class": one.size or "all"}
-            | percent(one.change)
+            | one.change.in_percent()
             | {"p_holm": one.p_holm}
             for one in curve.differences()
         ],
         "forecasts": {
             name: {
                 "law": {"limit": f.law.limit, "gain": f.law.gain, "rate": f.law.rate},
-                "ahead": [{"n_images": n} | percent(v) for n, v in zip(f.n, f.values, strict=True)],
+                "ahead": [{"n_images": n} | v.in_percent() for n, v in zip(f.n, f.values, strict=True)],
                 "held_out": {
                     "n_images": f.held_out[0],
                     "measured": 100 * f.held_out[2],
-                    **percent(f.held_out[1]),
+                    **f.held_out[1].in_percent(),
                 },
             }
             for name, f in curve.forecasts.items()
@@ -138,7 +134,8 @@ def write_curve(folder: str | Path, curve: Curve, dataset: Dataset, *, command: 
         "| head | images of each class | images | objects | mAP | 95 % interval |\n"
         "|---|--:|--:|--:|--:|--:|\n"
         + lines
-        + f"\nHeads on the features of the network as it is. {curve.n_draws} draws of each size, the same "
+        + f"\nHeads on the features of the network as it is, 300 regions of a test image. "
+        f"{curve.n_draws} draws of each size, the same "
         f"for all heads; measured on {len(dataset)} test images. Intervals: draws and test images are "
         f"resampled; what is said of differences is corrected for all pairs and sizes by Holm's method.\n"
         f"\nMade by `{about['command']}` at commit {about['commit'][:12]} on {about['date']}.\n",

@@ -259,7 +259,7 @@ def _effects(study: Study) -> Iterator[dict[str, Any]]:
                 "factor": effect.factor,
                 "first": effect.first,
                 "second": effect.second,
-                **_percent("change", effect.change),
+                **_change(effect.change),
                 "n_pairs": effect.n_pairs,
                 "p": effect.p,
                 "p_holm": effect.p_holm,
@@ -275,7 +275,7 @@ def _by_class(study: Study) -> Iterator[dict[str, Any]]:
                 "first": effect.first,
                 "second": effect.second,
                 "class": name,
-                **_percent("change", change),
+                **_change(change),
             }
 
 
@@ -287,7 +287,7 @@ def _shares(study: Study) -> Iterator[dict[str, Any]]:
                 "factor": share.factor,
                 "first": SVM.get(share.factor, "SVM"),
                 "second": SOFTMAX.get(share.factor, "softmax"),
-                **_percent("change", share.change),
+                **_change(share.change),
             }
 
 
@@ -371,10 +371,9 @@ def _or_none(value: float) -> float | None:
     return None if np.isnan(value) else 100 * float(value)
 
 
-def _percent(name: str, value: Interval) -> dict[str, float | None]:
-    """Return an interval in percent, None for what is not defined."""
-    numbers = {name: value.value, "low": value.low, "high": value.high}
-    return {key: None if number != number else 100 * number for key, number in numbers.items()}
+def _change(value: Interval) -> dict[str, float | None]:
+    number = value.in_percent()
+    return {"change": number["value"], "low": number["low"], "high": number["high"]}
 
 
 def _readme(

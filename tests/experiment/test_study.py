@@ -14,6 +14,7 @@ import pytest
 
 from rcnn_svm.contracts import example_blocks
 from rcnn_svm.errors import ConfigError
+from rcnn_svm.evaluation.breakdown import COCO_SIZES, aspect_terciles, size_terciles
 from rcnn_svm.evaluation.voc import evaluate_voc
 from rcnn_svm.experiment.config import ExperimentConfig
 from rcnn_svm.experiment.design import FACTORS, Cell, Design, design
@@ -194,3 +195,19 @@ def test_a_study_from_images_to_a_verdict(run: Run, digits_folder: Path, tmp_pat
     assert (tmp_path / "t" / "effects.csv").read_bytes() == (tmp_path / "s" / "effects.csv").read_bytes()
     assert run("study", digits_folder, "--out", tmp_path / "s", "--factors", "magic") == 2
     assert run("study", digits_folder, "--out", tmp_path / "s", "--seeds", "0") == 2
+
+
+def test_what_is_kept_of_a_cell_depends_on_its_head_in_full() -> None:
+    from rcnn_svm.experiment.study import _what
+
+    plan = design(["negatives", "loss"], PARTS)
+    kept = [str(_what(cell, seed)) for cell in plan.trained for seed in (0, 1)]
+    assert len(set(kept)) == len(kept)
+    assert all("C" in text and "LabelRule" in text for text in kept)
+    assert not any(" at 0x" in text for text in kept)  # the next process finds it again
+
+
+def test_groups_of_a_closer_look_have_names_of_their_own() -> None:
+    truths = [GroundTruth(np.float32([[0, 0, 10, 10], [0, 0, 50, 20]]), np.array([0, 0]))]
+    names = [g.name for g in (COCO_SIZES, size_terciles(truths), aspect_terciles(truths))]
+    assert len(set(names)) == 3
