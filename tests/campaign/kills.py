@@ -19,7 +19,7 @@ from typing import Any
 
 from rcnn_svm.detector import load_detector
 from rcnn_svm.errors import RcnnSvmError
-from tests.campaign.scene import Scene, copied, snapshot
+from tests.campaign.scene import Scene, copied, is_unfinished, snapshot
 from tests.campaign.tally import Defect, Finished, Tally, forked
 
 __all__ = ["KILLED", "Kills"]
@@ -166,7 +166,7 @@ class Kills:
         if done.faults(0):
             return f"the second run: {done.faults(0)}"
         found = snapshot(place, parts=True)
-        litter = [name for name in found if name.endswith(".part")]
+        litter = [name for name in found if is_unfinished(name)]
         if litter:
             return f"a {Path(litter[0]).suffix} file stays for ever in {litter[0].split('/')[0]}"
         for name, digest in new.files.items():

@@ -188,12 +188,18 @@ def _stop_clocks() -> None:
     torch.set_num_threads(1)
 
 
+def is_unfinished(name: str) -> bool:
+    """Tell whether a file, by its path, is a hidden one that is being written, or lies in such a folder."""
+    return any(part.endswith(".part") for part in name.split("/"))
+
+
 def snapshot(folder: Path, *, parts: bool = False) -> dict[str, str]:
     """Return the SHA-256 of every file below a folder by its path; unfinished ones only if wanted."""
     found = {}
     for path in sorted(folder.rglob("*")) if folder.exists() else ():
-        if path.is_file() and (parts or not path.name.endswith(".part")):
-            found[path.relative_to(folder).as_posix()] = hashlib.sha256(path.read_bytes()).hexdigest()
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and (parts or not is_unfinished(name)):
+            found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
     return found
 
 
