@@ -50,7 +50,7 @@ def test_a_curve_from_images_to_a_forecast(run: Run, digits_folder: Path, tmp_pa
     assert run("curve", digits_folder, "--out", tmp_path / "s", *words) == 0
     curve = json.loads((tmp_path / "s" / "curve.json").read_text())
     assert "\n".join(curve["verdict"]) in capsys.readouterr().out
-    points = list(csv.DictReader((tmp_path / "s" / "curve.csv").open()))
+    points = list(csv.DictReader((tmp_path / "s" / "curve.csv").read_text().splitlines()))
     assert {row["head"] for row in points} == {"linear SVM", "RBF SVM", "softmax"}
     sizes = [float(row["n_images"]) for row in points if row["head"] == "softmax"]
     assert sizes == sorted(sizes)

@@ -166,7 +166,7 @@ def test_a_study_from_images_to_a_verdict(run: Run, digits_folder: Path, tmp_pat
     said = capsys.readouterr().out
     study = json.loads((tmp_path / "s" / "study.json").read_text())
     assert "\n".join(study["verdict"]) in said
-    cells = list(csv.DictReader((tmp_path / "s" / "cells.csv").open()))
+    cells = list(csv.DictReader((tmp_path / "s" / "cells.csv").read_text().splitlines()))
     assert len(cells) == 2 * 4 * 2 == len(study["cells"])
     assert {cell["loss"] for cell in cells} == set(FACTORS["loss"].levels)
     names = {"README.md", "config.json", "report.html", "study.json"} | {
