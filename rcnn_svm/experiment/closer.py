@@ -22,6 +22,7 @@ from rcnn_svm.evaluation.breakdown import (
     aspect_terciles,
     break_down,
     compare_images,
+    labelled_flags,
     size_terciles,
 )
 from rcnn_svm.evaluation.calibration import (
@@ -30,6 +31,7 @@ from rcnn_svm.evaluation.calibration import (
     PlattScaling,
     Reliability,
     equal_mass_edges,
+    equal_width_edges,
     measure_reliability,
 )
 from rcnn_svm.evaluation.errors import FalsePositives, false_positive_types
@@ -43,15 +45,29 @@ from rcnn_svm.heads.recipe import HeadRecipe
 from rcnn_svm.postprocess import Postprocess
 from rcnn_svm.structures import Detections
 
-__all__ = ["CloserLook", "Probabilities", "disagreement", "look_closer", "probabilities_of"]
+__all__ = ["Belief", "CloserLook", "Probabilities", "disagreement", "look_closer", "probabilities_of"]
 
 _REGIONS = 100
 """Regions of an image whose probabilities are judged, drawn at random: a few hundred images say enough."""
-_BINS = 15
+_BINS, _DRAWN_BINS = 15, 10
 _POSITIVE_IOU = 0.5
 
 Judged: TypeAlias = tuple[NDArray[np.float32], NDArray[np.bool_], NDArray[np.int64], NDArray[np.int64]]
 """(N,) margins, whether what they say is so, the class of each, and its image."""
+
+
+@dataclass(frozen=True, eq=False)
+class Belief:
+    """Probabilities against what was so.
+
+    Attributes:
+        measured: their errors, in bins that hold as many probabilities each, nearly all of which are close to
+            0.
+        drawn: in bins of equal width, for a diagram from 0 to 1.
+    """
+
+    measured: Reliability
+    drawn: Reliability
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,8 +79,8 @@ class Probabilities:
         detections: of detections after NMS: is it a hit?
     """
 
-    regions: Mapping[str, Reliability]
-    detections: Mapping[str, Reliability]
+    regions: Mapping[str, Belief]
+    detections: Mapping[str, Belief]
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,7 +162,7 @@ def look_closer(
             **resampling,
         ),
     )
-    groupings = (COCO_SIZES, size_terciles(truths), aspect_terciles(truths))
+    groupings = (COCO_SIZES, size_terciles(truths), aspect_terciles(truths), *labelled_flags(truths))
     return CloserLook(
         name,
         choose_thresholds(matches["val"]),
@@ -175,7 +191,7 @@ def probabilities_of(
     n_images: int,
     n_resamples: int,
     seed: int,
-) -> dict[str, Reliability]:
+) -> dict[str, Belief]:
     """Make probabilities of margins in several ways, curves fitted on val, and judge them on test.
 
     Args:
@@ -197,9 +213,19 @@ def probabilities_of(
     judged = {}
     for name, calibrator in ways.items():
         probabilities = calibrator(margins, labels)
-        edges = equal_mass_edges(probabilities, _BINS)
-        judged[name] = measure_reliability(
-            probabilities, outcomes, images, edges, n_images=n_images, n_resamples=n_resamples, seed=seed
+        judged[name] = Belief(
+            *(
+                measure_reliability(
+                    probabilities,
+                    outcomes,
+                    images,
+                    edges,
+                    n_images=n_images,
+                    n_resamples=n_resamples,
+                    seed=seed,
+                )
+                for edges in (equal_mass_edges(probabilities, _BINS), equal_width_edges(_DRAWN_BINS))
+            )
         )
     return judged
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rcnn_svm.errors import ConfigError
-from rcnn_svm.experiment.learning import FineTuned, Frozen, Learner, Representation
+from rcnn_svm.experiment.learning import FcOnFrozen, FineTuned, Frozen, Learner, Representation
 from rcnn_svm.experiment.parts import Parts
 from rcnn_svm.features.fc_layers import HiddenLayer
 from rcnn_svm.features.store import DerivedStore
@@ -26,7 +26,8 @@ from rcnn_svm.heads.linear_svm import LinearSVMHead
 from rcnn_svm.heads.mining import FixedPointMining, PaperMining
 from rcnn_svm.heads.recipe import HeadRecipe
 from rcnn_svm.heads.softmax import LogisticHead, SoftmaxHead
-from rcnn_svm.proposals import GridConfig, Proposer, SelectiveSearchConfig
+from rcnn_svm.proposals import GridConfig, Proposer, SelectiveSearchConfig, WholeImage
+from rcnn_svm.training.config import FcConfig
 
 __all__ = [
     "BOXES",
@@ -328,7 +329,14 @@ def _layers(parts: Parts) -> dict[str, Layer]:
     if isinstance(learner, Frozen):
         return frozen
     if isinstance(learner, FineTuned):
-        return {"before the softmax, fine-tuned": Layer(), "before the softmax, frozen": Layer(Frozen())}
+        # Of whole images there is no background to draw, and no box to learn.
+        whole = isinstance(parts.proposer, WholeImage)
+        fc = FcConfig(positive_share=1.0, box_weight=0.0) if whole else FcConfig()
+        return {
+            "before the softmax, fine-tuned": Layer(),
+            "fc7 of our own on the frozen": Layer(FcOnFrozen(fc)),
+            "before the softmax, frozen": Layer(Frozen()),
+        }
     return {"fc7, learned": Layer(), "fc6, learned": Layer(depth=1), **frozen}
 
 

@@ -11,7 +11,7 @@ from rcnn_svm.evaluation.bootstrap import Interval
 from rcnn_svm.evaluation.calibration import Reliability
 from rcnn_svm.evaluation.effects import Effect, Share
 from rcnn_svm.evaluation.tide import SPECIAL_TYPES, TIDE_TYPES
-from rcnn_svm.experiment.closer import CloserLook
+from rcnn_svm.experiment.closer import Belief, CloserLook
 from rcnn_svm.experiment.curve import Curve
 from rcnn_svm.experiment.design import SOFTMAX, SVM
 from rcnn_svm.report import palette
@@ -101,10 +101,10 @@ def reliability_figure(looks: Sequence[CloserLook], what: str) -> Figure:
         figure, (panels,) = grid(1, len(looks), (WIDTH, WIDTH / max(3, len(looks)) + 1.1))
         for axes, look in zip(panels, looks, strict=True):
             axes.plot([0, 1], [0, 1], color=palette.GREY, linewidth=1)
-            ways: Mapping[str, Reliability] = getattr(look.probabilities, what)
+            ways: Mapping[str, Belief] = getattr(look.probabilities, what)
             colours = {"as it is": palette.GREEN, "Platt": palette.BLUE, "isotonic": palette.ORANGE}
             for way, judged in ways.items():
-                _reliability(axes, judged, way, colours[way])
+                _reliability(axes, judged.drawn, way, colours[way])
             axes.set_title(look.name, fontsize=12, loc="left")
             axes.set_xlim(0, 1)
             axes.set_ylim(0, 1)

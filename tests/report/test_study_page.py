@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import csv
 import json
 import re
 import shutil
@@ -17,6 +18,7 @@ import pytest
 
 from rcnn_svm.datasets import Splits
 from rcnn_svm.evaluation.breakdown import COCO_SIZES, break_down
+from rcnn_svm.evaluation.classification import classify
 from rcnn_svm.evaluation.errors import false_positive_types
 from rcnn_svm.evaluation.thresholds import choose_thresholds
 from rcnn_svm.evaluation.tide import evaluate_tide
@@ -67,8 +69,10 @@ def made_up(test: Dataset, found: list[list[Detections]], factors: list[str]) ->
             {"C": 1.0},
             [{"val_map": 50.0}],
             1.5,
+            100.0,
             {},
             dict.fromkeys(ways, by_head[i % len(found)]),
+            classify(found[i % len(found)], truths, test.classes) if test.whole else None,
             dict.fromkeys(ways, coco),
         )
         for i, cell in enumerate(plan.trained)
@@ -155,7 +159,8 @@ def test_whole_images_have_no_boxes(tmp_path: Path) -> None:
         Detections(str(i), np.repeat(full, 2, axis=0), np.array([1.0 + (i == 3), 1.5]), np.array([0, 1]))
         for i in range(8)
     ]
-    study = made_up(test, [found, found], ["loss"])
+    right = [own if i != 3 else found[5] for i, own in enumerate(found)]
+    study = made_up(test, [found, right], ["loss"])
     counts, events = confusion_of(study.looks[0], test)
     np.testing.assert_array_equal(counts, [[0, 4, 0], [1, 3, 0], [0, 0, 0]])
     assert len(events) == 8
@@ -164,6 +169,12 @@ def test_whole_images_have_no_boxes(tmp_path: Path) -> None:
     assert 'id="pictures"' not in text
     assert 'id="confusion"' in text
     assert ">no object<" not in text
+    assert "Effects on accuracy" in text
+    (cell, other, *_) = csv.DictReader((tmp_path / "cells.csv").read_text().splitlines())
+    assert (float(cell["accuracy"]), float(other["accuracy"])) == (37.5, 50.0)
+    assert float(cell["balanced_accuracy"]) == 37.5
+    words = json.loads((tmp_path / "study.json").read_text())["verdict"]
+    assert any("Not decided by accuracy" in sentence for sentence in words)
 
 
 def test_every_object_and_every_believed_detection_is_in_the_confusion_once() -> None:
