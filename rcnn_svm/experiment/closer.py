@@ -14,7 +14,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from rcnn_svm.detector import Model
+from rcnn_svm.detector import Detector, Model
 from rcnn_svm.evaluation.breakdown import (
     COCO_SIZES,
     Breakdown,
@@ -37,7 +37,9 @@ from rcnn_svm.evaluation.calibration import (
 from rcnn_svm.evaluation.errors import FalsePositives, false_positive_types
 from rcnn_svm.evaluation.thresholds import Thresholds, choose_thresholds
 from rcnn_svm.evaluation.tide import TideResult, evaluate_tide
-from rcnn_svm.evaluation.voc import HIT, IGNORED, EvalResult, Matches, Rule, evaluate_voc
+from rcnn_svm.evaluation.voc import HIT, IGNORED, EvalResult, Matches, evaluate_voc
+from rcnn_svm.experiment.learning import Representation
+from rcnn_svm.experiment.recipe import Prepared, detector_of
 from rcnn_svm.experiment.regions import StoredBlocks
 from rcnn_svm.experiment.selection import ScoredImage, detected, score_images
 from rcnn_svm.features.scaling import FeatureScaler
@@ -96,6 +98,7 @@ class CloserLook:
         tide: what each type of mistake costs.
         false_positives: the types of Hoiem and others among the surest.
         by: recall and AP by groups of objects.
+        detector: what made the detections, to look at further regions with it.
     """
 
     name: str
@@ -106,22 +109,17 @@ class CloserLook:
     tide: TideResult
     false_positives: FalsePositives
     by: Mapping[str, Breakdown]
+    detector: Detector
 
 
 def look_closer(
     name: str,
     recipe: HeadRecipe,
     settings: Mapping[str, object],
-    train: StoredBlocks,
-    val: StoredBlocks,
-    test: StoredBlocks,
+    ready: Prepared,
+    learned: Representation,
     scaler: FeatureScaler | None,
     detect: Postprocess,
-    rule: Rule,
-    *,
-    n_jobs: int,
-    seed: int,
-    n_resamples: int,
 ) -> CloserLook:
     """Train a head once more and look at what it says of val and of test.
 
@@ -129,19 +127,17 @@ def look_closer(
         name: for people.
         recipe: the head.
         settings: that were chosen for it.
-        train: unscaled rows of the training split,
-        val: of the one that curves and thresholds come from,
-        test: and of the one that is looked at.
+        ready: the splits: trained on is `train`, curves and thresholds come from `val`, `test` is looked at.
+        learned: their rows, from `train`.
         scaler: fitted on `train`.
         detect: from scores to detections.
-        rule: of AP.
-        n_jobs: classes in parallel.
-        seed: of the regions that are judged, and of resamples.
-        n_resamples: of the intervals.
     """
-    (fitted,) = recipe.fit(train.scaled(scaler), [settings], n_jobs=n_jobs)
-    model = Model(fitted.scorer, scaler)
-    classes, truths = test.classes, test.regions.truths
+    train, val, test = (learned.blocks(split) for split in (ready.train, ready.val, ready.test))
+    (fitted,) = recipe.fit(train.scaled(scaler), [settings], n_jobs=ready.run.n_jobs)
+    support = None if fitted.support is None else train.told(fitted.support)
+    model = Model(fitted.scorer, scaler, support=support)
+    classes, truths, parts = test.classes, test.regions.truths, ready.parts
+    seed, rule = parts.seed, parts.rule
     judged, found, matches = {}, {}, {}
     for split, blocks in (("val", val), ("test", test)):
         scored = list(score_images(blocks, model))
@@ -151,7 +147,7 @@ def look_closer(
         matches[split] = own.matches
     evaluation = own
     is_softmax = recipe.head.about["family"] == "softmax"
-    resampling = {"n_images": len(test), "n_resamples": n_resamples, "seed": seed}
+    resampling = {"n_images": len(test), "n_resamples": parts.n_bootstrap, "seed": seed}
     probabilities = Probabilities(
         probabilities_of(judged["val"], judged["test"], len(classes), is_softmax, **resampling),
         probabilities_of(
@@ -162,16 +158,18 @@ def look_closer(
             **resampling,
         ),
     )
+    thresholds = choose_thresholds(matches["val"])
     groupings = (COCO_SIZES, size_terciles(truths), aspect_terciles(truths), *labelled_flags(truths))
     return CloserLook(
         name,
-        choose_thresholds(matches["val"]),
+        thresholds,
         found["test"],
         evaluation,
         probabilities,
         evaluate_tide(found["test"], truths, classes),
         false_positive_types(evaluation.matches, found["test"], truths),
         {g.name: break_down(evaluation.matches, found["test"], truths, g, rule=rule) for g in groupings},
+        detector_of(name, parts, learned, model, detect, thresholds, classes),
     )
 
 

@@ -205,8 +205,7 @@ def _look(
     learned = Layer().rows(ready.learn(ready.train))
     for split in (ready.train, ready.val, ready.test):
         learned.fill(split)
-    train, val, test = (learned.blocks(split) for split in (ready.train, ready.val, ready.test))
-    scalers = Scalers(train)
+    scalers = Scalers(learned.blocks(ready.train))
     looks = []
     for name, cell in cells.items():
         recipe, tried = cell.head(parts.seed), outcomes[cell.key, parts.seed].tried
@@ -216,15 +215,10 @@ def _look(
                 name,
                 recipe,
                 recipe.settings()[best],
-                train,
-                val,
-                test,
+                ready,
+                learned,
                 scalers.get(recipe.scaling),
                 _PLAIN,
-                parts.rule,
-                n_jobs=run.n_jobs,
-                seed=parts.seed,
-                n_resamples=parts.n_bootstrap,
             )
         )
     return looks

@@ -23,7 +23,9 @@ from rcnn_svm.experiment.study import Study
 from rcnn_svm.files import write_text
 from rcnn_svm.report import palette
 from rcnn_svm.report.draw import Mark, corners, draw_marks, rgb
+from rcnn_svm.report.evidence import AGAINST, FOR
 from rcnn_svm.report.html import environment, inline, photograph
+from rcnn_svm.report.study_evidence import evidence_shown
 from rcnn_svm.report.tables import signed
 from rcnn_svm.structures import Dataset, Image
 
@@ -99,7 +101,9 @@ def write_study_page(
             tables=_tables(tables),
             charts={name: inline("svg+xml", picture) for name, picture in figures.items()},
             heads=heads,
+            sides=(FOR, AGAINST),
             confusions=confusions,
+            evidence=evidence_shown(looks, study.splits.train, test) if len(looks) > 1 else [],
             galleries={} if test.whole or not looks else _galleries(looks, test),
             live=live,
             left_out=[
