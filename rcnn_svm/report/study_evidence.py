@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image as PillowImage
 
 from rcnn_svm.evaluation.voc import FALSE, HIT
 from rcnn_svm.evidence import Cells, Evidence, explain
@@ -168,7 +169,7 @@ def _grids(evidence: Evidence, pixels: Image) -> Iterator[dict[str, Any]]:
         part, (left, top, right, bottom) = cut(pixels, cells.box)
         yield {
             "tap": words_of(cells),
-            "src": _picture(part, _REGION),
+            "src": _picture(_pale(part), _REGION),
             "view": (left, top, right - left, bottom - top),
             "cells": list(_cells(cells, largest)),
         }
@@ -189,6 +190,12 @@ def _cells(cells: Cells, largest: float) -> Iterator[dict[str, Any]]:
             "share": float(share),
             "written": cells.shares.size <= _MOST_NUMBERS,
         }
+
+
+def _pale(pixels: Image) -> Image:
+    """Return the picture in light grey, on which a tint of either colour shows."""
+    grey = 80 + 0.68 * np.asarray(PillowImage.fromarray(np.ascontiguousarray(pixels)).convert("L"))
+    return np.repeat(grey.astype(np.uint8)[:, :, None], 3, axis=2)
 
 
 def _picture(pixels: Image, longer_side: int) -> str:
