@@ -40,6 +40,7 @@ __all__ = [
     "measure_accuracy",
     "p_value",
     "shares",
+    "simple_effects",
 ]
 
 _DETECTABLE = 2.8
@@ -240,6 +241,30 @@ def interactions_of(table: Table) -> list[Effect]:
         for second in itertools.combinations(table.levels(b), 2)
     ]
     return [effect for effect in found if effect is not None]
+
+
+def simple_effects(table: Table, factor: str, first: str, second: str, at: Sequence[str]) -> list[Effect]:
+    """Return what a change of one factor does at each combination of levels of some others, uncorrected.
+
+    A mean over levels that interact may describe none of them; this takes it apart.
+
+    Args:
+        table: the cells.
+        factor: that changes,
+        first: the level that is compared,
+        second: with this one.
+        at: names of the factors that are held; what is left is averaged over.
+    """
+    places, changed = [table.factors.index(name) for name in at], table.factors.index(factor)
+    groups: dict[tuple[str, ...], dict[tuple[str, ...], Measured]] = {}
+    for levels, measured in table.cells.items():
+        groups.setdefault(tuple(levels[place] for place in places), {})[levels] = measured
+    found = []
+    for held, cells in groups.items():
+        effect = _effect(Table(table.factors, cells), (changed, first, second))
+        if effect is not None:
+            found.append(replace(effect, factor=f"{factor}, with {' and '.join(held)}"))
+    return found
 
 
 def _effect(table: Table, *contrasts: tuple[int, str, str]) -> Effect | None:

@@ -45,6 +45,8 @@ _PICTURES = {
 def verdict(study: Study, curve: Curve | None = None) -> list[str]:
     """Return the answer, a sentence for each question, which claims no more than its interval."""
     words = [_question(study, boxed) for boxed in study.shares]
+    if study.question:
+        words.append(_all_else_equal(study.question))
     for factor in (*study.design.factors.values(), BOXES):
         for measure, effects in (("mAP", study.effects), ("accuracy", study.accuracy_effects)):
             words += _answers(factor, [e for e in effects if e.factor == factor.name], measure)
@@ -95,6 +97,21 @@ def _question(study: Study, boxed: bool) -> str:
         f"{behind} by {100 * abs(whole.change.value):.1f} mAP, {_bounds(whole.change)}. Of SVM less softmax, "
         f"{signed(100 * whole.change.value)}: {shown}."
     )
+
+
+def _all_else_equal(effects: Sequence[Effect]) -> str:
+    """Take the effect of the loss apart, which differs between what it is trained on."""
+    shown = "; ".join(f"{_held(e)} {_signed(e.change)}" for e in effects)
+    decided = [_held(e) for e in effects if e.decided]
+    return (
+        f"`{effects[0].first}` less `{effects[0].second}` with all else equal, positives and negatives in "
+        f"turn: {shown}. Corrected for the {len(effects)}, decided are "
+        f"{' and '.join(decided) if decided else 'none'}."
+    )
+
+
+def _held(effect: Effect) -> str:
+    return f"`{effect.factor.partition(', with ')[2]}`"
 
 
 def _probable(study: Study) -> Iterator[str]:
@@ -272,6 +289,7 @@ def _effects(study: Study) -> Iterator[dict[str, Any]]:
     kinds = {
         "effect": study.effects,
         "interaction": study.interactions,
+        "all else equal": study.question,
         "effect on accuracy": study.accuracy_effects,
     }
     for kind, effects in kinds.items():
@@ -424,7 +442,8 @@ def _readme(
     again = " and of the seeds" if seeds else ""
     main = [effect for effect in effects if effect["kind"] == "effect"]
     right = [effect for effect in effects if effect["kind"] == "effect on accuracy"]
-    n_crossed = len(effects) - len(main) - len(right)
+    equal = [effect for effect in effects if effect["kind"] == "all else equal"]
+    n_crossed = sum(effect["kind"] == "interaction" for effect in effects)
     return (
         f"# {splits.train.name}: why SVMs and not the softmax?\n\n"
         + "".join(f"- {sentence}\n" for sentence in words)
@@ -439,6 +458,7 @@ def _readme(
         + ("![Where the difference comes from](shares.svg)\n\n" if study.shares else "")
         + "![What each change does](effects.svg)\n\n"
         + _effect_table(main, "mAP")
+        + (_effect_table(equal, "mAP") if equal else "")
         + (_effect_table(right, "accuracy") if right else "")
         + "Interactions are in [effects.csv](effects.csv), the classes in "
         "[effects_by_class.csv](effects_by_class.csv), all cells in [cells.csv](cells.csv); the best ten:\n\n"

@@ -135,7 +135,7 @@ class _Table:
 def _tables(tables: Mapping[str, Sequence[Row]]) -> dict[str, _Table]:
     """Make tables for people of the rows of CSV files, those that the page shows."""
     shown: dict[str, _Table] = {}
-    for kind in ("effect", "interaction", "effect on accuracy"):
+    for kind in ("effect", "interaction", "all else equal", "effect on accuracy"):
         measure = "accuracy" if kind.endswith("accuracy") else "mAP"
         shown[kind] = _table(_effect(row, measure) for row in tables["effects"] if row["kind"] == kind)
     shown["classes"] = _table(
