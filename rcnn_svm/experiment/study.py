@@ -197,10 +197,17 @@ def _look(
     room: CacheLimit,
 ) -> list[CloserLook]:
     """Look closer at those of three heads that the design holds."""
+    of_regions = ("label", "negatives") if splits.whole else ()  # an image is a positive or a negative
     cells = {
         name: design.cells[key]
         for name, levels in THREE.items()
-        if (key := tuple({**design.home, **levels}[factor] for factor in design.home)) in design.cells
+        if (
+            key := tuple(
+                home if factor in of_regions else levels.get(factor, home)
+                for factor, home in design.home.items()
+            )
+        )
+        in design.cells
     }
     if not cells:
         return []

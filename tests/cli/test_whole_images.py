@@ -131,6 +131,7 @@ def test_the_digits_are_studied_by_what_makes_a_difference(
     study = json.loads((tmp_path / "study" / "study.json").read_text())
     assert {effect["factor"] for effect in study["effects"]} == {"loss"}  # and not boxes
     assert {effect["kind"] for effect in study["effects"]} == {"effect", "effect on accuracy"}
+    assert {row["head"] for row in study["probabilities"]} == {"linear SVM", "softmax"}
     assert all(cell["accuracy_low"] <= cell["accuracy"] <= cell["accuracy_high"] for cell in study["cells"])
     frozen = [word for word in options if word not in ("--learn", "nothing")]  # as curves are anyway
     assert run("curve", "digits-images", "--out", tmp_path / "curve", "--draws", "1", *frozen) == 0
