@@ -243,7 +243,9 @@ def interactions_of(table: Table) -> list[Effect]:
     return [effect for effect in found if effect is not None]
 
 
-def simple_effects(table: Table, factor: str, first: str, second: str, at: Sequence[str]) -> list[Effect]:
+def simple_effects(
+    table: Table, factor: str, first: str, second: str, at: Mapping[str, Sequence[str]]
+) -> list[Effect]:
     """Return what a change of one factor does at each combination of levels of some others, uncorrected.
 
     A mean over levels that interact may describe none of them; this takes it apart.
@@ -253,14 +255,16 @@ def simple_effects(table: Table, factor: str, first: str, second: str, at: Seque
         factor: that changes,
         first: the level that is compared,
         second: with this one.
-        at: names of the factors that are held; what is left is averaged over.
+        at: the factors that are held, each with levels to hold it at; what is left is averaged over.
     """
     places, changed = [table.factors.index(name) for name in at], table.factors.index(factor)
-    groups: dict[tuple[str, ...], dict[tuple[str, ...], Measured]] = {}
-    for levels, measured in table.cells.items():
-        groups.setdefault(tuple(levels[place] for place in places), {})[levels] = measured
     found = []
-    for held, cells in groups.items():
+    for held in itertools.product(*at.values()):
+        cells = {
+            levels: measured
+            for levels, measured in table.cells.items()
+            if all(levels[place] == level for place, level in zip(places, held, strict=True))
+        }
         effect = _effect(Table(table.factors, cells), (changed, first, second))
         if effect is not None:
             found.append(replace(effect, factor=f"{factor}, with {' and '.join(held)}"))

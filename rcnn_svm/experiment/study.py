@@ -93,8 +93,8 @@ class Study:
         values: what each cell reached over the seeds, by cell and whether boxes are regressed.
         effects: of every pair of levels of a factor, boxes last; one family for Holm's method.
         interactions: how the effect of one factor's levels changes between those of another; another family.
-        question: what the hinge has over the softmax with all else equal, at each label rule and each kind of
-            negatives, a family of its own; empty where the study does not cross all three.
+        edges: of the cube between R-CNN's SVMs and its softmax: what each of the three changes does at each
+            combination of the other two, a family of its own; empty where the study does not cross all three.
         accuracy: of whole images of one class each, what each cell reached by `accuracy` and by `balanced
             accuracy`; else empty.
         accuracy_effects: the effects on accuracy, another family.
@@ -113,7 +113,7 @@ class Study:
     values: Mapping[tuple[tuple[str, ...], bool], Measured]
     effects: Sequence[Effect]
     interactions: Sequence[Effect]
-    question: Sequence[Effect]
+    edges: Sequence[Effect]
     accuracy: Mapping[str, Mapping[tuple[str, ...], Measured]]
     accuracy_effects: Sequence[Effect]
     shares: Mapping[bool, Sequence[Share]]
@@ -368,7 +368,7 @@ def analyse(
     found = measure(results, n_resamples=parts.n_bootstrap, seed=parts.seed, rule=parts.rule)
     effects: list[Effect] = []
     twofold: list[Effect] = []
-    question: list[Effect] = []
+    edges: list[Effect] = []
     divided: dict[bool, Sequence[Share]] = {}
     for plane in design.planes:
         keys = plane.keys(design.home)
@@ -387,10 +387,13 @@ def analyse(
             e for e in interactions_of(table) if any(name in plane.about for name in e.factor.split(" x "))
         ]
         if set(SVM) <= set(plane.levels):
-            question = simple_effects(table, "loss", SVM["loss"], SOFTMAX["loss"], ("label", "negatives"))
+            corners = {name: (SVM[name], SOFTMAX[name]) for name in SVM}
+            for name, ends in corners.items():
+                others = {other: own for other, own in corners.items() if other != name}
+                edges += simple_effects(table, name, *ends, others)
             for level, boxed in BOXES.levels.items():
-                ends = [(*(end[name] for name in plane.levels), level) for end in (SVM, SOFTMAX)]
-                divided[boxed] = shares_of(table, *ends)
+                both = [(*(end[name] for name in plane.levels), level) for end in (SVM, SOFTMAX)]
+                divided[boxed] = shares_of(table, *both)
     effects.sort(key=lambda e: e.factor == BOXES.name)
     values = {
         (cell.key, boxed): found[*cell.key, level]
@@ -408,7 +411,7 @@ def analyse(
         values,
         holm(effects),
         holm(twofold),
-        holm(question),
+        holm(edges),
         accuracy,
         holm(by_accuracy),
         divided,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,8 +46,7 @@ _PICTURES = {
 def verdict(study: Study, curve: Curve | None = None) -> list[str]:
     """Return the answer, a sentence for each question, which claims no more than its interval."""
     words = [_question(study, boxed) for boxed in study.shares]
-    if study.question:
-        words.append(_all_else_equal(study.question))
+    words += _all_else_equal(study.edges)
     for factor in (*study.design.factors.values(), BOXES):
         for measure, effects in (("mAP", study.effects), ("accuracy", study.accuracy_effects)):
             words += _answers(factor, [e for e in effects if e.factor == factor.name], measure)
@@ -99,19 +99,15 @@ def _question(study: Study, boxed: bool) -> str:
     )
 
 
-def _all_else_equal(effects: Sequence[Effect]) -> str:
-    """Take the effect of the loss apart, which differs between what it is trained on."""
-    shown = "; ".join(f"{_held(e)} {_signed(e.change)}" for e in effects)
-    decided = [_held(e) for e in effects if e.decided]
-    return (
-        f"`{effects[0].first}` less `{effects[0].second}` with all else equal, positives and negatives in "
-        f"turn: {shown}. Corrected for the {len(effects)}, decided are "
-        f"{' and '.join(decided) if decided else 'none'}."
-    )
-
-
-def _held(effect: Effect) -> str:
-    return f"`{effect.factor.partition(', with ')[2]}`"
+def _all_else_equal(edges: Sequence[Effect]) -> Iterator[str]:
+    """Take the difference apart: a change may do one thing here and another there."""
+    for (first, second), own in itertools.groupby(edges, key=lambda edge: (edge.first, edge.second)):
+        shown = "; ".join(
+            f"with `{edge.factor.partition(', with ')[2]}` {_signed(edge.change)}"
+            f"{', decided' if edge.decided else ''}"
+            for edge in own
+        )
+        yield f"`{first}` less `{second}`, all else equal: {shown}."
 
 
 def _probable(study: Study) -> Iterator[str]:
@@ -289,7 +285,7 @@ def _effects(study: Study) -> Iterator[dict[str, Any]]:
     kinds = {
         "effect": study.effects,
         "interaction": study.interactions,
-        "all else equal": study.question,
+        "all else equal": study.edges,
         "effect on accuracy": study.accuracy_effects,
     }
     for kind, effects in kinds.items():
