@@ -89,13 +89,13 @@ def _question(study: Study, boxed: bool) -> str:
     if low <= 0 <= high:
         return (
             f"Why SVMs and not the softmax? {boxes.capitalize()} {where} R-CNN's SVM less its softmax is "
-            f"{_signed(whole.change)} mAP: neither is shown to be ahead. Of the difference: {shown}."
+            f"{_signed(whole.change)} mAP: neither is shown to be ahead. In the mean over all orders of the changes: {shown}."
         )
     ahead, behind = ("SVM", "softmax") if low > 0 else ("softmax", "SVM")
     return (
         f"Why SVMs and not the softmax? {boxes.capitalize()} {where} R-CNN's {ahead} is ahead of its "
         f"{behind} by {100 * abs(whole.change.value):.1f} mAP, {_bounds(whole.change)}. Of SVM less softmax, "
-        f"{signed(100 * whole.change.value)}: {shown}."
+        f"{signed(100 * whole.change.value)}, in the mean over all orders of the changes: {shown}."
     )
 
 
