@@ -89,7 +89,8 @@ def _question(study: Study, boxed: bool) -> str:
     if low <= 0 <= high:
         return (
             f"Why SVMs and not the softmax? {boxes.capitalize()} {where} R-CNN's SVM less its softmax is "
-            f"{_signed(whole.change)} mAP: neither is shown to be ahead. In the mean over all orders of the changes: {shown}."
+            f"{_signed(whole.change)} mAP: neither is shown to be ahead. In the mean over all orders of the "
+            f"changes: {shown}."
         )
     ahead, behind = ("SVM", "softmax") if low > 0 else ("softmax", "SVM")
     return (
