@@ -28,8 +28,8 @@ __all__ = ["Telling", "evidence_shown", "telling_regions"]
 _EACH_WAY = 3
 """Regions for either head that is ahead."""
 _SCENE, _REGION, _CROP = 300, 170, 96  # pixels, longer side
-_MOST_NUMBERS = 25
-"""Cells of a grid that have room for their numbers."""
+_WIDE, _HIGH, _LEGIBLE = 190, 230, 7.5
+"""Pixels that a grid has on the page (`study.css`), and of the letters that can be read there."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,6 +172,7 @@ def _grids(evidence: Evidence, pixels: Image) -> Iterator[dict[str, Any]]:
             "src": _picture(_pale(part), _REGION),
             "view": (left, top, right - left, bottom - top),
             "cells": list(_cells(cells, largest)),
+            "letters": _letters(cells, (right - left, bottom - top)),
         }
 
 
@@ -188,8 +189,15 @@ def _cells(cells: Cells, largest: float) -> Iterator[dict[str, Any]]:
             "colour": FOR if share > 0 else AGAINST,
             "strength": round(0.8 * abs(float(share)) / largest, 3),
             "share": float(share),
-            "written": cells.shares.size <= _MOST_NUMBERS,
         }
+
+
+def _letters(cells: Cells, size: tuple[int, int]) -> float | None:
+    """Return the height of letters that fit into a cell, in pixels of the image; None where they are small."""
+    rows, columns = cells.shares.shape
+    width, height = cells.box[2:] - cells.box[:2]
+    letters = float(min(width / columns / 3.9, height / rows / 2.4))
+    return round(letters, 2) if letters * min(_WIDE / size[0], _HIGH / size[1]) >= _LEGIBLE else None
 
 
 def _pale(pixels: Image) -> Image:
