@@ -73,6 +73,8 @@ class GroundTruth:
         crowd: (G,) bool, COCO's `iscrowd`: a region of many objects, never a positive.
         area: (G,) float64 square pixels, by which COCO sorts objects into small, medium and large: that of
             the segment where COCO's annotations state it, of the box by default.
+        flags: (G,) bool each, what else the labels say of an object, by name: VOC's `truncated` (it goes on
+            beyond its box) and `occluded`; a name that they say nothing of is absent.
     """
 
     boxes: Boxes
@@ -80,6 +82,7 @@ class GroundTruth:
     difficult: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, bool))
     crowd: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, bool))
     area: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    flags: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         boxes = as_boxes(self.boxes, where="GroundTruth")
@@ -100,13 +103,20 @@ class GroundTruth:
         if not ((areas >= 0) & (areas < np.inf)).all():
             raise ShapeError(f"GroundTruth: area must be finite and not negative, got {areas.tolist()}.")
         object.__setattr__(self, "area", areas)
+        flags = {name: _column(v, n, np.bool_, f"GroundTruth: {name}") for name, v in self.flags.items()}
+        object.__setattr__(self, "flags", flags)
 
     def __len__(self) -> int:
         return len(self.boxes)
 
     def __getitem__(self, rows: NDArray[np.generic] | slice) -> GroundTruth:
         return GroundTruth(
-            self.boxes[rows], self.labels[rows], self.difficult[rows], self.crowd[rows], self.area[rows]
+            self.boxes[rows],
+            self.labels[rows],
+            self.difficult[rows],
+            self.crowd[rows],
+            self.area[rows],
+            {name: flag[rows] for name, flag in self.flags.items()},
         )
 
     @classmethod

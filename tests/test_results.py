@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import importlib.util
 import json
 import math
@@ -11,9 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from rcnn_svm.report.tables import signed
+
 ROOT = Path(__file__).parents[1]
 EXPERIMENTS = sorted((ROOT / "results").glob("*/metrics.json"))
 STUDIES = sorted((ROOT / "results").glob("*/study.json"))
+CURVES = sorted((ROOT / "results").glob("*/curve.json"))
 BENCHMARKS = sorted((ROOT / "results" / "benchmarks").glob("*.json"))
 
 
@@ -54,6 +58,29 @@ def test_studies_have_the_form_that_programs_read(path: Path) -> None:
     for table in path.parent.glob("*.svg"):
         assert f"]({table.name})" in page
     check_provenance(study["provenance"])
+
+
+@pytest.mark.parametrize("path", CURVES, ids=lambda p: p.parent.name)
+def test_curves_have_the_form_that_programs_read(path: Path) -> None:
+    curve = json.loads(path.read_text())
+    assert curve["schema"] == 1
+    assert curve["experiment"] == path.parent.name
+    page = (path.parent / "README.md").read_text(encoding="utf-8")
+    assert all(f"- {sentence}\n" in page for sentence in curve["verdict"])
+    for point in curve["points"]:
+        assert 0 <= point["mAP_low"] <= point["mAP"] <= point["mAP_high"] <= 100
+    check_provenance(curve["provenance"])
+
+
+def test_the_page_says_what_the_study_of_photographs_found() -> None:
+    page = (ROOT / "docs" / "why-svm.md").read_text(encoding="utf-8")
+    table = ROOT / "results" / "study-voc2007-mini" / "effects.csv"
+    rows = csv.DictReader(table.read_text(encoding="utf-8").splitlines())
+    edges = [row for row in rows if row["kind"] == "all else equal"]
+    assert len(edges) == 12
+    for edge in edges:
+        change, low, high = (signed(float(edge[name])) for name in ("change", "low", "high"))
+        assert f"| {change} | {low} to {high} |" in page
 
 
 def test_the_study_of_a_network_says_what_its_predictions_do() -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -24,6 +26,16 @@ def test_ground_truth_fills_its_flags():
     assert (part.labels.tolist(), part.difficult.tolist(), part.area.tolist()) == ([1], [True], [100])
     assert GroundTruth(BOXES, [1, 0], area=[0, 7.5])[1:].area.tolist() == [7.5]
     assert len(GroundTruth.empty()) == 0
+
+
+def test_flags_go_with_their_objects():
+    truth = GroundTruth(BOXES, [0, 1], flags={"truncated": [True, False]})
+    assert truth[np.array([1])].flags["truncated"].tolist() == [False]
+    assert replace(truth, labels=[1, 1]).flags["truncated"].tolist() == [True, False]
+    with pytest.raises(
+        ShapeError, match=r"^GroundTruth: occluded must have shape \(2,\) like the boxes, got"
+    ):
+        GroundTruth(BOXES, [0, 1], flags={"occluded": [True]})
 
 
 def test_ground_truth_messages():

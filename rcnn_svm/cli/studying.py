@@ -37,7 +37,8 @@ def add_study(study: argparse.ArgumentParser) -> None:
     study.add_argument(
         "--thorough",
         action="store_true",
-        help="levels that take many times as long, too: negatives mined once, and a grid of 10,000 boxes",
+        help="levels that take many times as long, too: negatives mined once, the intersection kernel, and a "
+        "grid of 10,000 boxes",
     )
     study.add_argument(
         "--curve",

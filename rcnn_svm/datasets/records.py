@@ -171,6 +171,7 @@ class LabelledObject:
         relative: the box is in shares of the image and not in pixels.
         turned: the box was put around a turned one, and may leave the image where that does not.
         area: of the segment in square pixels; None where the file states none, and the box's own will do.
+        flags: VOC's `truncated` and `occluded`, by name, those that the file states.
     """
 
     name: str
@@ -182,6 +183,7 @@ class LabelledObject:
     relative: bool = False
     turned: bool = False
     area: float | None = None
+    flags: Mapping[str, bool] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -345,7 +347,7 @@ def _truth(
     report: Report,
 ) -> GroundTruth:
     height, width = size
-    boxes, rows, difficult, crowd, areas = [], [], [], [], []
+    boxes, rows, difficult, crowd, areas, flags = [], [], [], [], [], []
     seen: dict[tuple[object, ...], str] = {}
     for thing in image.objects:
         scale = (width, height, width, height) if thing.relative else (1, 1, 1, 1)
@@ -388,6 +390,7 @@ def _truth(
             difficult.append(thing.difficult)
             crowd.append(thing.crowd)
             areas.append(area(box[None]).item() if thing.area is None else thing.area)
+            flags.append(thing.flags)
     if not boxes:
         return GroundTruth.empty()
     return GroundTruth(
@@ -396,4 +399,6 @@ def _truth(
         np.array(difficult, bool),
         np.array(crowd, bool),
         np.array(areas, np.float64),
+        # As with `difficult`, an object that is silent among others that are not has no flag.
+        {name: np.array([own.get(name, False) for own in flags]) for name in sorted(set().union(*flags))},
     )

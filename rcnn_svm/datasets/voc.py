@@ -39,9 +39,8 @@ __all__ = ["VocSource", "parse_annotation"]
 
 _CLASS_FILES = ("classes.txt", "label_list.txt")
 _LONGEST_XML = 1 << 26  # bytes; the largest known annotation has less than a hundredth
-_FLAGS = {"1": True, "true": True, "yes": True} | dict.fromkeys(
-    ("0", "false", "no", "unspecified", ""), False
-)
+_STATED = dict.fromkeys(("1", "true", "yes"), True) | dict.fromkeys(("0", "false", "no"), False)
+_FLAGS = _STATED | {"unspecified": False, "": False}
 
 
 @dataclass
@@ -367,7 +366,10 @@ def _object(element: ElementTree.Element, place: str) -> LabelledObject:
     flag = (element.findtext("difficult") or "").strip().lower()
     if flag not in _FLAGS:
         raise DataError(f" ({name}) must have 0 or 1 as <difficult>, got {short(flag)}.")
-    return LabelledObject(name, box, written, place, _FLAGS[flag], turned=turned)
+    # Nothing but groups of a breakdown depends on these: a word that tools write for "unknown" is no fault.
+    stated = {tag: (element.findtext(tag) or "").strip().lower() for tag in ("truncated", "occluded")}
+    flags = {tag: _STATED[word] for tag, word in stated.items() if word in _STATED}
+    return LabelledObject(name, box, written, place, _FLAGS[flag], turned=turned, flags=flags)
 
 
 def _box(element: ElementTree.Element, where: str) -> tuple[tuple[float, float, float, float], str, bool]:

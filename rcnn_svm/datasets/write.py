@@ -182,12 +182,12 @@ def _voc_xml(sample: Sample, classes: tuple[str, ...], file_name: str) -> str:
 
     add(tree, folder="VOC2007", filename=file_name)
     add(ElementTree.SubElement(tree, "size"), width=width, height=height, depth=3)
-    truth = sample.truth
-    flags = truth.difficult | truth.crowd
-    for box, label, difficult in zip(_whole_pixels(sample), truth.labels, flags, strict=True):
+    truth, boxes = sample.truth, _whole_pixels(sample)
+    for g, (x1, y1, x2, y2) in enumerate(boxes.tolist()):
         element = ElementTree.SubElement(tree, "object")
-        add(element, name=classes[label], pose="Unspecified", truncated=0, difficult=int(difficult))
-        x1, y1, x2, y2 = box.tolist()
+        flags = {"truncated": 0} | {name: int(flag[g]) for name, flag in truth.flags.items()}
+        difficult = int(truth.difficult[g] | truth.crowd[g])
+        add(element, name=classes[truth.labels[g]], pose="Unspecified", **flags, difficult=difficult)
         add(ElementTree.SubElement(element, "bndbox"), xmin=x1 + 1, ymin=y1 + 1, xmax=x2, ymax=y2)
     ElementTree.indent(tree)
     return ElementTree.tostring(tree, encoding="unicode") + "\n"

@@ -29,6 +29,7 @@ __all__ = [
     "paired_bootstrap",
     "resampled_ap",
     "resampled_images",
+    "resampled_recall",
 ]
 
 # Hits are taken so many at a time, which bounds the memory by about 10 MB per 1000 resamples.
@@ -278,15 +279,11 @@ def paired_accuracy(
     reference = next(iter(results.values())).actual
     if not len(reference) or not all(np.array_equal(one.actual, reference) for one in results.values()):
         raise ConfigError("paired_accuracy: all results must be of the same images, one at least.")
-    weights = resampled_images(len(reference), n_resamples, seed).T  # (N, B)
-    own = np.eye(len(next(iter(results.values())).classes))[:, reference]  # (K, N)
-    n_own = own @ weights  # (K, B)
+    drawn = resampled_images(len(reference), n_resamples, seed)
     samples: dict[str, dict[str, NDArray[np.float64]]] = {"accuracy": {}, "balanced accuracy": {}}
     for name, result in results.items():
-        found = (own * result.correct) @ weights
-        samples["accuracy"][name] = found.sum(axis=0) / len(reference)
-        recall = np.divide(found, n_own, out=np.full(found.shape, np.nan), where=n_own > 0)
-        samples["balanced accuracy"][name] = mean_of_present(recall)
+        accuracy, recall = resampled_recall(result, drawn)
+        samples["accuracy"][name], samples["balanced accuracy"][name] = accuracy, mean_of_present(recall)
     measured = {
         "accuracy": {name: result.accuracy for name, result in results.items()},
         "balanced accuracy": {name: result.balanced_accuracy for name, result in results.items()},
@@ -295,15 +292,30 @@ def paired_accuracy(
         measure: Paired(
             {
                 name: centred_interval(measured[measure][name], own, floor=0.0, move=False)
-                for name, own in drawn.items()
+                for name, own in by_name.items()
             },
             tuple(
-                _difference(first, second, measured[measure], drawn, {}, move=False)
+                _difference(first, second, measured[measure], by_name, {}, move=False)
                 for first, second in itertools.combinations(results, 2)
             ),
         )
-        for measure, drawn in samples.items()
+        for measure, by_name in samples.items()
     }
+
+
+def resampled_recall(
+    result: Classification, drawn: NDArray[np.int64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return (B,) accuracy and (K, B) recall on every resample, nan where it has no image of the class.
+
+    Args:
+        result: of N images.
+        drawn: (B, N), as `resampled_images` returns it.
+    """
+    own = np.eye(len(result.classes))[:, result.actual]  # (K, N)
+    found, there = (own * result.correct) @ drawn.T, own @ drawn.T
+    recall = np.divide(found, there, out=np.full(found.shape, np.nan), where=there > 0)
+    return found.sum(axis=0) / len(result.actual), recall
 
 
 def _found(differences: Sequence[Difference], names: Iterable[str], first: str, second: str) -> Difference:

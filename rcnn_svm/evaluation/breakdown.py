@@ -1,9 +1,10 @@
-"""Where a detector is good: by size and shape of objects, and in which images two detectors differ."""
+"""Where a detector is good: by size, shape and flags of objects, and in which images two detectors differ."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,8 +25,13 @@ __all__ = [
     "aspect_terciles",
     "break_down",
     "compare_images",
+    "labelled_flags",
     "size_terciles",
 ]
+
+
+_EVERY = -1
+"""The group of what counts in all of them."""
 
 
 @dataclass(frozen=True)
@@ -37,14 +43,15 @@ class Grouping:
         groups: S names, of the smallest numbers first.
         bounds: S - 1 numbers, not falling; one that equals a bound belongs to the group below it.
         of_objects: gives the numbers of G objects, (G,).
-        of_boxes: gives the numbers of N boxes, (N,).
+        of_boxes: gives the numbers of N boxes, (N,); None where boxes alone do not tell, and a false
+            detection counts in every group.
     """
 
     name: str
     groups: tuple[str, ...]
     bounds: tuple[float, ...]
     of_objects: Callable[[GroundTruth], NDArray[np.float64]]
-    of_boxes: Callable[[Boxes], NDArray[np.float64]]
+    of_boxes: Callable[[Boxes], NDArray[np.float64]] | None
 
 
 def _size(truth: GroundTruth) -> NDArray[np.float64]:
@@ -92,6 +99,19 @@ def aspect_terciles(truths: Sequence[GroundTruth]) -> Grouping:
     groups = ("tallest third", "middle third", "widest third")
     bounds = _terciles(truths, _aspect_of_objects)
     return Grouping("width / height", groups, bounds, _aspect_of_objects, _aspect)
+
+
+def labelled_flags(truths: Sequence[GroundTruth]) -> list[Grouping]:
+    """Return a grouping for each flag, such as `truncated`, that an object of a split has.
+
+    An object of an image whose labels say nothing of it counts as one without.
+    """
+    names = sorted({name for truth in truths for name, flag in truth.flags.items() if flag.any()})
+    return [Grouping(name, (f"not {name}", name), (0.5,), partial(_flag, name), None) for name in names]
+
+
+def _flag(name: str, truth: GroundTruth) -> NDArray[np.float64]:
+    return truth.flags[name].astype(np.float64) if name in truth.flags else np.zeros(len(truth))
 
 
 def _terciles(
@@ -169,9 +189,9 @@ def break_down(
     """Measure each group of objects as if no other were there.
 
     Detections keep what they met. For the AP of a group, those that hit an object of another group are left
-    out, as COCO does it for its area ranges, and so is a false one whose own box is of another group. AP of
-    groups is not the AP of the split shared out: with fewer objects among as many false detections it is
-    lower.
+    out, as COCO does it for its area ranges, and so is a false one whose own box is of another group, where
+    boxes tell. AP of groups is not the AP of the split shared out: with fewer objects among as many false
+    detections it is lower.
 
     Args:
         matches: of the same detections and labels.
@@ -185,16 +205,17 @@ def break_down(
     """
     n_groups, n_classes = len(grouping.groups), len(matches.classes)
     n_objects, n_found = (np.zeros((n_groups, n_classes), np.int64) for _ in range(2))
-    group = np.empty(len(matches.label), np.int64)
+    group = np.full(len(matches.label), _EVERY)
     order = np.argsort(matches.image, kind="stable")
     of_image = np.searchsorted(matches.image[order], np.arange(len(truths) + 1))
     for i, (found, truth) in enumerate(zip(detections, truths, strict=True)):
         of_object = np.searchsorted(grouping.bounds, grouping.of_objects(truth), side="left")
         counted = ~(truth.difficult | truth.crowd)
         np.add.at(n_objects, (of_object[counted], truth.labels[counted]), 1)
-        of_box = np.searchsorted(grouping.bounds, grouping.of_boxes(found.boxes), side="left")
         rows = order[of_image[i] : of_image[i + 1]]
-        group[rows] = of_box[matches.row[rows]]
+        if grouping.of_boxes is not None:
+            of_box = np.searchsorted(grouping.bounds, grouping.of_boxes(found.boxes), side="left")
+            group[rows] = of_box[matches.row[rows]]
         hits = rows[matches.outcome[rows] == HIT]
         group[hits] = of_object[matches.target[hits]]
     hit, false = matches.outcome == HIT, matches.outcome == FALSE
@@ -203,7 +224,8 @@ def break_down(
     for k in range(n_classes):
         of_class = matches.of_class(k)
         for s in range(n_groups):
-            kept = (hit[of_class] | false[of_class]) & (group[of_class] == s)
+            own = (group[of_class] == s) | (group[of_class] == _EVERY)
+            kept = (hit[of_class] | false[of_class]) & own
             ap[s, k] = average_precision(hit[of_class][kept], int(n_objects[s, k]), rule)
     return Breakdown(grouping, matches.classes, rule, n_objects, n_found, ap)
 

@@ -22,7 +22,9 @@ from rcnn_svm.evaluation.bootstrap import (
     mean_of_present,
     resampled_ap,
     resampled_images,
+    resampled_recall,
 )
+from rcnn_svm.evaluation.classification import Classification
 from rcnn_svm.evaluation.voc import EvalResult, Rule
 
 __all__ = [
@@ -35,8 +37,10 @@ __all__ = [
     "holm_corrected",
     "interactions_of",
     "measure",
+    "measure_accuracy",
     "p_value",
     "shares",
+    "simple_effects",
 ]
 
 _DETECTABLE = 2.8
@@ -48,9 +52,10 @@ class Measured:
     """What one cell reached.
 
     Attributes:
-        value: (1 + K,) mAP, then AP by class, fractions, means over the seeds; nan for a class without
-            objects.
-        samples: (1 + K, B) the same on every resample, moved so that their mean is `value`.
+        value: (1 + K,) mAP, then AP by class, or accuracy, then recall by class; fractions, means over the
+            seeds; nan for a class without objects.
+        samples: (1 + K, B) the same on every resample. Those of AP are moved so that their mean is `value`,
+            see `paired_bootstrap`; those of accuracy need not be.
     """
 
     value: NDArray[np.float64]
@@ -58,8 +63,8 @@ class Measured:
 
     @property
     def interval(self) -> Interval:
-        """The mAP with its 95 % interval."""
-        return centred_interval(float(self.value[0]), self.samples[0])
+        """The mean with its 95 % interval."""
+        return centred_interval(float(self.value[0]), self.samples[0], floor=0.0, move=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,10 +92,10 @@ class Effect:
         factor: its name; of an interaction both names.
         first: the level that is compared,
         second: with this one.
-        change: of mAP, `first` less `second`, a fraction: the mean over all pairs of cells that differ in
-            this alone, with its 95 % interval. Of an interaction: how that change differs between two levels
-            of another factor.
-        per_class: the same for the AP of each class.
+        change: of mAP or accuracy, `first` less `second`, a fraction: the mean over all pairs of cells that
+            differ in this alone, with its 95 % interval. Of an interaction: how that change differs between
+            two levels of another factor.
+        per_class: the same for the AP, or the recall, of each class.
         n_pairs: how many pairs there are.
         p: two-sided, from the standard error over the resamples.
         p_holm: the same, corrected for its family by Holm's method.
@@ -144,31 +149,77 @@ def measure(
     Raises:
         ConfigError: no cell, or cells with different numbers of seeds.
     """
+    weights = _seed_weights(results, n_resamples, seed)
+    some = next(iter(results.values()))[0]
+    drawn = resampled_images(len(some.matches.n_objects), n_resamples, seed)
+    found = {}
+    for name, own in results.items():
+        ap, value = np.zeros((len(some.classes), n_resamples)), np.zeros(len(some.classes))
+        known: dict[int, NDArray[np.float64]] = {}
+        for weight, result in zip(weights, own, strict=True):
+            if id(result) not in known:  # a cell that no seed changes has one result for all
+                known[id(result)] = resampled_ap(result, drawn, rule)
+            ap += weight * known[id(result)]
+            value += result.ap(rule) / len(own)
+        with_mean = np.concatenate([mean_of_present(ap)[None], ap])
+        measured = np.concatenate([mean_of_present(value[:, None]), value])
+        centre = np.array([row[~np.isnan(row)].mean() if (~np.isnan(row)).any() else 0 for row in with_mean])
+        found[name] = Measured(measured, with_mean + (measured - centre)[:, None])
+    return found
+
+
+def measure_accuracy(
+    results: Mapping[tuple[str, ...], Sequence[Classification]], *, n_resamples: int, seed: int
+) -> dict[str, dict[tuple[str, ...], Measured]]:
+    """Measure accuracy and balanced accuracy of cells, on the resamples that `measure` has.
+
+    Args:
+        results: by the levels of a cell, one classification for each seed, all of the same images.
+        n_resamples: B.
+        seed: of the resamples.
+
+    Returns:
+        `accuracy` and `balanced accuracy`, each with the recall of the classes behind it.
+
+    Raises:
+        ConfigError: as `measure`.
+    """
+    weights = _seed_weights(results, n_resamples, seed)
+    n_images = len(next(iter(results.values()))[0].actual)
+    drawn = resampled_images(n_images, n_resamples, seed)
+    found: dict[str, dict[tuple[str, ...], Measured]] = {"accuracy": {}, "balanced accuracy": {}}
+    for name, own in results.items():
+        resampled = [resampled_recall(each, drawn) for each in own]
+        accuracy = sum(weight * each for weight, (each, _) in zip(weights, resampled, strict=True))
+        recall = np.sum([w * each for w, (_, each) in zip(weights, resampled, strict=True)], axis=0)
+        value = np.mean([each.recall for each in own], axis=0)
+        for measured, mean, samples in (
+            ("accuracy", np.mean([each.accuracy for each in own]), accuracy),
+            ("balanced accuracy", mean_of_present(value[:, None])[0], mean_of_present(recall)),
+        ):
+            found[measured][name] = Measured(
+                np.concatenate([[mean], value]), np.concatenate([np.asarray(samples)[None], recall])
+            )
+    return found
+
+
+def _seed_weights(
+    results: Mapping[tuple[str, ...], Sequence[object]], n_resamples: int, seed: int
+) -> NDArray[np.float64]:
+    """Return (S, B) how much the result of each seed counts in each resample; one in sum.
+
+    Raises:
+        ConfigError: no cell, or cells with different numbers of seeds.
+    """
     n_seeds = {len(own) for own in results.values()}
     if len(n_seeds) != 1 or 0 in n_seeds:
         raise ConfigError(
             f"effects: every cell needs as many seeds as any other, at least one, got {sorted(n_seeds)}."
         )
     (S,) = n_seeds
-    some = next(iter(results.values()))[0]
-    drawn = resampled_images(len(some.matches.n_objects), n_resamples, seed)
-    # (S, B): how often each seed counts in each resample, as a share.
     shares = np.random.default_rng([seed, 1]).multinomial(S, np.full(S, 1 / S), size=n_resamples).T / S
-    weights = 1 / S + (shares - 1 / S) * (math.sqrt(S / (S - 1)) if S > 1 else 0.0)
-    found = {}
-    for name, own in results.items():
-        ap, value = np.zeros((len(some.classes), n_resamples)), np.zeros(len(some.classes))
-        known: dict[int, NDArray[np.float64]] = {}
-        for s, result in enumerate(own):
-            if id(result) not in known:  # a cell that no seed changes has one result for all
-                known[id(result)] = resampled_ap(result, drawn, rule)
-            ap += weights[s] * known[id(result)]
-            value += result.ap(rule) / S
-        with_mean = np.concatenate([mean_of_present(ap)[None], ap])
-        measured = np.concatenate([mean_of_present(value[:, None]), value])
-        centre = np.array([row[~np.isnan(row)].mean() if (~np.isnan(row)).any() else 0 for row in with_mean])
-        found[name] = Measured(measured, with_mean + (measured - centre)[:, None])
-    return found
+    weights: NDArray[np.float64] = 1 / S + (shares - 1 / S) * (math.sqrt(S / (S - 1)) if S > 1 else 0.0)
+    return weights
 
 
 def effects_of(table: Table) -> list[Effect]:
@@ -190,6 +241,34 @@ def interactions_of(table: Table) -> list[Effect]:
         for second in itertools.combinations(table.levels(b), 2)
     ]
     return [effect for effect in found if effect is not None]
+
+
+def simple_effects(
+    table: Table, factor: str, first: str, second: str, at: Mapping[str, Sequence[str]]
+) -> list[Effect]:
+    """Return what a change of one factor does at each combination of levels of some others, uncorrected.
+
+    A mean over levels that interact may describe none of them; this takes it apart.
+
+    Args:
+        table: the cells.
+        factor: that changes,
+        first: the level that is compared,
+        second: with this one.
+        at: the factors that are held, each with levels to hold it at; what is left is averaged over.
+    """
+    places, changed = [table.factors.index(name) for name in at], table.factors.index(factor)
+    found = []
+    for held in itertools.product(*at.values()):
+        cells = {
+            levels: measured
+            for levels, measured in table.cells.items()
+            if all(levels[place] == level for place, level in zip(places, held, strict=True))
+        }
+        effect = _effect(Table(table.factors, cells), (changed, first, second))
+        if effect is not None:
+            found.append(replace(effect, factor=f"{factor}, with {' and '.join(held)}"))
+    return found
 
 
 def _effect(table: Table, *contrasts: tuple[int, str, str]) -> Effect | None:
@@ -216,8 +295,8 @@ def _effect(table: Table, *contrasts: tuple[int, str, str]) -> Effect | None:
         " x ".join(table.factors[at] for at, *_ in contrasts),
         " and ".join(first for _, first, _ in contrasts),
         " and ".join(second for *_, second in contrasts),
-        centred_interval(float(value[0]), spread[0]),
-        tuple(centred_interval(*own) for own in zip(value[1:], spread[1:], strict=True)),
+        centred_interval(float(value[0]), spread[0], move=False),
+        tuple(centred_interval(*own, move=False) for own in zip(value[1:], spread[1:], strict=True)),
         len(changes),
         p,
         p,

@@ -14,7 +14,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from rcnn_svm.detector import Model
+from rcnn_svm.detector import Detector, Model
 from rcnn_svm.evaluation.breakdown import (
     COCO_SIZES,
     Breakdown,
@@ -22,6 +22,7 @@ from rcnn_svm.evaluation.breakdown import (
     aspect_terciles,
     break_down,
     compare_images,
+    labelled_flags,
     size_terciles,
 )
 from rcnn_svm.evaluation.calibration import (
@@ -30,12 +31,15 @@ from rcnn_svm.evaluation.calibration import (
     PlattScaling,
     Reliability,
     equal_mass_edges,
+    equal_width_edges,
     measure_reliability,
 )
 from rcnn_svm.evaluation.errors import FalsePositives, false_positive_types
 from rcnn_svm.evaluation.thresholds import Thresholds, choose_thresholds
 from rcnn_svm.evaluation.tide import TideResult, evaluate_tide
-from rcnn_svm.evaluation.voc import HIT, IGNORED, EvalResult, Matches, Rule, evaluate_voc
+from rcnn_svm.evaluation.voc import HIT, IGNORED, EvalResult, Matches, evaluate_voc
+from rcnn_svm.experiment.learning import Representation
+from rcnn_svm.experiment.recipe import Prepared, detector_of
 from rcnn_svm.experiment.regions import StoredBlocks
 from rcnn_svm.experiment.selection import ScoredImage, detected, score_images
 from rcnn_svm.features.scaling import FeatureScaler
@@ -43,15 +47,29 @@ from rcnn_svm.heads.recipe import HeadRecipe
 from rcnn_svm.postprocess import Postprocess
 from rcnn_svm.structures import Detections
 
-__all__ = ["CloserLook", "Probabilities", "disagreement", "look_closer", "probabilities_of"]
+__all__ = ["Belief", "CloserLook", "Probabilities", "disagreement", "look_closer", "probabilities_of"]
 
 _REGIONS = 100
 """Regions of an image whose probabilities are judged, drawn at random: a few hundred images say enough."""
-_BINS = 15
+_BINS, _DRAWN_BINS = 15, 10
 _POSITIVE_IOU = 0.5
 
 Judged: TypeAlias = tuple[NDArray[np.float32], NDArray[np.bool_], NDArray[np.int64], NDArray[np.int64]]
 """(N,) margins, whether what they say is so, the class of each, and its image."""
+
+
+@dataclass(frozen=True, eq=False)
+class Belief:
+    """Probabilities against what was so.
+
+    Attributes:
+        measured: their errors, in bins that hold as many probabilities each, nearly all of which are close to
+            0.
+        drawn: in bins of equal width, for a diagram from 0 to 1.
+    """
+
+    measured: Reliability
+    drawn: Reliability
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,8 +81,8 @@ class Probabilities:
         detections: of detections after NMS: is it a hit?
     """
 
-    regions: Mapping[str, Reliability]
-    detections: Mapping[str, Reliability]
+    regions: Mapping[str, Belief]
+    detections: Mapping[str, Belief]
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +98,7 @@ class CloserLook:
         tide: what each type of mistake costs.
         false_positives: the types of Hoiem and others among the surest.
         by: recall and AP by groups of objects.
+        detector: what made the detections, to look at further regions with it.
     """
 
     name: str
@@ -90,22 +109,17 @@ class CloserLook:
     tide: TideResult
     false_positives: FalsePositives
     by: Mapping[str, Breakdown]
+    detector: Detector
 
 
 def look_closer(
     name: str,
     recipe: HeadRecipe,
     settings: Mapping[str, object],
-    train: StoredBlocks,
-    val: StoredBlocks,
-    test: StoredBlocks,
+    ready: Prepared,
+    learned: Representation,
     scaler: FeatureScaler | None,
     detect: Postprocess,
-    rule: Rule,
-    *,
-    n_jobs: int,
-    seed: int,
-    n_resamples: int,
 ) -> CloserLook:
     """Train a head once more and look at what it says of val and of test.
 
@@ -113,19 +127,17 @@ def look_closer(
         name: for people.
         recipe: the head.
         settings: that were chosen for it.
-        train: unscaled rows of the training split,
-        val: of the one that curves and thresholds come from,
-        test: and of the one that is looked at.
+        ready: the splits: trained on is `train`, curves and thresholds come from `val`, `test` is looked at.
+        learned: their rows, from `train`.
         scaler: fitted on `train`.
         detect: from scores to detections.
-        rule: of AP.
-        n_jobs: classes in parallel.
-        seed: of the regions that are judged, and of resamples.
-        n_resamples: of the intervals.
     """
-    (fitted,) = recipe.fit(train.scaled(scaler), [settings], n_jobs=n_jobs)
-    model = Model(fitted.scorer, scaler)
-    classes, truths = test.classes, test.regions.truths
+    train, val, test = (learned.blocks(split) for split in (ready.train, ready.val, ready.test))
+    (fitted,) = recipe.fit(train.scaled(scaler), [settings], n_jobs=ready.run.n_jobs)
+    support = None if fitted.support is None else train.told(fitted.support)
+    model = Model(fitted.scorer, scaler, support=support)
+    classes, truths, parts = test.classes, test.regions.truths, ready.parts
+    seed, rule = parts.seed, parts.rule
     judged, found, matches = {}, {}, {}
     for split, blocks in (("val", val), ("test", test)):
         scored = list(score_images(blocks, model))
@@ -135,7 +147,7 @@ def look_closer(
         matches[split] = own.matches
     evaluation = own
     is_softmax = recipe.head.about["family"] == "softmax"
-    resampling = {"n_images": len(test), "n_resamples": n_resamples, "seed": seed}
+    resampling = {"n_images": len(test), "n_resamples": parts.n_bootstrap, "seed": seed}
     probabilities = Probabilities(
         probabilities_of(judged["val"], judged["test"], len(classes), is_softmax, **resampling),
         probabilities_of(
@@ -146,16 +158,18 @@ def look_closer(
             **resampling,
         ),
     )
-    groupings = (COCO_SIZES, size_terciles(truths), aspect_terciles(truths))
+    thresholds = choose_thresholds(matches["val"])
+    groupings = (COCO_SIZES, size_terciles(truths), aspect_terciles(truths), *labelled_flags(truths))
     return CloserLook(
         name,
-        choose_thresholds(matches["val"]),
+        thresholds,
         found["test"],
         evaluation,
         probabilities,
         evaluate_tide(found["test"], truths, classes),
         false_positive_types(evaluation.matches, found["test"], truths),
         {g.name: break_down(evaluation.matches, found["test"], truths, g, rule=rule) for g in groupings},
+        detector_of(name, parts, learned, model, detect, thresholds, classes),
     )
 
 
@@ -175,7 +189,7 @@ def probabilities_of(
     n_images: int,
     n_resamples: int,
     seed: int,
-) -> dict[str, Reliability]:
+) -> dict[str, Belief]:
     """Make probabilities of margins in several ways, curves fitted on val, and judge them on test.
 
     Args:
@@ -197,9 +211,19 @@ def probabilities_of(
     judged = {}
     for name, calibrator in ways.items():
         probabilities = calibrator(margins, labels)
-        edges = equal_mass_edges(probabilities, _BINS)
-        judged[name] = measure_reliability(
-            probabilities, outcomes, images, edges, n_images=n_images, n_resamples=n_resamples, seed=seed
+        judged[name] = Belief(
+            *(
+                measure_reliability(
+                    probabilities,
+                    outcomes,
+                    images,
+                    edges,
+                    n_images=n_images,
+                    n_resamples=n_resamples,
+                    seed=seed,
+                )
+                for edges in (equal_mass_edges(probabilities, _BINS), equal_width_edges(_DRAWN_BINS))
+            )
         )
     return judged
 

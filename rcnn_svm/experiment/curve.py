@@ -19,10 +19,12 @@ from rcnn_svm.cache import CacheLimit
 from rcnn_svm.datasets import Splits
 from rcnn_svm.detector import Model
 from rcnn_svm.evaluation.bootstrap import Interval, centred_interval
-from rcnn_svm.evaluation.effects import Measured, holm_corrected, measure, p_value
+from rcnn_svm.evaluation.classification import Classification, classify
+from rcnn_svm.evaluation.effects import Measured, holm_corrected, measure, measure_accuracy, p_value
 from rcnn_svm.evaluation.forecast import Forecast, forecast
 from rcnn_svm.evaluation.voc import EvalResult, evaluate_voc
 from rcnn_svm.experiment.choosing import Scalers, without_boxes
+from rcnn_svm.experiment.data import require_measurable
 from rcnn_svm.experiment.kept import Kept
 from rcnn_svm.experiment.learning import Frozen
 from rcnn_svm.experiment.parts import Parts, Run
@@ -31,7 +33,7 @@ from rcnn_svm.experiment.selection import choose_head, detected, score_images
 from rcnn_svm.heads.recipe import HeadRecipe
 from rcnn_svm.postprocess import PAPER
 from rcnn_svm.progress import Stages, track
-from rcnn_svm.structures import Dataset
+from rcnn_svm.structures import Dataset, Detections
 
 __all__ = ["SIZES", "Curve", "Difference", "draw_images", "learning_curve"]
 
@@ -76,6 +78,8 @@ class Curve:
         n_draws: how many draws.
         heads: names, in the order of `points`.
         points: by head, then by size.
+        accuracy: of whole images of one class each, by `accuracy` and `balanced accuracy`, then by head, then
+            by size; else empty.
         settings: that were chosen, by head and size.
         forecasts: by head; empty with fewer than four sizes.
     """
@@ -86,6 +90,7 @@ class Curve:
     n_draws: int
     heads: tuple[str, ...]
     points: Mapping[str, Sequence[Measured]]
+    accuracy: Mapping[str, Mapping[str, Sequence[Measured]]]
     settings: Mapping[str, Sequence[Mapping[str, object]]]
     forecasts: Mapping[str, Forecast]
 
@@ -126,8 +131,9 @@ def learning_curve(
         n_draws: at least 1.
 
     Raises:
-        DataError: as `run_experiment`.
+        DataError: as `run_experiment`, and a test split without an object.
     """
+    require_measurable(splits.test)
     frozen = replace(parts, learner=Frozen(), heads=tuple(heads), choose=True)
     room = CacheLimit(run.cache, run.cache_limit)
     stages = Stages(("proposals", "network", "features", "curve"))
@@ -142,13 +148,14 @@ def learning_curve(
     reached = [k for k in sizes if k < max(_counts(splits.train))]
     chosen: dict[str, list[Mapping[str, object]]] = {recipe.name: [] for recipe in heads}
     results: dict[tuple[str, ...], list[EvalResult]] = {}
+    taken_for: dict[tuple[str, ...], list[Classification]] = {}
     n_images, n_objects = [], []
     kept = Kept(run.cache, splits, frozen)
 
     def one_size(
         recipe: HeadRecipe, size: int | None, draws: Sequence[Dataset]
-    ) -> tuple[Mapping[str, Any], list[EvalResult]]:
-        """Choose a setting on the first draw, train on each, and measure on test."""
+    ) -> tuple[Mapping[str, Any], list[list[Detections]]]:
+        """Choose a setting on the first draw, train on each, and return what each finds in test."""
         scaler, at, found = scalers.get(recipe.scaling), None, []
         settings = recipe.settings()
         for d, draw in enumerate(track(draws, f"{recipe.name}, {size or 'all'} images of a class")):
@@ -166,7 +173,7 @@ def learning_curve(
                 known = {"at": at}, {"plain": detected(test_rows, scored, _PLAIN)}
                 kept.write(what, *known)
             at = known[0]["at"]
-            found.append(evaluate_voc(known[1]["plain"], test.truths, test_rows.classes, rule=parts.rule))
+            found.append(known[1]["plain"])
         assert at is not None  # there is a draw at least
         return settings[at], found
 
@@ -187,11 +194,23 @@ def learning_curve(
             for recipe in heads:
                 settings, found = one_size(recipe, size, draws)
                 chosen[recipe.name].append(recipe.shown(settings))
-                results[recipe.name, str(size)] = found * (n_draws if size is None else 1)
+                times, key = n_draws if size is None else 1, (recipe.name, str(size))
+                own = [evaluate_voc(each, test.truths, test_rows.classes, rule=parts.rule) for each in found]
+                results[key] = own * times
+                if splits.whole:
+                    named = [classify(each, test.truths, test_rows.classes) for each in found]
+                    taken_for[key] = [each for each in named if each is not None] * times
     room.hold(finished=True)
     measured = measure(results, n_resamples=parts.n_bootstrap, seed=parts.seed, rule=parts.rule)
     every = (*reached, None)
     points = {recipe.name: [measured[recipe.name, str(size)] for size in every] for recipe in heads}
+    accuracy: dict[str, dict[str, list[Measured]]] = {}
+    if taken_for and all(taken_for.values()):
+        by_measure = measure_accuracy(taken_for, n_resamples=parts.n_bootstrap, seed=parts.seed)
+        accuracy = {
+            name: {recipe.name: [found[recipe.name, str(size)] for size in every] for recipe in heads}
+            for name, found in by_measure.items()
+        }
     ahead = [n_images[-1] * factor for factor in (2.0, 4.0)]
     forecasts = {
         name: forecast(
@@ -201,7 +220,9 @@ def learning_curve(
         if len(every) >= 4
     }
     names = tuple(recipe.name for recipe in heads)
-    return Curve(every, tuple(n_images), tuple(n_objects), n_draws, names, points, chosen, forecasts)
+    return Curve(
+        every, tuple(n_images), tuple(n_objects), n_draws, names, points, accuracy, chosen, forecasts
+    )
 
 
 def draw_images(dataset: Dataset, n: int, rng: np.random.Generator) -> Dataset:

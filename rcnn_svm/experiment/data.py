@@ -9,11 +9,19 @@ import numpy as np
 from rcnn_svm.datasets import Splits, labels_whole_images, load_splits
 from rcnn_svm.datasets.digits import digits_images, digits_in_scenes, digits_splits
 from rcnn_svm.datasets.drawing import classes_to_train
+from rcnn_svm.errors import DataError
 from rcnn_svm.experiment.config import DataConfig
 from rcnn_svm.progress import say
 from rcnn_svm.structures import Dataset
 
-__all__ = ["DIGITS_IMAGES", "absent_classes", "for_these_data", "load_data", "too_small"]
+__all__ = [
+    "DIGITS_IMAGES",
+    "absent_classes",
+    "for_these_data",
+    "load_data",
+    "require_measurable",
+    "too_small",
+]
 
 DIGITS_IMAGES = {"train": 400, "val": 100, "test": 200}
 """Scenes of each split of the embedded data set."""
@@ -89,6 +97,19 @@ def too_small(dataset: Dataset, min_size: int) -> str | None:
         f"{dataset.name}: {small.sum()} of {len(boxes)} training objects are smaller than proposals.min_size "
         f"= {min_size} and out of reach of any region. Try --set proposals.min_size={fitting}."
     )
+
+
+def require_measurable(test: Dataset) -> None:
+    """Check that a split has something to be measured on, before anything is trained.
+
+    Raises:
+        DataError: it has no object but difficult ones and crowds.
+    """
+    if not any((~(s.truth.difficult | s.truth.crowd)).any() for s in test):
+        raise DataError(
+            f"{test.name}: the split {test.split!r} must have an object to be measured on, got none that is "
+            f"neither difficult nor a crowd in {len(test)} images. Label some, or name another split."
+        )
 
 
 def absent_classes(splits: Splits) -> list[str]:

@@ -2,8 +2,8 @@
 
 All combinations of all levels would be thousands of trainings. What belongs together is crossed in full (a
 plane: label rule, negatives and loss; kernel and rows), and what the rows are made of is crossed with the
-loss alone, which is the question. The intersection kernel, which takes many times as long as the others,
-meets the linear one alone. What a plane does not name stays at its first level, so that planes share cells.
+loss alone, which is the question. What a plane does not name stays at its first level, so that planes share
+cells.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rcnn_svm.errors import ConfigError
-from rcnn_svm.experiment.learning import FineTuned, Frozen, Learner, Representation
+from rcnn_svm.experiment.learning import FcOnFrozen, FineTuned, Frozen, Learner, Representation
 from rcnn_svm.experiment.parts import Parts
 from rcnn_svm.features.fc_layers import HiddenLayer
 from rcnn_svm.features.store import DerivedStore
@@ -26,7 +26,8 @@ from rcnn_svm.heads.linear_svm import LinearSVMHead
 from rcnn_svm.heads.mining import FixedPointMining, PaperMining
 from rcnn_svm.heads.recipe import HeadRecipe
 from rcnn_svm.heads.softmax import LogisticHead, SoftmaxHead
-from rcnn_svm.proposals import GridConfig, Proposer, SelectiveSearchConfig
+from rcnn_svm.proposals import GridConfig, Proposer, SelectiveSearchConfig, WholeImage
+from rcnn_svm.training.config import FcConfig
 
 __all__ = [
     "BOXES",
@@ -137,7 +138,8 @@ and `proposals` depend on the experiment (`design`)."""
 
 BOXES = Factor("boxes", "What does box regression add?", {"as proposed": False, "regressed": True})
 
-_SLOW_KERNEL = "intersection"
+_SLOW = {"negatives": "mined once", "kernel": "intersection"}
+"""Levels that take many times as long as the others of their factor."""
 _CROSSED = (("label", "negatives", "loss"), ("kernel", "rows"))
 _WITH_LOSS = ("layer", "proposals")
 _QUESTION = ("hinge", "softmax")
@@ -258,9 +260,8 @@ def design(names: Sequence[str], parts: Parts, *, thorough: bool = False) -> Des
     Args:
         names: of `FACTORS`.
         parts: of the experiment that they are varied around.
-        thorough: take the levels that take many times as long, too: negatives mined once, class by class, and
-            a dense grid of proposals, whose features take ten times the disk. The intersection kernel is
-            crossed with the scaling of rows then, too.
+        thorough: take the levels that take many times as long, too: negatives mined once, class by class, the
+            intersection kernel, and a dense grid of proposals, whose features take ten times the disk.
 
     Raises:
         ConfigError: no factor, an unknown one, one twice, or one that this experiment has one level of.
@@ -279,15 +280,10 @@ def design(names: Sequence[str], parts: Parts, *, thorough: bool = False) -> Des
     planes = []
     for group in _CROSSED:
         if picked := tuple(name for name in group if name in names):
-            crossed = {name: list(factors[name].levels) for name in picked}
-            if "kernel" in crossed and not thorough:
-                crossed["kernel"].remove(_SLOW_KERNEL)
-            planes.append(Plane(crossed, picked))
+            planes.append(Plane({name: list(factors[name].levels) for name in picked}, picked))
     for name in _WITH_LOSS:
         if name in names:
             planes.append(Plane({name: list(factors[name].levels), "loss": _QUESTION}, (name,)))
-    if "kernel" in names and not thorough:
-        planes.append(Plane({"kernel": ["linear", _SLOW_KERNEL]}, ("kernel",)))
     home = _home(factors)
     cells: dict[tuple[str, ...], Cell] = {}
     for plane in planes:
@@ -319,9 +315,11 @@ def factors_of(parts: Parts, *, thorough: bool = False) -> dict[str, Factor]:
         parts: of the experiment.
         thorough: take the levels that take many times as long, too.
     """
-    negatives = FACTORS["negatives"].levels
     own: dict[str, Mapping[str, Any]] = {
-        "negatives": {name: value for name, value in negatives.items() if thorough or value != "mined"},
+        **{
+            name: {level: value for level, value in FACTORS[name].levels.items() if thorough or level != slow}
+            for name, slow in _SLOW.items()
+        },
         "layer": _layers(parts),
         "proposals": _proposals(parts.proposer, thorough=thorough),
     }
@@ -335,7 +333,14 @@ def _layers(parts: Parts) -> dict[str, Layer]:
     if isinstance(learner, Frozen):
         return frozen
     if isinstance(learner, FineTuned):
-        return {"before the softmax, fine-tuned": Layer(), "before the softmax, frozen": Layer(Frozen())}
+        # Of whole images there is no background to draw, and no box to learn.
+        whole = isinstance(parts.proposer, WholeImage)
+        fc = FcConfig(positive_share=1.0, box_weight=0.0) if whole else FcConfig()
+        return {
+            "before the softmax, fine-tuned": Layer(),
+            "fc7 of our own on the frozen": Layer(FcOnFrozen(fc)),
+            "before the softmax, frozen": Layer(Frozen()),
+        }
     return {"fc7, learned": Layer(), "fc6, learned": Layer(depth=1), **frozen}
 
 

@@ -15,10 +15,11 @@ from typing import Any
 
 from rcnn_svm.cache import CacheLimit, size_limit
 from rcnn_svm.datasets import Splits
-from rcnn_svm.detector import Detector
+from rcnn_svm.detector import Detector, Model
 from rcnn_svm.errors import ConfigError, DataError
 from rcnn_svm.evaluation.classification import Classification, classify
 from rcnn_svm.evaluation.coco import CocoResult, evaluate_coco
+from rcnn_svm.evaluation.thresholds import Thresholds
 from rcnn_svm.evaluation.voc import EvalResult, evaluate_voc
 from rcnn_svm.experiment.choosing import (
     Trained,
@@ -38,6 +39,7 @@ from rcnn_svm.experiment.parts import Parts, Run
 from rcnn_svm.experiment.regions import SplitRegions, StoredBlocks
 from rcnn_svm.features.store import FeatureStore
 from rcnn_svm.networks.taps import format_taps
+from rcnn_svm.postprocess import Postprocess
 from rcnn_svm.progress import Stages
 from rcnn_svm.proposals import ProposalRecall, Proposer, WholeImage, cached_proposals
 from rcnn_svm.structures import Dataset, Detections, RegionSet
@@ -47,6 +49,7 @@ __all__ = [
     "HeadResult",
     "Prepared",
     "SplitEstimate",
+    "detector_of",
     "estimate_experiment",
     "prepare",
     "propose",
@@ -413,18 +416,14 @@ def _results(
             details["at_threshold"] = variant.thresholds.measure(evaluation.matches)
         results.append(
             HeadResult(
-                Detector(
-                    head=trained.name + ("+bbox" if variant.with_boxes else ""),
-                    classes=classes,
-                    proposer=parts.proposer,
-                    n_proposals=parts.test_regions,
-                    features=replace(parts.features, taps=_taps(learned)),
-                    backbone=learned.network.backbone,
-                    featurizer=learned.network.featurizer,
-                    layers=learned.layers,
-                    model=model,
-                    postprocess=variant.detect,
-                    thresholds=variant.thresholds,
+                detector_of(
+                    trained.name + ("+bbox" if variant.with_boxes else ""),
+                    parts,
+                    learned,
+                    model,
+                    variant.detect,
+                    variant.thresholds,
+                    classes,
                     info={"data": test.regions.dataset.name, "seed": parts.seed, "details": details},
                 ),
                 {**kind, "boxes": variant.with_boxes, "base": trained.name},
@@ -443,10 +442,45 @@ def _results(
     return results
 
 
-def _taps(learned: Representation) -> str:
-    """Return the taps as they were resolved, so that a saved detector reads what it was trained on."""
+def detector_of(
+    name: str,
+    parts: Parts,
+    learned: Representation,
+    model: Model,
+    postprocess: Postprocess,
+    thresholds: Thresholds | None,
+    classes: tuple[str, ...],
+    *,
+    info: Mapping[str, Any] | None = None,
+) -> Detector:
+    """Return the detector that a trained head makes of the parts of an experiment.
+
+    Args:
+        name: of the head.
+        parts: of the experiment.
+        learned: the rows that the head reads.
+        model: the head.
+        postprocess: from scores to detections.
+        thresholds: from which score on a detection is believed, or None.
+        classes: K names.
+        info: for people.
+    """
+    # Taps as they were resolved: a saved detector reads what it was trained on.
     taps = getattr(learned.network.featurizer, "taps", None)
-    return "" if taps is None else format_taps(taps)
+    return Detector(
+        head=name,
+        classes=classes,
+        proposer=parts.proposer,
+        n_proposals=parts.test_regions,
+        features=replace(parts.features, taps="" if taps is None else format_taps(taps)),
+        backbone=learned.network.backbone,
+        featurizer=learned.network.featurizer,
+        layers=learned.layers,
+        model=model,
+        postprocess=postprocess,
+        thresholds=thresholds,
+        info={} if info is None else info,
+    )
 
 
 def measure(

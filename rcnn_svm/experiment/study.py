@@ -15,6 +15,7 @@ from typing import Any
 from rcnn_svm.cache import CacheLimit
 from rcnn_svm.datasets import Splits
 from rcnn_svm.detector import Model
+from rcnn_svm.evaluation.classification import Classification, classify
 from rcnn_svm.evaluation.coco import evaluate_coco
 from rcnn_svm.evaluation.effects import (
     Effect,
@@ -25,11 +26,14 @@ from rcnn_svm.evaluation.effects import (
     holm,
     interactions_of,
     measure,
+    measure_accuracy,
+    simple_effects,
 )
 from rcnn_svm.evaluation.effects import shares as shares_of
 from rcnn_svm.evaluation.voc import EvalResult, Rule, evaluate_voc
 from rcnn_svm.experiment.choosing import Scalers, Variant, detect_all, without_boxes
 from rcnn_svm.experiment.closer import CloserLook, look_closer
+from rcnn_svm.experiment.data import require_measurable
 from rcnn_svm.experiment.design import BOXES, SOFTMAX, SVM, THREE, Cell, Design, Layer
 from rcnn_svm.experiment.kept import Kept
 from rcnn_svm.experiment.learning import Representation
@@ -58,16 +62,21 @@ class Outcome:
         settings: that won on val.
         tried: all of them, each with its mAP on val, in percent.
         train_s: wall clock of the final training on trainval.
+        peak_rss_mb: largest memory of the process meanwhile, in 10^6 bytes; None where an older version
+            trained it, which did not look.
         detections: on test, one record per image, by whether boxes are regressed.
         evaluations: VOC AP of them.
+        classification: which class each image was taken for; None but for whole images of one class each.
         coco: COCO's AP, AP50 and AP75 of them, fractions.
     """
 
     settings: Mapping[str, Any]
     tried: Sequence[Mapping[str, Any]]
     train_s: float
+    peak_rss_mb: float | None
     detections: Mapping[bool, list[Detections]]
     evaluations: Mapping[bool, EvalResult]
+    classification: Classification | None
     coco: Mapping[bool, Mapping[str, float]]
 
 
@@ -84,6 +93,11 @@ class Study:
         values: what each cell reached over the seeds, by cell and whether boxes are regressed.
         effects: of every pair of levels of a factor, boxes last; one family for Holm's method.
         interactions: how the effect of one factor's levels changes between those of another; another family.
+        edges: of the cube between R-CNN's SVMs and its softmax: what each of the three changes does at each
+            combination of the other two, a family of its own; empty where the study does not cross all three.
+        accuracy: of whole images of one class each, what each cell reached by `accuracy` and by `balanced
+            accuracy`; else empty.
+        accuracy_effects: the effects on accuracy, another family.
         shares: without and with box regression, what the label rule, the negatives and the loss have of the
             difference between R-CNN's SVMs and its softmax; empty where the study does not cross all three.
         seconds: wall clock by stage.
@@ -99,6 +113,9 @@ class Study:
     values: Mapping[tuple[tuple[str, ...], bool], Measured]
     effects: Sequence[Effect]
     interactions: Sequence[Effect]
+    edges: Sequence[Effect]
+    accuracy: Mapping[str, Mapping[tuple[str, ...], Measured]]
+    accuracy_effects: Sequence[Effect]
     shares: Mapping[bool, Sequence[Share]]
     seconds: Mapping[str, float]
     looks: Sequence[CloserLook] = ()
@@ -123,8 +140,9 @@ def run_study(parts: Parts, splits: Splits, run: Run, design: Design, *, n_seeds
             negatives and solvers.
 
     Raises:
-        DataError: as `run_experiment`.
+        DataError: as `run_experiment`, and a test split without an object.
     """
+    require_measurable(splits.test)
     seeds = tuple(range(parts.seed, parts.seed + n_seeds))
     stages = Stages([*(f"seed {seed}" for seed in seeds), "closer look"])
     room = CacheLimit(run.cache, run.cache_limit)
@@ -139,7 +157,7 @@ def run_study(parts: Parts, splits: Splits, run: Run, design: Design, *, n_seeds
             if known is None:
                 missing.append(cell)
             else:
-                about, found = known
+                about, found = {"peak_rss_mb": None} | known[0], known[1]
                 by_level = {BOXES.levels[level]: own for level, own in found.items()}
                 outcomes[cell.key, seed] = _measured(
                     **about, found=by_level, test=splits.test, rule=parts.rule
@@ -149,7 +167,8 @@ def run_study(parts: Parts, splits: Splits, run: Run, design: Design, *, n_seeds
         words = f"{len(missing)} cells" + (f", {old} more are kept from before" if old else "")
         with stages(f"seed {seed}", words):
             for cell, outcome in _train(seeded, splits, run, design, missing, room):
-                about = {name: getattr(outcome, name) for name in ("settings", "tried", "train_s")}
+                names = ("settings", "tried", "train_s", "peak_rss_mb")
+                about = {name: getattr(outcome, name) for name in names}
                 by_name = {
                     level: outcome.detections[boxed]
                     for level, boxed in BOXES.levels.items()
@@ -178,10 +197,17 @@ def _look(
     room: CacheLimit,
 ) -> list[CloserLook]:
     """Look closer at those of three heads that the design holds."""
+    of_regions = ("label", "negatives") if splits.whole else ()  # an image is a positive or a negative
     cells = {
         name: design.cells[key]
         for name, levels in THREE.items()
-        if (key := tuple({**design.home, **levels}[factor] for factor in design.home)) in design.cells
+        if (
+            key := tuple(
+                home if factor in of_regions else levels.get(factor, home)
+                for factor, home in design.home.items()
+            )
+        )
+        in design.cells
     }
     if not cells:
         return []
@@ -190,8 +216,7 @@ def _look(
     learned = Layer().rows(ready.learn(ready.train))
     for split in (ready.train, ready.val, ready.test):
         learned.fill(split)
-    train, val, test = (learned.blocks(split) for split in (ready.train, ready.val, ready.test))
-    scalers = Scalers(train)
+    scalers = Scalers(learned.blocks(ready.train))
     looks = []
     for name, cell in cells.items():
         recipe, tried = cell.head(parts.seed), outcomes[cell.key, parts.seed].tried
@@ -201,15 +226,10 @@ def _look(
                 name,
                 recipe,
                 recipe.settings()[best],
-                train,
-                val,
-                test,
+                ready,
+                learned,
                 scalers.get(recipe.scaling),
                 _PLAIN,
-                parts.rule,
-                n_jobs=run.n_jobs,
-                seed=parts.seed,
-                n_resamples=parts.n_bootstrap,
             )
         )
     return looks
@@ -297,6 +317,7 @@ def _outcome(bench: _Bench, recipe: HeadRecipe) -> Outcome:
         recipe.shown(choice.settings),
         [{"settings": recipe.shown(settings), "val_map": value} for settings, value in choice.tried],
         meter.seconds,
+        meter.peak_rss_mb,
         found,
         bench.test.regions.dataset,
         parts.rule,
@@ -307,6 +328,7 @@ def _measured(
     settings: Mapping[str, Any],
     tried: Sequence[Mapping[str, Any]],
     train_s: float,
+    peak_rss_mb: float | None,
     found: Mapping[bool, list[Detections]],
     test: Dataset,
     rule: Rule,
@@ -315,7 +337,8 @@ def _measured(
     evaluations = {boxed: evaluate_voc(own, truths, test.classes, rule=rule) for boxed, own in found.items()}
     coco = {boxed: evaluate_coco(own, truths, test.classes).summary() for boxed, own in found.items()}
     few = {boxed: {name: own[name] for name in ("AP", "AP50", "AP75")} for boxed, own in coco.items()}
-    return Outcome(settings, tried, train_s, found, evaluations, few)
+    classification = classify(found[False], truths, test.classes) if test.whole else None
+    return Outcome(settings, tried, train_s, peak_rss_mb, found, evaluations, classification, few)
 
 
 def analyse(
@@ -345,6 +368,7 @@ def analyse(
     found = measure(results, n_resamples=parts.n_bootstrap, seed=parts.seed, rule=parts.rule)
     effects: list[Effect] = []
     twofold: list[Effect] = []
+    edges: list[Effect] = []
     divided: dict[bool, Sequence[Share]] = {}
     for plane in design.planes:
         keys = plane.keys(design.home)
@@ -363,9 +387,13 @@ def analyse(
             e for e in interactions_of(table) if any(name in plane.about for name in e.factor.split(" x "))
         ]
         if set(SVM) <= set(plane.levels):
+            corners = {name: (SVM[name], SOFTMAX[name]) for name in SVM}
+            for name, ends in corners.items():
+                others = {other: own for other, own in corners.items() if other != name}
+                edges += simple_effects(table, name, *ends, others)
             for level, boxed in BOXES.levels.items():
-                ends = [(*(end[name] for name in plane.levels), level) for end in (SVM, SOFTMAX)]
-                divided[boxed] = shares_of(table, *ends)
+                both = [(*(end[name] for name in plane.levels), level) for end in (SVM, SOFTMAX)]
+                divided[boxed] = shares_of(table, *both)
     effects.sort(key=lambda e: e.factor == BOXES.name)
     values = {
         (cell.key, boxed): found[*cell.key, level]
@@ -373,6 +401,41 @@ def analyse(
         for level, boxed in BOXES.levels.items()
         if (*cell.key, level) in found
     }
+    accuracy, by_accuracy = _by_accuracy(parts, design, seeds, outcomes)
     return Study(
-        parts, splits, design, tuple(seeds), outcomes, values, holm(effects), holm(twofold), divided, seconds
+        parts,
+        splits,
+        design,
+        tuple(seeds),
+        outcomes,
+        values,
+        holm(effects),
+        holm(twofold),
+        holm(edges),
+        accuracy,
+        holm(by_accuracy),
+        divided,
+        seconds,
     )
+
+
+def _by_accuracy(
+    parts: Parts,
+    design: Design,
+    seeds: Sequence[int],
+    outcomes: Mapping[tuple[tuple[str, ...], int], Outcome],
+) -> tuple[dict[str, dict[tuple[str, ...], Measured]], list[Effect]]:
+    """Return accuracy and balanced accuracy of the cells, and the effects on accuracy; nothing without."""
+    results = {
+        cell.key: [own for seed in seeds if (own := outcomes[cell.key, seed].classification) is not None]
+        for cell in design.trained
+    }
+    if not all(results.values()):
+        return {}, []
+    found = measure_accuracy(results, n_resamples=parts.n_bootstrap, seed=parts.seed)
+    effects: list[Effect] = []
+    for plane in design.planes:
+        keys = plane.keys(design.home)
+        cells = {own: found["accuracy"][key] for own, key in keys.items() if key in found["accuracy"]}
+        effects += [e for e in effects_of(Table(tuple(plane.levels), cells)) if e.factor in plane.about]
+    return found, effects

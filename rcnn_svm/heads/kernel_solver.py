@@ -104,10 +104,18 @@ def solve_pairs(
 
 @compiled.kernel(fastmath={"reassoc", "nsz"})
 def intersect(rows: NDArray[np.float32], support: NDArray[np.float32], out: NDArray[np.float32]) -> None:
-    """Put the sums of `min(rows[r, d], support[s, d])` of (R, D) and (S, D) into `out`, (R, S)."""
-    for r in range(len(rows)):
+    """Put the sums of `min(rows[r, d], support[s, d])` of (R, D) and (S, D) into `out`, (R, S).
+
+    R must be a multiple of 4: four rows meet a vector while it is at hand, which takes less than half the
+    time, and all rows in the same way, so that a value does not depend on where its row stands.
+    """
+    for r in range(0, len(rows), 4):
         for s in range(len(support)):
-            total = np.float32(0)
+            first = second = third = fourth = np.float32(0)
             for d in range(rows.shape[1]):
-                total += min(rows[r, d], support[s, d])
-            out[r, s] = total
+                value = support[s, d]
+                first += min(rows[r, d], value)
+                second += min(rows[r + 1, d], value)
+                third += min(rows[r + 2, d], value)
+                fourth += min(rows[r + 3, d], value)
+            out[r, s], out[r + 1, s], out[r + 2, s], out[r + 3, s] = first, second, third, fourth

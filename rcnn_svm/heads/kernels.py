@@ -141,9 +141,11 @@ class HistogramIntersection:
             )
         from rcnn_svm.heads.kernel_solver import intersect  # which loads numba
 
-        values = np.empty((len(rows), len(support)), np.float32)
-        intersect(np.ascontiguousarray(rows), np.ascontiguousarray(support), values)
-        return values
+        missing = -len(rows) % 4  # rows that make whole blocks of four
+        padded = np.concatenate([rows, np.zeros((missing, rows.shape[1]), rows.dtype)]) if missing else rows
+        values = np.empty((len(padded), len(support)), np.float32)
+        intersect(np.ascontiguousarray(padded), np.ascontiguousarray(support), values)
+        return values[: len(rows)]
 
 
 KERNELS: Mapping[str, type[RBF] | type[Polynomial] | type[HistogramIntersection]] = {

@@ -13,7 +13,7 @@ from rcnn_svm.files import atomic_path, remove_marker, write_json, write_text
 from rcnn_svm.report.plots import svg
 from rcnn_svm.report.provenance import provenance
 from rcnn_svm.report.study_plots import curve_figure
-from rcnn_svm.report.tables import csv_text, signed, span
+from rcnn_svm.report.tables import csv_text, in_columns, signed, span
 from rcnn_svm.structures import Dataset
 
 __all__ = ["curve_json", "curve_sentences", "point_rows", "write_curve"]
@@ -59,7 +59,7 @@ def _signed(value: Interval) -> str:
 
 
 def point_rows(curve: Curve) -> Iterator[dict[str, Any]]:
-    """Yield a row for each head and size, mAP in percent."""
+    """Yield a row for each head and size, mAP and, of whole images, accuracy in percent."""
     for name in curve.heads:
         for at, size in enumerate(curve.sizes):
             value = curve.points[name][at].interval
@@ -71,6 +71,11 @@ def point_rows(curve: Curve) -> Iterator[dict[str, Any]]:
                 "mAP": 100 * value.value,
                 "mAP_low": 100 * value.low,
                 "mAP_high": 100 * value.high,
+                **{
+                    column: 100 * number
+                    for measure, by_head in curve.accuracy.items()
+                    for column, number in in_columns(measure, by_head[name][at].interval).items()
+                },
             }
 
 
@@ -121,18 +126,21 @@ def write_curve(folder: str | Path, curve: Curve, dataset: Dataset, *, command: 
     write_text(folder / "curve.csv", csv_text(list(point_rows(curve))))
     with atomic_path(folder / "curve.svg") as temporary:
         temporary.write_bytes(svg(curve_figure(curve)))
+    measures = ["mAP", *(name.replace(" ", "_") for name in curve.accuracy)]
     lines = "".join(
-        f"| {row['head']} | {row['images_of_each_class']} | {row['n_images']:.0f} | {row['n_objects']:.0f} | "
-        f"{row['mAP']:.1f} | {row['mAP_low']:.1f} to {row['mAP_high']:.1f} |\n"
+        f"| {row['head']} | {row['images_of_each_class']} | {row['n_images']:.0f} | {row['n_objects']:.0f} |"
+        + "".join(f" {row[m]:.1f} | {row[f'{m}_low']:.1f} to {row[f'{m}_high']:.1f} |" for m in measures)
+        + "\n"
         for row in point_rows(curve)
     )
+    head = "".join(f" {name} | 95 % interval |" for name in ("mAP", *curve.accuracy))
     write_text(
         folder / "README.md",
         f"# {dataset.name}: how many images do I need?\n\n"
         + "".join(f"- {sentence}\n" for sentence in words)
         + "\n![mAP against the number of images](curve.svg)\n\n"
-        "| head | images of each class | images | objects | mAP | 95 % interval |\n"
-        "|---|--:|--:|--:|--:|--:|\n"
+        f"| head | images of each class | images | objects |{head}\n"
+        f"|---|--:|--:|--:|{'--:|--:|' * len(measures)}\n"
         + lines
         + f"\nHeads on the features of the network as it is, 300 regions of a test image. "
         f"{curve.n_draws} draws of each size, the same "

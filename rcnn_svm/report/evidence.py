@@ -24,9 +24,22 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["Explained", "evidence_figure", "evidence_files", "strongest", "terms_of", "write_evidence"]
+__all__ = [
+    "AGAINST",
+    "FOR",
+    "Explained",
+    "crops_of",
+    "cut",
+    "evidence_figure",
+    "evidence_files",
+    "strongest",
+    "terms_of",
+    "words_of",
+    "write_evidence",
+]
 
 FOR, AGAINST = palette.BLUE, palette.ORANGE
+"""Colours of what speaks for a class and against it."""
 _N_SHOWN = 5
 """Support vectors on either side that are shown one by one."""
 _MOST_NUMBERS = 49
@@ -59,7 +72,7 @@ def strongest(evidence: Evidence) -> tuple[list[int], list[int]]:
 
 def terms_of(evidence: Evidence) -> list[tuple[str, float]]:
     """Return what a score is the sum of, by words: a term a tap, or a term a group of support vectors."""
-    terms = [(_words(cells), float(cells.shares.sum())) for cells in evidence.cells]
+    terms = [(words_of(cells), float(cells.shares.sum())) for cells in evidence.cells]
     if evidence.support is not None:
         values = evidence.support
         for rows, group, sign in zip(strongest(evidence), ("for", "against"), (1, -1), strict=True):
@@ -69,7 +82,8 @@ def terms_of(evidence: Evidence) -> list[tuple[str, float]]:
     return terms + list(evidence.constants.items())
 
 
-def _words(cells: Cells) -> str:
+def words_of(cells: Cells) -> str:
+    """Return which layer the cells are of, and of how much of the image."""
     tap, n = TapSpec.parse(cells.tap), cells.shares.size
     if np.isinf(tap.widen):
         where = "the whole image"
@@ -134,7 +148,7 @@ def _draw_grid(axes: Axes, image: Image, cells: Cells, largest: float) -> None:
 
     height, width = image.shape[:2]
     around = clip(widen(cells.box[None], 1.15), (height, width))[0]
-    pixels, place = _cut(image, around)
+    pixels, place = cut(image, around)
     grey = PillowImage.fromarray(_thumbnail(pixels, _PICTURE)).convert("L")
     extent = (place[0], place[2], place[3], place[1])
     axes.imshow(grey, extent=extent, cmap="gray", vmin=-60, vmax=300, interpolation="none")
@@ -160,7 +174,7 @@ def _draw_grid(axes: Axes, image: Image, cells: Cells, largest: float) -> None:
             )
     axes.set_xlim(extent[:2])
     axes.set_ylim(extent[2:])
-    _bare(axes, _words(cells))
+    _bare(axes, words_of(cells))
 
 
 def _draw_support(
@@ -176,7 +190,7 @@ def _draw_support(
     grid = figure.add_gridspec(3, 1 + _N_SHOWN, height_ratios=(1, 1, 0.95))
     _draw_place(figure.add_subplot(grid[0, 0]), image, explained)
     axes = figure.add_subplot(grid[1, 0])
-    _draw_pixels(axes, _cut(image, clip(evidence.box[None], image.shape[:2])[0])[0])
+    _draw_pixels(axes, cut(image, clip(evidence.box[None], image.shape[:2])[0])[0])
     _bare(axes, "the region")
     for row, (group, colour) in enumerate(zip(strongest(evidence), (FOR, AGAINST), strict=True)):
         for column, s in enumerate(group, 1):
@@ -257,8 +271,8 @@ def _extent(image: Image) -> tuple[float, float, float, float]:
     return 0, image.shape[1], image.shape[0], 0
 
 
-def _cut(image: Image, box: NDArray[np.float32]) -> tuple[Image, tuple[int, int, int, int]]:
-    """Return the pixels that a box touches, at least one, and their place."""
+def cut(image: Image, box: NDArray[np.float32]) -> tuple[Image, tuple[int, int, int, int]]:
+    """Return the pixels of an image that a box touches, at least one, and their place."""
     height, width = image.shape[:2]
     x1, y1 = (int(value) for value in np.floor(box[:2]))
     x1, y1 = min(max(x1, 0), width - 1), min(max(y1, 0), height - 1)
@@ -277,7 +291,7 @@ def crops_of(
     sample_pixels: Mapping[str, Image], regions: TrainingRegions, rows: Sequence[int]
 ) -> dict[int, Image]:
     """Return the pixels of training regions by their row, out of images by id."""
-    return {s: _cut(sample_pixels[regions.image_ids[s]], regions.boxes[s])[0] for s in rows}
+    return {s: cut(sample_pixels[regions.image_ids[s]], regions.boxes[s])[0] for s in rows}
 
 
 def evidence_files(folder: Path, n: int) -> list[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from rcnn_svm.evaluation.effects import Effect
 from rcnn_svm.evaluation.tide import TIDE_TYPES
 from rcnn_svm.experiment.closer import disagreement
 from rcnn_svm.experiment.curve import Curve
-from rcnn_svm.experiment.design import BOXES, SOFTMAX, SVM
+from rcnn_svm.experiment.design import BOXES, SOFTMAX, SVM, Factor
 from rcnn_svm.experiment.study import Study
 from rcnn_svm.files import atomic_path, remove_marker, write_json, write_text
 from rcnn_svm.report.curve import curve_json, curve_sentences, point_rows
@@ -28,7 +29,7 @@ from rcnn_svm.report.study_plots import (
     reliability_figure,
     shares_figure,
 )
-from rcnn_svm.report.tables import csv_text, signed, span
+from rcnn_svm.report.tables import csv_text, in_columns, signed, span
 
 __all__ = ["verdict", "write_study"]
 
@@ -45,29 +46,36 @@ _PICTURES = {
 def verdict(study: Study, curve: Curve | None = None) -> list[str]:
     """Return the answer, a sentence for each question, which claims no more than its interval."""
     words = [_question(study, boxed) for boxed in study.shares]
+    words += _all_else_equal(study.edges)
     for factor in (*study.design.factors.values(), BOXES):
-        own = [effect for effect in study.effects if effect.factor == factor.name]
-        if not own:
-            continue
-        decided = sorted((e for e in own if e.decided), key=lambda e: -abs(e.change.value))
-        if decided:
-            words += [f"{factor.question} {_decided(effect)}" for effect in decided[:2]]
-            continue
-        least = max(effect.detectable for effect in own)
-        words.append(
-            f"{factor.question} Not decided: {_undecided(own)}. The study would have found a difference of "
-            f"{100 * least:.1f} points in four of five cases."
-        )
+        for measure, effects in (("mAP", study.effects), ("accuracy", study.accuracy_effects)):
+            words += _answers(factor, [e for e in effects if e.factor == factor.name], measure)
     words += _probable(study)
     if curve is not None:
         words += curve_sentences(curve)
     (levels, boxed), best = max(study.values.items(), key=lambda item: item[1].value[0])
+    right = "".join(f", {span(own[levels].interval)} {name}" for name, own in study.accuracy.items())
     words.append(
         f"The best of {len(study.values)} cells is {_named(study, levels)}"
-        f"{', boxes regressed' if boxed else ''}: {span(best.interval)} mAP. The best of many is better by "
-        f"luck too: what it would reach on other images is less."
+        f"{', boxes regressed' if boxed else ''}: {span(best.interval)} mAP{right}. The best of many is "
+        f"better by luck too: what it would reach on other images is less."
     )
     return words
+
+
+def _answers(factor: Factor, effects: Sequence[Effect], measure: str) -> list[str]:
+    """Say what a factor does to a measure: its two largest effects that are decided, or all."""
+    if not effects:
+        return []
+    decided = sorted((e for e in effects if e.decided), key=lambda e: -abs(e.change.value))
+    if decided:
+        return [f"{factor.question} {_decided(effect, measure)}" for effect in decided[:2]]
+    by = "" if measure == "mAP" else f" by {measure}"
+    least = max(effect.detectable for effect in effects)
+    return [
+        f"{factor.question} Not decided{by}: {_undecided(effects)}. The study would have found a difference "
+        f"of {100 * least:.1f} points in four of five cases."
+    ]
 
 
 def _question(study: Study, boxed: bool) -> str:
@@ -81,14 +89,26 @@ def _question(study: Study, boxed: bool) -> str:
     if low <= 0 <= high:
         return (
             f"Why SVMs and not the softmax? {boxes.capitalize()} {where} R-CNN's SVM less its softmax is "
-            f"{_signed(whole.change)} mAP: neither is shown to be ahead. Of the difference: {shown}."
+            f"{_signed(whole.change)} mAP: neither is shown to be ahead. In the mean over all orders of the "
+            f"changes: {shown}."
         )
     ahead, behind = ("SVM", "softmax") if low > 0 else ("softmax", "SVM")
     return (
         f"Why SVMs and not the softmax? {boxes.capitalize()} {where} R-CNN's {ahead} is ahead of its "
         f"{behind} by {100 * abs(whole.change.value):.1f} mAP, {_bounds(whole.change)}. Of SVM less softmax, "
-        f"{signed(100 * whole.change.value)}: {shown}."
+        f"{signed(100 * whole.change.value)}, in the mean over all orders of the changes: {shown}."
     )
+
+
+def _all_else_equal(edges: Sequence[Effect]) -> Iterator[str]:
+    """Take the difference apart: a change may do one thing here and another there."""
+    for (first, second), own in itertools.groupby(edges, key=lambda edge: (edge.first, edge.second)):
+        shown = "; ".join(
+            f"with `{edge.factor.partition(', with ')[2]}` {_signed(edge.change)}"
+            f"{', decided' if edge.decided else ''}"
+            for edge in own
+        )
+        yield f"`{first}` less `{second}`, all else equal: {shown}."
 
 
 def _probable(study: Study) -> Iterator[str]:
@@ -96,12 +116,12 @@ def _probable(study: Study) -> Iterator[str]:
     by_name = {look.name: look for look in study.looks}
     if "softmax" not in by_name or len(by_name) < 2:
         return
-    own = by_name["softmax"].probabilities.regions["as it is"]
+    own = by_name["softmax"].probabilities.regions["as it is"].measured
     for name, look in by_name.items():
         if name == "softmax":
             continue
         # Of regions, which are the same for all; each head has detections of its own.
-        change = look.probabilities.regions["Platt"].less(own)["log_loss"]
+        change = look.probabilities.regions["Platt"].measured.less(own)["log_loss"]
         side = "undecided" if change.low <= 0 <= change.high else "less" if change.value < 0 else "more"
         yield (
             f"Probabilities of regions: the log loss of the {name} with Platt's curve less that of the "
@@ -114,12 +134,12 @@ def _bounds(change: Interval) -> str:
     return f"{low:.1f} to {high:.1f}"
 
 
-def _decided(effect: Effect) -> str:
+def _decided(effect: Effect, measure: str) -> str:
     ahead, behind = effect.first, effect.second
     if effect.change.value < 0:
         ahead, behind = behind, ahead
     return (
-        f"`{ahead}` is ahead of `{behind}` by {100 * abs(effect.change.value):.1f} mAP, "
+        f"`{ahead}` is ahead of `{behind}` by {100 * abs(effect.change.value):.1f} {measure}, "
         f"{_bounds(effect.change)}, in the mean over {_pairs(effect)} that differ in nothing else "
         f"(p = {effect.p_holm:.2g}, corrected)."
     )
@@ -242,17 +262,34 @@ def _cells(study: Study) -> Iterator[dict[str, Any]]:
                 "mAP_low": 100 * value.low,
                 "mAP_high": 100 * value.high,
                 **{
+                    column: 100 * number
+                    for measure, measured in study.accuracy.items()
+                    for column, number in in_columns(measure, measured[cell.key].interval).items()
+                },
+                **{
                     f"coco_{name}": 100 * sum(outcome.coco[boxed][name] for outcome in own) / len(own)
                     for name in ("AP", "AP50", "AP75")
                 },
                 "val_mAP": sum(max(t["val_map"] for t in outcome.tried) for outcome in own) / len(own),
                 "C": " ".join(f"{outcome.settings['C']:g}" for outcome in own),
                 "train_s": sum(outcome.train_s for outcome in own) / len(own),
+                "peak_rss_mb": _largest([outcome.peak_rss_mb for outcome in own]),
             }
 
 
+def _largest(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return max(known, default=None)
+
+
 def _effects(study: Study) -> Iterator[dict[str, Any]]:
-    for kind, effects in (("effect", study.effects), ("interaction", study.interactions)):
+    kinds = {
+        "effect": study.effects,
+        "interaction": study.interactions,
+        "all else equal": study.edges,
+        "effect on accuracy": study.accuracy_effects,
+    }
+    for kind, effects in kinds.items():
         for effect in effects:
             yield {
                 "kind": kind,
@@ -297,7 +334,7 @@ def _probabilities(study: Study) -> Iterator[dict[str, Any]]:
         for what in ("regions", "detections"):
             for way, judged in getattr(look.probabilities, what).items():
                 row: dict[str, Any] = {"head": look.name, "of": what, "made": way}
-                for name, value in judged.measures.items():
+                for name, value in judged.measured.measures.items():
                     row |= {name: value.value, f"{name}_low": value.low, f"{name}_high": value.high}
                 yield row
 
@@ -306,13 +343,16 @@ def _bins(study: Study) -> Iterator[dict[str, Any]]:
     for look in study.looks:
         for what in ("regions", "detections"):
             for way, judged in getattr(look.probabilities, what).items():
-                for b in np.flatnonzero(judged.count):
+                drawn = judged.drawn
+                for b in np.flatnonzero(drawn.count):
                     yield {
                         "head": look.name,
                         "of": what,
                         "made": way,
-                        "count": int(judged.count[b]),
-                        **{n: float(getattr(judged, n)[b]) for n in ("probability", "share", "low", "high")},
+                        "from": float(drawn.edges[b]),
+                        "to": float(drawn.edges[b + 1]),
+                        "count": int(drawn.count[b]),
+                        **{n: float(getattr(drawn, n)[b]) for n in ("probability", "share", "low", "high")},
                     }
 
 
@@ -386,8 +426,11 @@ def _readme(
     cells, effects = tables["cells"], tables["effects"]
     splits, left = study.splits, [c for c in study.design.cells.values() if c.recipe is None]
     best = sorted(cells, key=lambda cell: -cell["mAP"])[:10]
-    hidden = {"mAP_low", "mAP_high", "coco_AP50", "val_mAP", "train_s"} | {
-        name for name in study.design.factors if len({cell[name] for cell in cells}) == 1
+    hidden = {"coco_AP50", "val_mAP", "train_s", "peak_rss_mb"} | {
+        name
+        for name in cells[0]
+        if name.endswith(("_low", "_high"))
+        or (name in study.design.factors and len({cell[name] for cell in cells}) == 1)
     }
     names = [name for name in best[0] if name not in hidden]
     reasons = dict.fromkeys(cell.left_out for cell in left)
@@ -395,6 +438,9 @@ def _readme(
     seeds = f", with each of {len(study.seeds)} seeds" if len(study.seeds) > 1 else ""
     again = " and of the seeds" if seeds else ""
     main = [effect for effect in effects if effect["kind"] == "effect"]
+    right = [effect for effect in effects if effect["kind"] == "effect on accuracy"]
+    equal = [effect for effect in effects if effect["kind"] == "all else equal"]
+    n_crossed = sum(effect["kind"] == "interaction" for effect in effects)
     return (
         f"# {splits.train.name}: why SVMs and not the softmax?\n\n"
         + "".join(f"- {sentence}\n" for sentence in words)
@@ -403,18 +449,15 @@ def _readme(
         f"regression{seeds}, each with six settings to choose from on val.{why} A change is the mean over "
         f"all pairs of cells that differ in this alone, with a 95 % interval of a paired bootstrap over the "
         f"test images{again}; p values are corrected by Holm's method, for all {len(main)} effects, and "
-        f"apart from them for all {len(effects) - len(main)} interactions.\n\n"
+        f"apart from them for all {n_crossed} interactions"
+        + (f" and all {len(right)} effects on accuracy" if right else "")
+        + ".\n\n"
         + ("![Where the difference comes from](shares.svg)\n\n" if study.shares else "")
         + "![What each change does](effects.svg)\n\n"
-        "| factor | change | mAP | 95 % interval | pairs | p, corrected | would be found |\n"
-        "|---|---|--:|--:|--:|--:|--:|\n"
-        + "".join(
-            f"| {e['factor']} | {e['first']} less {e['second']} | {signed(e['change'])} | "
-            f"{signed(e['low'])} to {signed(e['high'])} | {e['n_pairs']} | {e['p_holm']:.2g} | "
-            f"{e['detectable']:.1f} |\n"
-            for e in main
-        )
-        + "\nInteractions are in [effects.csv](effects.csv), the classes in "
+        + _effect_table(main, "mAP")
+        + (_effect_table(equal, "mAP") if equal else "")
+        + (_effect_table(right, "accuracy") if right else "")
+        + "Interactions are in [effects.csv](effects.csv), the classes in "
         "[effects_by_class.csv](effects_by_class.csv), all cells in [cells.csv](cells.csv); the best ten:\n\n"
         + f"| {' | '.join(names)} |\n|{'---|' * len(names)}\n"
         + "".join(f"| {' | '.join(_cell(row[name]) for name in names)} |\n" for row in best)
@@ -425,6 +468,20 @@ def _readme(
         )
         + f"\nMade by `{about['command']}` at commit {about['commit'][:12]} on {about['date']}, seed "
         f"{about['seed']}, {about['machine']['cpu']} with {about['machine']['cores']} cores.\n"
+    )
+
+
+def _effect_table(effects: Sequence[dict[str, Any]], measure: str) -> str:
+    return (
+        f"| factor | change | {measure} | 95 % interval | pairs | p, corrected | would be found |\n"
+        "|---|---|--:|--:|--:|--:|--:|\n"
+        + "".join(
+            f"| {e['factor']} | {e['first']} less {e['second']} | {signed(e['change'])} | "
+            f"{signed(e['low'])} to {signed(e['high'])} | {e['n_pairs']} | {e['p_holm']:.2g} | "
+            f"{e['detectable']:.1f} |\n"
+            for e in effects
+        )
+        + "\n"
     )
 
 

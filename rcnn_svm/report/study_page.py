@@ -23,7 +23,9 @@ from rcnn_svm.experiment.study import Study
 from rcnn_svm.files import write_text
 from rcnn_svm.report import palette
 from rcnn_svm.report.draw import Mark, corners, draw_marks, rgb
+from rcnn_svm.report.evidence import AGAINST, FOR
 from rcnn_svm.report.html import environment, inline, photograph
+from rcnn_svm.report.study_evidence import evidence_shown
 from rcnn_svm.report.tables import signed
 from rcnn_svm.structures import Dataset, Image
 
@@ -99,7 +101,9 @@ def write_study_page(
             tables=_tables(tables),
             charts={name: inline("svg+xml", picture) for name, picture in figures.items()},
             heads=heads,
+            sides=(FOR, AGAINST),
             confusions=confusions,
+            evidence=evidence_shown(looks, study.splits.train, test) if len(looks) > 1 else [],
             galleries={} if test.whole or not looks else _galleries(looks, test),
             live=live,
             left_out=[
@@ -131,8 +135,9 @@ class _Table:
 def _tables(tables: Mapping[str, Sequence[Row]]) -> dict[str, _Table]:
     """Make tables for people of the rows of CSV files, those that the page shows."""
     shown: dict[str, _Table] = {}
-    for kind in ("effect", "interaction"):
-        shown[kind] = _table(_effect(row) for row in tables["effects"] if row["kind"] == kind)
+    for kind in ("effect", "interaction", "all else equal", "effect on accuracy"):
+        measure = "accuracy" if kind.endswith("accuracy") else "mAP"
+        shown[kind] = _table(_effect(row, measure) for row in tables["effects"] if row["kind"] == kind)
     shown["classes"] = _table(
         {"factor": r["factor"], "change": f"{r['first']} less {r['second']}", "class": r["class"]}
         | _change(r)
@@ -152,16 +157,18 @@ def _tables(tables: Mapping[str, Sequence[Row]]) -> dict[str, _Table]:
 
 
 def _different(cells: Sequence[Row]) -> Iterator[dict[str, Any]]:
-    """Yield cells without the words that all of them share, mAP in one cell with its interval."""
+    """Yield cells without the words that all of them share, measures in one cell with their intervals."""
     shared = {name for name, value in cells[0].items() if all(cell[name] == value for cell in cells[1:])}
     for cell in cells:
-        whole = f"{_cell(cell['mAP'])} ({_cell(cell['mAP_low'])} to {_cell(cell['mAP_high'])})"
-        left = {name: value for name, value in cell.items() if name not in ("mAP_low", "mAP_high")}
-        yield {
-            name: value
-            for name, value in (left | {"mAP": whole}).items()
-            if not (name in shared and isinstance(value, str)) or name == "mAP"
-        }
+        shown: dict[str, Any] = {}
+        for name, value in cell.items():
+            if f"{name}_low" in cell:
+                shown[name] = (
+                    f"{_cell(value)} ({_cell(cell[f'{name}_low'])} to {_cell(cell[f'{name}_high'])})"
+                )
+            elif not name.endswith(("_low", "_high")) and not (name in shared and isinstance(value, str)):
+                shown[name] = value
+        yield shown
 
 
 def _by_mistake(rows: Sequence[Row]) -> Iterator[dict[str, str]]:
@@ -189,18 +196,18 @@ def _cell(value: Any) -> str:
     return str(value)
 
 
-def _change(row: Row) -> dict[str, str]:
+def _change(row: Row, measure: str = "mAP") -> dict[str, str]:
     if row["change"] is None:
-        return {"mAP": "none", "95 % interval": "none"}
+        return {measure: "none", "95 % interval": "none"}
     bounds = f"{signed(row['low'])} to {signed(row['high'])}"
-    return {"mAP": signed(row["change"]).replace("-", "−"), "95 % interval": bounds.replace("-", "−")}
+    return {measure: signed(row["change"]).replace("-", "−"), "95 % interval": bounds.replace("-", "−")}
 
 
-def _effect(row: Row) -> dict[str, Any]:
+def _effect(row: Row, measure: str) -> dict[str, Any]:
     return {
         "factor": row["factor"],
         "change": f"{row['first']} less {row['second']}",
-        **_change(row),
+        **_change(row, measure),
         "pairs": row["n_pairs"],
         "p, corrected": f"{row['p_holm']:.2g}",
         "would be found": row["detectable"],

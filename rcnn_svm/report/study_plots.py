@@ -11,7 +11,7 @@ from rcnn_svm.evaluation.bootstrap import Interval
 from rcnn_svm.evaluation.calibration import Reliability
 from rcnn_svm.evaluation.effects import Effect, Share
 from rcnn_svm.evaluation.tide import SPECIAL_TYPES, TIDE_TYPES
-from rcnn_svm.experiment.closer import CloserLook
+from rcnn_svm.experiment.closer import Belief, CloserLook
 from rcnn_svm.experiment.curve import Curve
 from rcnn_svm.experiment.design import SOFTMAX, SVM
 from rcnn_svm.report import palette
@@ -46,16 +46,23 @@ def shares_figure(shares: Mapping[bool, Sequence[Share]]) -> Figure:
 
 def _dots(rows: Sequence[tuple[str, Interval, bool]], label: str) -> Figure:
     with style():
-        figure, ((axes,),) = grid(1, 1, (WIDTH, 0.42 * len(rows) + 1.2))
+        # Words stand above their dots and the figure is narrow, so that a telephone shows all of it.
+        figure, ((axes,),) = grid(1, 1, (0.7 * WIDTH, 0.58 * len(rows) + 1.0))
         axes.axvline(0, color=palette.GREY, linewidth=1)
-        for y, (_, change, full) in enumerate(rows[::-1]):
+        for y, (name, change, full) in enumerate(rows[::-1]):
             low, value, high = (100 * v for v in (change.low, change.value, change.high))
             colour = palette.BLUE if full else palette.SOFT
             axes.plot([low, high], [y, y], color=colour, linewidth=2.2, solid_capstyle="butt")
             face = colour if full else "white"
             axes.plot([value], [y], "o", color=colour, markerfacecolor=face, markersize=8)
-        axes.set_yticks(range(len(rows)), [name for name, *_ in rows[::-1]], parse_math=False)
-        axes.set_ylim(-0.6, len(rows) - 0.4)
+            edge = axes.get_yaxis_transform()  # x in shares of the axes
+            box = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}
+            axes.text(
+                0.0, y + 0.24, name, transform=edge, va="bottom", fontsize=11, parse_math=False, bbox=box
+            )
+        axes.set_yticks([])
+        axes.spines["left"].set_visible(False)
+        axes.set_ylim(-0.5, len(rows) - 0.2)
         axes.set_xlabel(label, loc="right")  # it may be longer than the axes
         axes.grid(axis="y", visible=False)
     return figure
@@ -101,10 +108,10 @@ def reliability_figure(looks: Sequence[CloserLook], what: str) -> Figure:
         figure, (panels,) = grid(1, len(looks), (WIDTH, WIDTH / max(3, len(looks)) + 1.1))
         for axes, look in zip(panels, looks, strict=True):
             axes.plot([0, 1], [0, 1], color=palette.GREY, linewidth=1)
-            ways: Mapping[str, Reliability] = getattr(look.probabilities, what)
+            ways: Mapping[str, Belief] = getattr(look.probabilities, what)
             colours = {"as it is": palette.GREEN, "Platt": palette.BLUE, "isotonic": palette.ORANGE}
             for way, judged in ways.items():
-                _reliability(axes, judged, way, colours[way])
+                _reliability(axes, judged.drawn, way, colours[way])
             axes.set_title(look.name, fontsize=12, loc="left")
             axes.set_xlim(0, 1)
             axes.set_ylim(0, 1)

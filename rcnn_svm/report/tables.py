@@ -28,6 +28,7 @@ __all__ = [
     "difference_rows",
     "head_metrics",
     "headline",
+    "in_columns",
     "is_classified",
     "judged",
     "markdown",
@@ -65,6 +66,12 @@ def signed(points: float) -> str:
 def span(value: Interval) -> str:
     """Return a fraction in percent with its interval."""
     return f"{100 * value.value:.1f} ({100 * value.low:.1f} to {100 * value.high:.1f})"
+
+
+def in_columns(name: str, value: Interval) -> dict[str, float]:
+    """Return a measure and its interval in three columns, named for programs."""
+    column = name.replace(" ", "_")
+    return {column: value.value, f"{column}_low": value.low, f"{column}_high": value.high}
 
 
 @dataclass(frozen=True)

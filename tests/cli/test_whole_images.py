@@ -130,6 +130,14 @@ def test_the_digits_are_studied_by_what_makes_a_difference(
     assert run("study", "digits-images", "--out", tmp_path / "study", *once, *options) == 0
     study = json.loads((tmp_path / "study" / "study.json").read_text())
     assert {effect["factor"] for effect in study["effects"]} == {"loss"}  # and not boxes
+    assert {effect["kind"] for effect in study["effects"]} == {"effect", "effect on accuracy"}
+    assert {row["head"] for row in study["probabilities"]} == {"linear SVM", "softmax"}
+    assert all(cell["accuracy_low"] <= cell["accuracy"] <= cell["accuracy_high"] for cell in study["cells"])
+    frozen = [word for word in options if word not in ("--learn", "nothing")]  # as curves are anyway
+    assert run("curve", "digits-images", "--out", tmp_path / "curve", "--draws", "1", *frozen) == 0
+    curve = json.loads((tmp_path / "curve" / "curve.json").read_text())
+    assert all(0 <= point["balanced_accuracy"] <= 100 for point in curve["points"])
+    assert "| accuracy | 95 % interval |" in (tmp_path / "curve" / "README.md").read_text()
     assert run("study", "digits-images", "--out", tmp_path / "no", "--factors", "label,loss", *options) == 2
     assert "must make a difference on whole images" in capsys.readouterr().err
     assert run("train", "digits-images", "--out", tmp_path / "no", "--set", "learn=trunk") == 2

@@ -117,10 +117,12 @@ def test_voc_rounds_and_keeps_two_pixels():
 
 
 def test_flags_that_a_format_lacks(tmp_path, capsys):
-    truth = GroundTruth([[1, 1, 9, 9], [2, 2, 8, 8]], [0, 1], [False, False], [True, False])
+    flags = {"occluded": [False, True], "truncated": [True, False]}
+    truth = GroundTruth([[1, 1, 9, 9], [2, 2, 8, 8]], [0, 1], [False, False], [True, False], flags=flags)
     data = Dataset("d", "train", CLASSES, (Sample("a", SIZE, truth, render=functools.partial(plain, 3)),))
     voc = load_dataset(write_dataset([data], tmp_path / "v", "voc"), "train").samples[0].truth
     assert voc.difficult.tolist() == [True, False]
+    assert {name: flag.tolist() for name, flag in voc.flags.items()} == flags
     assert capsys.readouterr().err == ""
     load_dataset(write_dataset([data], tmp_path / "y", "yolo"), "train")
     assert capsys.readouterr().err == (

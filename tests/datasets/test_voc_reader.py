@@ -190,3 +190,18 @@ def test_bad_class_lists(make_voc, xml, tmp_path):
     assert str(caught.value) == "classes: must name one or more classes, each once, got ['dog', 'dog']."
     with pytest.raises(DataError, match="must be a text file with one class name a line"):
         load_dataset(root, "all", classes=tmp_path / "no.txt")
+
+
+def test_flags_are_read_where_they_are_stated(make_voc, xml):
+    def flagged(**flags):
+        words = "".join(f"<{name}>{word}</{name}>" for name, word in flags.items())
+        return xml([("dog", 1, 2, 60, 40)]).replace("<difficult>", f"{words}<difficult>")
+
+    texts = {
+        "a": flagged(truncated=1, occluded="Unspecified"),
+        "b": flagged(truncated="true", occluded=0),
+        "c": flagged(),
+    }
+    data = load_dataset(make_voc(texts, {"train": list(texts)}), "train")
+    told = [{name: flag.tolist() for name, flag in sample.truth.flags.items()} for sample in data]
+    assert told == [{"truncated": [True]}, {"occluded": [False], "truncated": [True]}, {}]

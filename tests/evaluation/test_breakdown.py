@@ -14,6 +14,7 @@ from rcnn_svm.evaluation.breakdown import (
     aspect_terciles,
     break_down,
     compare_images,
+    labelled_flags,
     size_terciles,
 )
 from rcnn_svm.evaluation.coco import evaluate_coco
@@ -172,3 +173,22 @@ def test_other_splits_cannot_be_compared():
     two = match([Detections.empty("a")], [GroundTruth([box], [1])], CLASSES)
     with pytest.raises(ConfigError, match="both must be of one split"):
         compare_images((one, thresholds(0)), (two, thresholds(0)))
+
+
+def test_a_flag_parts_objects_and_leaves_false_detections_in_both():
+    flags = {"truncated": [True, False], "occluded": [False, False]}
+    truths = [
+        GroundTruth([[0, 0, 10, 10], [100, 0, 200, 100]], [0, 0], flags=flags),
+        GroundTruth([[0, 0, 10, 10]], [0]),
+    ]
+    found = [
+        Detections("a", [[50, 50, 60, 60], [0, 0, 10, 10], [100, 0, 200, 100]], [3, 2, 1], [0, 0, 0]),
+        Detections.empty("b"),
+    ]
+    (grouping,) = labelled_flags(truths)  # of what no object is there is no group
+    groups = break_down(match(found, truths, CLASSES), found, truths, grouping, rule="voc10")
+    assert grouping.groups == ("not truncated", "truncated")
+    assert groups.n_objects[:, 0].tolist() == [2, 1]
+    assert groups.recall().tolist() == [0.5, 1.0]
+    assert groups.ap[:, 0].tolist() == [0.25, 0.5]  # the false one is first in both
+    assert labelled_flags(truths[1:]) == []

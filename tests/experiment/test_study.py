@@ -6,6 +6,7 @@ import csv
 import itertools
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,17 +14,22 @@ import numpy as np
 import pytest
 
 from rcnn_svm.contracts import example_blocks
-from rcnn_svm.errors import ConfigError
+from rcnn_svm.datasets.digits import digits_splits
+from rcnn_svm.errors import ConfigError, DataError
 from rcnn_svm.evaluation.breakdown import COCO_SIZES, aspect_terciles, size_terciles
 from rcnn_svm.evaluation.voc import evaluate_voc
-from rcnn_svm.experiment.config import ExperimentConfig
-from rcnn_svm.experiment.design import FACTORS, Cell, Design, design
-from rcnn_svm.experiment.study import Study, analyse
+from rcnn_svm.experiment.config import ExperimentConfig, demo_config, digits_images_config
+from rcnn_svm.experiment.curve import learning_curve
+from rcnn_svm.experiment.design import FACTORS, Cell, Design, design, three_heads
+from rcnn_svm.experiment.learning import FcOnFrozen, Frozen
+from rcnn_svm.experiment.parts import Run
+from rcnn_svm.experiment.study import Study, analyse, run_study
 from rcnn_svm.heads.base import DrawnBlocks
 from rcnn_svm.proposals import GridConfig
 from rcnn_svm.report.study import verdict
 from rcnn_svm.structures import Detections, GroundTruth
-from tests.cli.conftest import Run, digits_folder, run  # noqa: F401
+from tests.cli.conftest import Run as Verb
+from tests.cli.conftest import digits_folder, run  # noqa: F401
 
 PARTS = ExperimentConfig().build()
 
@@ -53,10 +59,10 @@ def test_cells_of_the_same_rows_stand_together_and_planes_share_cells() -> None:
     assert plan.parts_of(few, PARTS).test_regions == 300
 
 
-def test_the_slow_kernel_is_crossed_where_all_is_thorough() -> None:
-    plan = design(["kernel", "rows"], PARTS)
-    kernels = [cell.levels["kernel"] for cell in plan.trained]
-    assert sorted(kernels) == ["RBF"] * 3 + ["intersection"] + ["linear"] * 3
+def test_the_slow_kernel_is_there_where_all_is_thorough() -> None:
+    for thorough, names in ((False, ["RBF", "linear"]), (True, ["RBF", "intersection", "linear"])):
+        plan = design(["kernel", "rows"], PARTS, thorough=thorough)
+        assert sorted(cell.levels["kernel"] for cell in plan.trained) == sorted(3 * names)
 
 
 def test_a_cell_takes_the_seed_in_all_that_is_random() -> None:
@@ -79,6 +85,18 @@ def test_a_factor_of_one_level_is_refused() -> None:
         ConfigError, match=r"^--factors: layer has one level alone .* pooled, frozen\. Leave it"
     ):
         design(["layer"], frozen)
+
+
+def test_a_network_that_is_trained_stands_beside_layers_that_are_and_none() -> None:
+    for whole in (False, True):
+        config = demo_config() if not whole else digits_images_config()
+        parts = replace(config, learn="network").build()
+        layers = design(["layer"], parts).factors["layer"].levels
+        learners = [layer.learner for layer in layers.values()]
+        assert learners[0] is None  # that of the experiment
+        assert isinstance(learners[1], FcOnFrozen)
+        assert learners[1].has_boxes is not whole
+        assert learners[2] == Frozen()
 
 
 def test_random_negatives_keep_objects_and_few_others() -> None:
@@ -106,7 +124,9 @@ def made_up(plan: Design, quality: Callable[[Cell], float], n_images: int = 200)
             for i, n in enumerate(there)
         ]
         result = evaluate_voc(found, truths, ["a"], rule="voc10")
-        outcomes[cell.key, 0] = SimpleNamespace(evaluations={False: result, True: result})
+        outcomes[cell.key, 0] = SimpleNamespace(
+            evaluations={False: result, True: result}, classification=None
+        )
     parts = SimpleNamespace(n_bootstrap=400, seed=0, rule="voc10")
     splits = SimpleNamespace(test=range(n_images))
     return analyse(parts, splits, plan, [0], outcomes, {})  # type: ignore[arg-type]
@@ -135,6 +155,7 @@ def test_effects_are_what_the_cells_were_made_with() -> None:
     told = crossed["IoU >= 0.5 against the rest and all", "IoU >= 0.7 against IoU < 0.3 and random"]
     assert told.change.value == pytest.approx(-0.1, abs=0.05)
     assert not study.shares  # the loss was not crossed
+    assert not study.edges
     words = verdict(study)
     assert "`IoU >= 0.5 against the rest` is ahead of" in words[0]
     assert any("The study would have found a difference of" in sentence for sentence in words)
@@ -149,12 +170,18 @@ def test_the_question_is_answered_by_what_each_factor_has_of_the_difference() ->
     assert [part.factor for part in parts] == ["label", "negatives", "loss"]
     assert parts[0].change.value == pytest.approx(0, abs=1e-9)
     assert sum(part.change.value for part in parts) == pytest.approx(whole.change.value)
-    assert whole.change.value == pytest.approx(0.25, abs=0.06)
-    assert "R-CNN's SVM is ahead of its softmax by" in verdict(study)[0]
+    assert len(study.edges) == 3 * 4
+    for edge in study.edges:
+        assert edge.n_pairs == 2  # without and with boxes
+        worth = {"label": 0.0, "negatives": 0.1, "loss": 0.15}[edge.factor.partition(",")[0]]
+        assert edge.change.value == pytest.approx(worth, abs=0.05)
+    assert verdict(study)[4].startswith(
+        "`hinge` less `softmax`, all else equal: with `objects against IoU < 0.3 "
+    )
 
 
 @pytest.mark.slow
-def test_a_study_from_images_to_a_verdict(run: Run, digits_folder: Path, tmp_path: Path, capsys) -> None:  # noqa: F811
+def test_a_study_from_images_to_a_verdict(run: Verb, digits_folder: Path, tmp_path: Path, capsys) -> None:  # noqa: F811
     words = ["--backbone", "small_cnn", "--weights", "random", "--path", "warped", "--taps", "fc7"]
     words += ["--learn", "nothing", "--set", "proposals.max_regions=40", "--set", "proposals.min_size=10"]
     words += [
@@ -174,6 +201,7 @@ def test_a_study_from_images_to_a_verdict(run: Run, digits_folder: Path, tmp_pat
     assert "\n".join(study["verdict"]) in said
     cells = list(csv.DictReader((tmp_path / "s" / "cells.csv").read_text().splitlines()))
     assert len(cells) == 2 * 4 * 2 == len(study["cells"])
+    assert all(float(cell["peak_rss_mb"]) > 10 for cell in cells)
     assert {cell["loss"] for cell in cells} == set(FACTORS["loss"].levels)
     names = {"README.md", "config.json", "report.html", "study.json"} | {
         f"{name}.csv"
@@ -211,6 +239,23 @@ def test_what_is_kept_of_a_cell_depends_on_its_head_in_full() -> None:
     assert len(set(kept)) == len(kept)
     assert all("C" in text and "LabelRule" in text for text in kept)
     assert not any(" at 0x" in text for text in kept)  # the next process finds it again
+
+
+def test_a_test_split_without_objects_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    splits = digits_splits(4, 2, 3)
+    bare = tuple(replace(sample, truth=GroundTruth.empty()) for sample in splits.test)
+    splits = replace(splits, test=replace(splits.test, samples=bare))
+    cache = Run(tmp_path)
+    plan = design(["loss"], PARTS)
+    for start in (
+        lambda: run_study(PARTS, splits, cache, plan),
+        lambda: learning_curve(PARTS, splits, cache, three_heads()),
+    ):
+        with pytest.raises(
+            DataError, match=r"^digits: the split 'test' must have an object to be measured on"
+        ):
+            start()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_groups_of_a_closer_look_have_names_of_their_own() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import csv
 import json
 import re
 import shutil
@@ -16,7 +17,9 @@ import numpy as np
 import pytest
 
 from rcnn_svm.datasets import Splits
+from rcnn_svm.detector import Detector, Model
 from rcnn_svm.evaluation.breakdown import COCO_SIZES, break_down
+from rcnn_svm.evaluation.classification import classify
 from rcnn_svm.evaluation.errors import false_positive_types
 from rcnn_svm.evaluation.thresholds import choose_thresholds
 from rcnn_svm.evaluation.tide import evaluate_tide
@@ -25,14 +28,22 @@ from rcnn_svm.experiment.closer import CloserLook, Probabilities, probabilities_
 from rcnn_svm.experiment.config import ExperimentConfig
 from rcnn_svm.experiment.design import design
 from rcnn_svm.experiment.study import Outcome, Study, analyse
+from rcnn_svm.features.build import FeatureConfig, build_featurizer
+from rcnn_svm.heads.kernels import RBF
+from rcnn_svm.heads.scorers import KernelScorer, LinearScorer, SoftmaxScorer
+from rcnn_svm.networks.backbone import load_backbone
+from rcnn_svm.postprocess import PAPER
+from rcnn_svm.proposals import GridConfig
 from rcnn_svm.report import study_page
 from rcnn_svm.report.study import write_study
+from rcnn_svm.report.study_evidence import evidence_shown, telling_regions
 from rcnn_svm.report.study_page import confusion_of
-from rcnn_svm.structures import Dataset, Detections, GroundTruth, Sample
+from rcnn_svm.structures import Dataset, Detections, GroundTruth, Sample, TrainingRegions
 from tests.report.test_html import Page
 
 EVIL = "\"'><script>x</script>&amp;"
 NAMES = ("linear SVM", "RBF SVM", "softmax")
+SUPPORT = ("im<3>", "im<4>")
 
 
 def look(name: str, detections: list[Detections], test: Dataset) -> CloserLook:
@@ -52,6 +63,28 @@ def look(name: str, detections: list[Detections], test: Dataset) -> CloserLook:
         evaluate_tide(detections, truths, test.classes),
         false_positive_types(m, detections, truths),
         {"size": break_down(m, detections, truths, COCO_SIZES)},
+        detector(name, test.classes),
+    )
+
+
+def detector(name: str, classes: tuple[str, ...]) -> Detector:
+    """Return a head of random weights, on cells of 2 x 2 of a small network."""
+    rng, n = np.random.default_rng(0), len(classes)
+    features = FeatureConfig("small_cnn", "random", "warped", "conv3@2x2")
+    network = load_backbone("small_cnn", "random", n_outputs=n + 1, seed=0)
+    featurizer = build_featurizer(features, network)
+    weights = rng.normal(size=(n, featurizer.n_features)).astype(np.float32)
+    bias, support = np.zeros(n, np.float32), None
+    scorer: Any = LinearScorer(weights, bias)
+    if name == "softmax":
+        scorer = SoftmaxScorer(np.vstack([weights, weights[:1]]), np.zeros(n + 1, np.float32))
+    if name == "RBF SVM":
+        scorer = KernelScorer(weights[:2], np.array([[1.0, -0.5]] * n, np.float32), bias, RBF(0.01))
+        boxes = np.array([[0, 0, 20, 20], [5, 5, 30, 30]], np.float32)
+        support = TrainingRegions(SUPPORT, boxes, np.array([0, -1]), np.array([0.8, 0.0], np.float32))
+    model = Model(scorer, None, support=support)
+    return Detector(
+        name, classes, GridConfig(), None, features, network, featurizer, None, model, PAPER, None, {}
     )
 
 
@@ -67,8 +100,10 @@ def made_up(test: Dataset, found: list[list[Detections]], factors: list[str]) ->
             {"C": 1.0},
             [{"val_map": 50.0}],
             1.5,
+            100.0,
             {},
             dict.fromkeys(ways, by_head[i % len(found)]),
+            classify(found[i % len(found)], truths, test.classes) if test.whole else None,
             dict.fromkeys(ways, coco),
         )
         for i, cell in enumerate(plan.trained)
@@ -100,11 +135,13 @@ def page(make: Make, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_page_is_whole_and_asks_for_nothing(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     parsed = Page(
-        re.sub(r"<(rect|text)([^>]*)/>", r"<\1\2></\1>", text.replace("<input", "<img src='data:image/'"))
+        re.sub(
+            r"<(rect|text|image)([^>]*)/>", r"<\1\2></\1>", text.replace("<input", "<img src='data:image/'")
+        )
     )
     assert parsed.open == []
     assert len(parsed.ids) == len(set(parsed.ids))
-    assert all(link[1:] in parsed.ids for link in parsed.links)
+    assert all(link[1:] in parsed.ids or link.startswith("data:image/jpeg") for link in parsed.links)
     assert all(image["src"].startswith("data:image/") for image in parsed.images)
     without_data = re.sub(r'"data:[^"]*"', "", text)
     assert not re.search(r"https?://|url\(|@import|<link|<script src", without_data)
@@ -113,7 +150,7 @@ def test_the_page_is_whole_and_asks_for_nothing(page: Path) -> None:
     order = [
         parsed.ids.index(name) for name in ("effects", "interactions", "probabilities", "mistakes", "scores")
     ]
-    order += [parsed.ids.index(name) for name in ("pictures", "confusion", "cells", "origin")]
+    order += [parsed.ids.index(name) for name in ("pictures", "evidence", "confusion", "cells", "origin")]
     assert order == sorted(order)
     study = json.loads((page.parent / "study.json").read_text())
     words = "".join(parsed.text)
@@ -124,6 +161,7 @@ def test_the_page_is_whole_and_asks_for_nothing(page: Path) -> None:
 
 def test_names_are_never_markup(make: Make, tmp_path: Path) -> None:
     study = make(["loss"], classes=(EVIL, "car", "ghost"), image_id=EVIL + "{}")
+    study = replace(study, looks=[study.looks[0], study.looks[2]])  # of support vectors there are names
     write_study(tmp_path, study, command=EVIL)
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "<script>x" not in text
@@ -155,7 +193,8 @@ def test_whole_images_have_no_boxes(tmp_path: Path) -> None:
         Detections(str(i), np.repeat(full, 2, axis=0), np.array([1.0 + (i == 3), 1.5]), np.array([0, 1]))
         for i in range(8)
     ]
-    study = made_up(test, [found, found], ["loss"])
+    right = [own if i != 3 else found[5] for i, own in enumerate(found)]
+    study = made_up(test, [found, right], ["loss"])
     counts, events = confusion_of(study.looks[0], test)
     np.testing.assert_array_equal(counts, [[0, 4, 0], [1, 3, 0], [0, 0, 0]])
     assert len(events) == 8
@@ -164,6 +203,12 @@ def test_whole_images_have_no_boxes(tmp_path: Path) -> None:
     assert 'id="pictures"' not in text
     assert 'id="confusion"' in text
     assert ">no object<" not in text
+    assert "Effects on accuracy" in text
+    (cell, other, *_) = csv.DictReader((tmp_path / "cells.csv").read_text().splitlines())
+    assert (float(cell["accuracy"]), float(other["accuracy"])) == (37.5, 50.0)
+    assert float(cell["balanced_accuracy"]) == 37.5
+    words = json.loads((tmp_path / "study.json").read_text())["verdict"]
+    assert any("Not decided by accuracy" in sentence for sentence in words)
 
 
 def test_every_object_and_every_believed_detection_is_in_the_confusion_once() -> None:
@@ -182,6 +227,24 @@ def test_every_object_and_every_believed_detection_is_in_the_confusion_once() ->
     none = evaluate_voc(nothing, [truth], test.classes)
     missed, _ = confusion_of(replace(own, detections=nothing, evaluation=none), test)
     np.testing.assert_array_equal(missed, [[0, 0, 1], [0, 0, 1], [0, 0, 0]])
+
+
+def test_what_speaks_for_a_region_adds_up_to_its_score(make: Make) -> None:
+    study = make(["loss"])
+    looks, test = study.looks, study.splits.test
+    regions = telling_regions(looks[0], looks[-1])
+    assert len({each.image for each in regions}) == len(regions) > 2
+    assert {each.words.split(" of ")[0].split(" by ")[0] for each in regions} <= {"found", "a false alarm"}
+    shown = evidence_shown(looks, test, test)
+    for each in shown:
+        assert [head["name"] for head in each["heads"]] == list(NAMES)
+        for head in each["heads"]:
+            assert head["total"] == pytest.approx(head["score"], abs=1e-4)
+            assert sum(value for _, value in head["terms"]) == pytest.approx(head["total"])
+            cells = [cell for grid in head["grids"] for cell in grid["cells"]]
+            assert len(cells) == (0 if head["name"] == "RBF SVM" else 4)
+        told = [one["shows"] for side in each["heads"][1]["support"] for one in side["regions"]]
+        assert told == [test.classes[0], "no object"]
 
 
 def test_contrast_is_that_of_wcag_aa_in_both_themes() -> None:
