@@ -110,6 +110,7 @@ def closing_of_training(
         *_item("Quality", _quality(measured, weak, f"the {metrics['n_test_images']} images of test")),
         *_boxes(result),
         *_believed(result.detector, measured),
+        *_scores(result.detector),
         *_item("Report", f"{evaluation / 'report.html'}, tables beside it"),
         *_commands(
             f"rcnn-svm detect {_typed(out)} IMAGES --out FOLDER",
@@ -158,13 +159,27 @@ def _believed(detector: Detector, measured: Mapping[str, Any]) -> list[str]:
     """Say what `detect` will show."""
     if detector.thresholds is None:
         return []
-    sure, n = measured["details"]["at_threshold"], detector.thresholds.n_images
+    from rcnn_svm.report.tables import promise_words
+
+    sure, chosen = measured["details"]["at_threshold"], detector.thresholds
+    asked = " and ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in chosen.aim.items())
+    promised = f"; {promise_words(chosen.to_json())}" if asked else ""
     words = (
-        f"by `detect`: what reaches the threshold of its class, chosen on {n} images held out; on test "
-        f"{_share(sure['precision'])} of that is right and {_share(sure['recall'])} of the objects are found "
+        f"by `detect`: what reaches the threshold of its class, chosen on {chosen.n_images} images held out"
+        f"{f' for {asked}' if asked else ''}{promised}; "
+        f"on test {_share(sure['precision'])} of that is right and "
+        f"{_share(sure['recall'])} of the objects are found "
         f"({sure['boxes_per_image']:.1f} boxes an image, {sure['objects_per_image']:.1f} objects)"
     )
     return _item("Shown", words)
+
+
+def _scores(detector: Detector) -> list[str]:
+    """Say whether scores have probabilities."""
+    curves = detector.calibration
+    if curves is None:
+        return _item("Scores", "not calibrated, too little was found in images held out: no probabilities")
+    return _item("Scores", f"with probabilities, calibrated on {curves.n_images} images held out")
 
 
 def _share(percent: float | None) -> str:

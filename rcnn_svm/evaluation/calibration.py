@@ -23,6 +23,7 @@ __all__ = [
     "ISOTONIC_POSITIVES",
     "PLATT_POSITIVES",
     "Calibrator",
+    "ClassCurves",
     "IsotonicScaling",
     "PlattScaling",
     "Reliability",
@@ -423,6 +424,108 @@ class IsotonicScaling:
     def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Self:
         """Rebuild a calibrator from `to_arrays`."""
         return cls(arrays["knots"], arrays["probabilities"], arrays["start"], arrays["own"])
+
+
+@dataclass(frozen=True, eq=False)
+class ClassCurves:
+    """The curves of a detector: steps for classes of which enough was seen, sigmoids for the others.
+
+    A probability is that of a detection being right: it reaches an object of its class, which no surer one
+    has taken, with an IoU of 0.5. With a score it never falls.
+
+    Attributes:
+        sigmoids: of all classes, every slope above 0.
+        steps: of all classes, where some class has its own; None where none has.
+        n_images: that they were fitted on.
+    """
+
+    sigmoids: PlattScaling
+    steps: IsotonicScaling | None
+    n_images: int
+
+    def __post_init__(self) -> None:
+        n_classes = len(self.sigmoids.slope)
+        if not (self.sigmoids.slope > 0).all() or (self.steps and len(self.steps.own) != n_classes):
+            raise ShapeError(
+                f"ClassCurves: must have rising sigmoids, and steps of as many classes ({n_classes})."
+            )
+
+    @classmethod
+    def fit(
+        cls, margins: ArrayLike, outcomes: ArrayLike, labels: ArrayLike, n_classes: int, *, n_images: int
+    ) -> Self | None:
+        """Fit on detections in images that the detector was not trained on.
+
+        A class has steps of its own from `ISOTONIC_POSITIVES` right and as many false ones on, a sigmoid of
+        its own from `PLATT_POSITIVES` on, if that rises, else the sigmoid of all classes together.
+
+        Args:
+            margins: (N,) finite scores; of all classes, one after another.
+            outcomes: (N,) bool, whether the detection was right.
+            labels: (N,) int in 0 .. K-1.
+            n_classes: K.
+            n_images: that the detections are of.
+
+        Returns:
+            None where fewer than `PLATT_POSITIVES` are right, or false, in all, or scores say nothing of it.
+
+        Raises:
+            ShapeError: as `PlattScaling.fit`.
+        """
+        m, y = np.asarray(margins, np.float64), np.asarray(outcomes, np.bool_)
+        if min(int(y.sum()), int((~y).sum())) < PLATT_POSITIVES or np.ptp(m) == 0:
+            return None
+        sigmoids = PlattScaling.fit(m, y, labels, n_classes)
+        falls = ~(sigmoids.slope > 0)
+        if falls.any():
+            slope, intercept = _fit_sigmoid(m, y)
+            if not slope > 0:
+                return None
+            sigmoids = PlattScaling(
+                np.where(falls, slope, sigmoids.slope),
+                np.where(falls, intercept, sigmoids.intercept),
+                sigmoids.own & ~falls,
+            )
+        steps = IsotonicScaling.fit(m, y, labels, n_classes)
+        return cls(sigmoids, steps if steps.own.any() else None, n_images)
+
+    def __call__(self, margins: NDArray[np.floating], labels: NDArray[np.integer]) -> NDArray[np.float64]:
+        """Return the probability of each margin, see `Calibrator`."""
+        by_sigmoid = self.sigmoids(margins, labels)
+        if self.steps is None:
+            return by_sigmoid
+        return np.where(self.steps.own[labels], self.steps(margins, labels), by_sigmoid)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """What each class has: `steps`, `sigmoid`, or `shared sigmoid`."""
+        stepped = np.zeros(len(self.sigmoids.own), bool) if self.steps is None else self.steps.own
+        return tuple(
+            "steps" if step else "sigmoid" if own else "shared sigmoid"
+            for step, own in zip(stepped, self.sigmoids.own, strict=True)
+        )
+
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        """Return the arrays by name."""
+        parts: dict[str, PlattScaling | IsotonicScaling] = {"sigmoids": self.sigmoids}
+        if self.steps is not None:
+            parts["steps"] = self.steps
+        arrays = {f"{part}.{name}": a for part, own in parts.items() for name, a in own.to_arrays().items()}
+        return {"n_images": np.array([self.n_images]), **arrays}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Self:
+        """Rebuild the curves from `to_arrays`."""
+
+        def part(name: str) -> dict[str, NDArray[Any]]:
+            return {k.partition(".")[2]: array for k, array in arrays.items() if k.startswith(f"{name}.")}
+
+        steps = part("steps")
+        return cls(
+            PlattScaling.from_arrays(part("sigmoids")),
+            IsotonicScaling.from_arrays(steps) if steps else None,
+            int(arrays["n_images"][0]),
+        )
 
 
 @dataclass(frozen=True)

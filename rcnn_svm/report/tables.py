@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rcnn_svm.evaluation.bootstrap import BootstrapResult, Difference, Interval, Paired
+from rcnn_svm.evaluation.calibration import ClassCurves
 from rcnn_svm.evaluation.classification import Classification
 from rcnn_svm.evaluation.coco import CocoResult
 from rcnn_svm.evaluation.voc import EvalResult
@@ -20,6 +22,8 @@ __all__ = [
     "DIFFERENCES",
     "LOCALISATION",
     "Column",
+    "aim_words",
+    "calibration_words",
     "comparison_rows",
     "comparison_table",
     "confusion_table",
@@ -33,6 +37,7 @@ __all__ = [
     "markdown",
     "per_class_rows",
     "percent",
+    "promise_words",
     "ranked_differences",
     "ranked_heads",
     "signed",
@@ -338,9 +343,10 @@ def threshold_table(metrics: Mapping[str, Any], name: str) -> tuple[str, list[st
     if "thresholds" not in details:
         return None
     chosen, sure = details["thresholds"], details["at_threshold"]
+    promised = promise_words(chosen)
     words = (
-        f"{name}: `detect` shows what scores at least the threshold of its class, which gave the best F1 on "
-        f"{chosen['n_images']} images held out (where a class has few objects, those of all count too). "
+        f"{name}: `detect` shows what scores at least the threshold of its class, which {aim_words(chosen)}. "
+        f"{promised[:1].upper()}{promised[1:]}{'. ' if promised else ''}"
         f"On test {percent(sure['precision'], 0)} % of what is shown is right and "
         f"{percent(sure['recall'], 0)} % of the objects are found, in "
         f"{sure['boxes_per_image']:.1f} boxes an image ({sure['objects_per_image']:.1f} objects)."
@@ -351,11 +357,65 @@ def threshold_table(metrics: Mapping[str, Any], name: str) -> tuple[str, list[st
             f"{row['score']:.2f}",
             percent(row["precision"], 0),
             percent(row["recall"], 0),
+            "" if row.get("false_alarms") is None else f"{row['false_alarms']:.3f}",
             str(row["n_objects"]),
         ]
         for label, row in chosen["classes"].items()
     ]
-    return words, ["threshold of", "score", "precision %", "recall %", "objects held out"], lines
+    titles = ["threshold of", "score", "precision %", "recall %", "false an image", "objects held out"]
+    return words, titles, lines
+
+
+def aim_words(chosen: Mapping[str, Any]) -> str:
+    """Return what thresholds were chosen for, and on how many images, after "the threshold, which".
+
+    Args:
+        chosen: as `Thresholds.to_json` returns them.
+    """
+    aim, n = chosen.get("aim", {}), chosen["n_images"]
+    if "false_alarms" in aim:
+        return f"lets at most {aim['false_alarms']:g} false detections an image pass on {n} images held out"
+    if "precision" in aim:
+        return f"makes {100 * aim['precision']:g} % of what is shown right on {n} images held out"
+    return f"gave the best F1 on {n} images held out (where a class has few objects, those of all count too)"
+
+
+def promise_words(chosen: Mapping[str, Any]) -> str:
+    """Return what thresholds promise for new images, with 95 % intervals; nothing where it was not taken.
+
+    Args:
+        chosen: as `Thresholds.to_json` returns them.
+    """
+    promised = chosen.get("promised", {})
+    if not promised:
+        return ""
+    right, found, false = (promised[name] for name in ("precision", "recall", "false_alarms"))
+    return (
+        f"there {_spanned(right)} % of that is right, {_spanned(found)} % of the objects are found, and "
+        f"{false['value']:.3f} [{false['low']:.3f}, {false['high']:.3f}] false detections come an image"
+    )
+
+
+def _spanned(of: Mapping[str, Any]) -> str:
+    if of["low"] is None:
+        return percent(of["value"], 0)
+    return f"{percent(of['value'], 0)} [{of['low']:.0f}, {of['high']:.0f}]"
+
+
+def calibration_words(curves: ClassCurves | None) -> str:
+    """Return where the probabilities of a detector come from, or that it has none."""
+    if curves is None:
+        return (
+            "margins or log-odds; not calibrated: too few images were held out, or too little was found in "
+            "them, to make probabilities of scores"
+        )
+    counts = Counter(curves.kinds)
+    ways = {"steps": "by steps", "sigmoid": "by a sigmoid", "shared sigmoid": "by the sigmoid of all classes"}
+    kinds = ", ".join(f"{counts[kind]} {words}" for kind, words in ways.items() if counts[kind])
+    return (
+        f"margins or log-odds, and the probability that a detection is right, by a curve per class ({kinds}) "
+        f"from {curves.n_images} images held out"
+    )
 
 
 def markdown(metrics: Mapping[str, Any], bootstrap: BootstrapResult | None = None) -> str:
