@@ -224,10 +224,17 @@ def _train(options: argparse.Namespace) -> None:
             saved.append(result.detector.head)
             record = SplitRecord.of(splits, seed=config.seed)
             record.remove(options.out)  # of an older detector: it must never lie beside this one
-            result.detector.save(options.out)
+            remove_card(options.out)
+            source = provenance(seed=config.seed, command=_command(options))
+            figures = figures_of(result, seed=config.seed, n_bootstrap=config.n_bootstrap, provenance=source)
+            detector = replace(result.detector, info={**result.detector.info, "figures": figures})
+            detector.save(options.out)
             record.write(options.out)
+            write_card(options.out, detector)
 
     from rcnn_svm.datasets import SplitRecord
+    from rcnn_svm.report.card import figures_of, remove_card, write_card
+    from rcnn_svm.report.provenance import provenance
     from rcnn_svm.report.tables import markdown
 
     folder = options.out / "evaluation"

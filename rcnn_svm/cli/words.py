@@ -19,7 +19,14 @@ if TYPE_CHECKING:
     from rcnn_svm.report.advice import WeakClass
     from rcnn_svm.structures import Dataset
 
-__all__ = ["closing_of_comparison", "closing_of_training", "opening", "opening_of_finetuning", "wrapped"]
+__all__ = [
+    "closing_of_comparison",
+    "closing_of_training",
+    "opening",
+    "opening_of_finetuning",
+    "paragraph",
+    "wrapped",
+]
 
 _WIDTH = 120
 _INDENT = 10
@@ -108,6 +115,7 @@ def closing_of_training(
     return [
         *_item("Detector", f"{out} ({head})"),
         *_item("Quality", _quality(measured, weak, f"the {metrics['n_test_images']} images of test")),
+        *_crossed(metrics, config, head),
         *_boxes(result),
         *_believed(result.detector, measured),
         *_scores(result.detector),
@@ -140,6 +148,20 @@ def closing_of_comparison(
         *_item("Report", str(page)),
         *_item(*cache.split(": ", 1)),
     ]
+
+
+def _crossed(metrics: Mapping[str, Any], config: ExperimentConfig, head: str) -> list[str]:
+    """Say what folds reach, where they were asked for."""
+    found = metrics["cross_validation"].get(head)
+    if found is None or config.folds is None or found["mAP"]["value"] is None:
+        return []
+    mean = found["mAP"]
+    span = "" if mean["low"] is None else f" (95 % interval {mean['low']:.1f} to {mean['high']:.1f})"
+    return _item(
+        "Folds",
+        f"{mean['value']:.1f} mAP{span} on {found['n_images']} images, each found by one of "
+        f"{found['n_folds']} trainings that had not seen it: evaluation/out_of_fold/{head}.json",
+    )
 
 
 def _boxes(result: HeadResult) -> list[str]:
@@ -191,6 +213,12 @@ def wrapped(page: str) -> str:
     width = min(_WIDTH, shutil.get_terminal_size((_WIDTH, 24)).columns)
     lines = (line if line.startswith("|") else textwrap.fill(line, width) for line in page.splitlines())
     return "\n".join(lines)
+
+
+def paragraph(text: str) -> str:
+    """Return a text broken at the width of the terminal, all lines but the first indented."""
+    width = min(_WIDTH, shutil.get_terminal_size((_WIDTH, 24)).columns)
+    return textwrap.fill(text, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
 
 def _quality(measured: Mapping[str, Any], weak: WeakClass | None, images: str) -> str:

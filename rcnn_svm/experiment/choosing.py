@@ -319,6 +319,8 @@ def held_out_parts(
     folds = parts.folds
     if folds is None and _shows_the_surest(parts, trainval.dataset):
         return []  # nothing is decided on them
+    if folds is None and {s.image_id for s in train.dataset} & {s.image_id for s in val.dataset}:
+        folds = 3  # too few images to set some aside
     if folds is None:
         counted = [~(truth.difficult | truth.crowd) for truth in val.truths]
         folds = 1 if sum(int(own.sum()) for own in counted) >= _FEW_OBJECTS else 3

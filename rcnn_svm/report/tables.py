@@ -35,6 +35,8 @@ __all__ = [
     "is_classified",
     "judged",
     "markdown",
+    "markdown_table",
+    "markdown_text",
     "per_class_rows",
     "percent",
     "promise_words",
@@ -427,17 +429,19 @@ def markdown(metrics: Mapping[str, Any], bootstrap: BootstrapResult | None = Non
     names = ranked_heads(metrics)
     columns, lines = comparison_table(metrics, bootstrap)
     titles = [each.title for each in columns]
-    parts = [_table(titles, lines)]
+    parts = [markdown_table(titles, lines)]
     if "AP75" in titles:
         parts.append(f"{LOCALISATION}\n")
     rows = per_class_rows(metrics)
-    parts.append(_table(["AP", *names], [[r["class"], *(percent(r[n]) for n in names)] for r in rows]))
+    parts.append(
+        markdown_table(["AP", *names], [[r["class"], *(percent(r[n]) for n in names)] for r in rows])
+    )
     if is_classified(metrics):
         titles, lines = confusion_table(metrics, names[0])
-        parts += [f"What {names[0]} takes the images of each class for:\n", _table(titles, lines)]
+        parts += [f"What {names[0]} takes the images of each class for:\n", markdown_table(titles, lines)]
     if names and (thresholds := threshold_table(metrics, names[0])) is not None:
         words, titles, lines = thresholds
-        parts += [f"{words}\n", _table(titles, lines)]
+        parts += [f"{words}\n", markdown_table(titles, lines)]
     if bootstrap is not None and bootstrap.differences:
         shown: dict[str, BootstrapResult | Paired] = {"mAP": bootstrap}
         if is_classified(metrics):
@@ -446,7 +450,7 @@ def markdown(metrics: Mapping[str, Any], bootstrap: BootstrapResult | None = Non
             lines = [
                 [f"{one.first} - {one.second}", *difference_cells(one)] for one in ranked_differences(found)
             ]
-            parts.append(_table([f"difference in {measure}", *DIFFERENCES[1:]], lines))
+            parts.append(markdown_table([f"difference in {measure}", *DIFFERENCES[1:]], lines))
     return "\n".join(parts)
 
 
@@ -489,9 +493,9 @@ def difference_cells(each: Difference) -> list[str]:
     ]
 
 
-def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+def markdown_table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     """Return a Markdown table with padded columns: names to the left, numbers to the right."""
-    head, *body = [[_cell(text) for text in row] for row in [head, *body]]
+    head, *body = [[markdown_text(text) for text in row] for row in [head, *body]]
     widths = [max(len(row[i]) for row in [head, *body]) for i in range(len(head))]
 
     def line(row: Sequence[str]) -> str:
@@ -513,7 +517,7 @@ def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
     return stream.getvalue()
 
 
-def _cell(text: str) -> str:
+def markdown_text(text: str) -> str:
     """Return a text that Markdown shows as it stands and that does not end its cell."""
     return printable(text).translate(_MARKS)
 
