@@ -226,7 +226,13 @@ def _train(options: argparse.Namespace) -> None:
             record.remove(options.out)  # of an older detector: it must never lie beside this one
             remove_card(options.out)
             source = provenance(seed=config.seed, command=_command(options))
-            figures = figures_of(result, seed=config.seed, n_bootstrap=config.n_bootstrap, provenance=source)
+            figures = figures_of(
+                result,
+                len(splits.trainval),
+                seed=config.seed,
+                n_bootstrap=config.n_bootstrap,
+                provenance=source,
+            )
             detector = replace(result.detector, info={**result.detector.info, "figures": figures})
             detector.save(options.out)
             record.write(options.out)

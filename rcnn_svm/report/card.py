@@ -166,7 +166,8 @@ def quality_words(detector: Detector) -> list[str]:
     else:
         coco = figures.get("coco", {}).get("AP")
         words.append(
-            f"Trained on {figures['n_train_images']} images. {_span(figures['mAP']) or 'No'} mAP by the rule of {RULE_NAMES[figures['rule']]} on "
+            f"Trained on {figures['n_train_images']} images. "
+            f"{_span(figures['mAP']) or 'No'} mAP by the rule of {RULE_NAMES[figures['rule']]} on "
             f"{figures['n_test_images']} test images, looked at once"
             + (f"; COCO AP {coco:.1f}" if coco is not None else "")
             + ". Brackets hold 95 % intervals over the images."
