@@ -162,13 +162,6 @@ def _run_and_report(options: argparse.Namespace, config: ExperimentConfig) -> No
         say(line)
 
 
-def _command(options: argparse.Namespace) -> str:
-    """Return the command line as somebody else can type it."""
-    from rcnn_svm.report.provenance import typed
-
-    return " ".join(["rcnn-svm", *map(typed, options.words)])
-
-
 def _run(
     options: argparse.Namespace,
     config: ExperimentConfig,
@@ -196,7 +189,7 @@ def _run(
     keep = None if finished is None else lambda result: finished(result, splits)
     experiment = run_experiment(parts, splits, run, finished=keep, stages=stages)
     with stages("report", "intervals, tables and figures"):
-        metrics, bootstrap = write_experiment(folder, experiment, command=_command(options), html=html)
+        metrics, bootstrap = write_experiment(folder, experiment, command=words.command(options), html=html)
     stages.finish()
     return experiment, metrics, bootstrap
 
@@ -225,7 +218,7 @@ def _train(options: argparse.Namespace) -> None:
             record = SplitRecord.of(splits, seed=config.seed)
             record.remove(options.out)  # of an older detector: it must never lie beside this one
             remove_card(options.out)
-            source = provenance(seed=config.seed, command=_command(options))
+            source = provenance(seed=config.seed, command=words.command(options))
             figures = figures_of(
                 result,
                 len(splits.trainval),

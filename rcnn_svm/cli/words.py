@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import shlex
 import shutil
 import textwrap
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "closing_of_comparison",
+    "closing_of_joining",
     "closing_of_training",
+    "command",
     "opening",
     "opening_of_finetuning",
     "paragraph",
@@ -147,6 +150,46 @@ def closing_of_comparison(
         *(line for one in answers for line in _item("Found", one)),
         *_item("Report", str(page)),
         *_item(*cache.split(": ", 1)),
+    ]
+
+
+def command(options: argparse.Namespace) -> str:
+    """Return the command line as somebody else can type it."""
+    from rcnn_svm.report.provenance import typed
+
+    return " ".join(["rcnn-svm", *map(typed, options.words)])
+
+
+def closing_of_joining(
+    detector: Detector, result: HeadResult, n_before: int, out: Path, same: str | None
+) -> list[str]:
+    """Say which classes have joined a detector, and what has become of the others.
+
+    Args:
+        detector: with the new classes.
+        result: of these on test of their data.
+        n_before: classes that there were before.
+        out: the detector's folder.
+        same: the SHA-256 of what these depend on, where it is the same before and after; None where they were
+            trained again.
+    """
+    evaluation = result.evaluation
+    new = ", ".join(
+        f"{name} ({'no object on test' if ap != ap else f'AP {100 * ap:.1f}'})"
+        for name, ap in zip(evaluation.classes, evaluation.ap().tolist(), strict=True)
+    )
+    n_test = len(evaluation.matches.n_objects)
+    older = (
+        f"the weights of the {n_before} classes that it had are bit for bit the same (SHA-256 {same[:16]} "
+        f"before and after)"
+        if same is not None
+        else f"the {n_before} classes that it had were trained again with the new images"
+    )
+    return [
+        *_item("Detector", f"{out} ({len(detector.classes)} classes)"),
+        *_item("Joined", f"{new}, on the {n_test} test images of their data"),
+        *_item("Others", older),
+        *_scores(detector),
     ]
 
 

@@ -505,6 +505,31 @@ class ClassCurves:
             for step, own in zip(stepped, self.sigmoids.own, strict=True)
         )
 
+    def joined(self, other: ClassCurves) -> ClassCurves:
+        """Return the curves of these classes and, behind them, of others; each as it is."""
+        first, second = self.sigmoids, other.sigmoids
+        sigmoids = PlattScaling(
+            np.concatenate([first.slope, second.slope]),
+            np.concatenate([first.intercept, second.intercept]),
+            np.concatenate([first.own, second.own]),
+        )
+        steps = None
+        if self.steps is not None or other.steps is not None:
+            low, high = self._some_steps(), other._some_steps()
+            steps = IsotonicScaling(
+                np.concatenate([low.knots, high.knots]),
+                np.concatenate([low.probabilities, high.probabilities]),
+                np.concatenate([low.start, low.start[-1] + high.start[1:]]),
+                np.concatenate([low.own, high.own]),
+            )
+        return ClassCurves(sigmoids, steps, min(self.n_images, other.n_images))
+
+    def _some_steps(self) -> IsotonicScaling:
+        """Return the steps, or some that no class has for its own."""
+        n = len(self.sigmoids.own)
+        none = IsotonicScaling(np.zeros(n), np.zeros(n), np.arange(n + 1), np.zeros(n, bool))
+        return none if self.steps is None else self.steps
+
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """Return the arrays by name."""
         parts: dict[str, PlattScaling | IsotonicScaling] = {"sigmoids": self.sigmoids}

@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from rcnn_svm.datasets import Splits
 from rcnn_svm.detector import Detector
 from rcnn_svm.evaluation.bootstrap import paired_bootstrap
 from rcnn_svm.evaluation.voc import RULE_NAMES
+from rcnn_svm.experiment.config import ExperimentConfig
 from rcnn_svm.experiment.recipe import HeadResult
 from rcnn_svm.files import remove_marker, write_text
 from rcnn_svm.networks.weights import licence_of
@@ -28,7 +30,15 @@ from rcnn_svm.report.tables import (
     promise_words,
 )
 
-__all__ = ["about", "class_table", "figures_of", "quality_words", "remove_card", "write_card"]
+__all__ = [
+    "about",
+    "added_figures",
+    "class_table",
+    "figures_of",
+    "quality_words",
+    "remove_card",
+    "write_card",
+]
 
 _CARD = "README.md"
 _MARK = "library_name: rcnn_svm\n"
@@ -122,6 +132,38 @@ def figures_of(
     return figures
 
 
+def added_figures(
+    detector: Detector,
+    result: HeadResult,
+    splits: Splits,
+    config: ExperimentConfig,
+    provenance: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Return the `info` of a detector with what classes that have joined it were measured to reach.
+
+    Args:
+        detector: before they did.
+        result: of the new classes.
+        splits: that they were learned from.
+        config: whose seed and number of resamples are taken.
+        provenance: see `figures_of`.
+    """
+    own = figures_of(
+        result,
+        len(splits.trainval),
+        seed=config.seed,
+        n_bootstrap=config.n_bootstrap,
+        provenance=provenance,
+    )
+    info = dict(detector.info)
+    figures = info.get("figures")
+    if figures is not None:
+        info["figures"] = {**figures, "ap": figures["ap"] | own["ap"]}
+    joined = {"data": splits.train.name, "classes": list(splits.train.classes), "figures": own}
+    info["added"] = [*info.get("added", []), joined]
+    return info
+
+
 def _finite(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
 
@@ -176,6 +218,12 @@ def quality_words(detector: Detector) -> list[str]:
         words.append(
             f"{_span(crossed['mAP'])} mAP on {crossed['n_images']} training images, each found by one of "
             f"{crossed['n_folds']} trainings that had not seen it."
+        )
+    for joined in detector.info.get("added", []):
+        own = joined["figures"]
+        words.append(
+            f"{', '.join(joined['classes'])} joined later, learned from {own['n_train_images']} images of "
+            f"{joined['data']}; their AP is that on {own['n_test_images']} test images of these data."
         )
     if detector.thresholds is None:
         words.append("No thresholds were chosen: no images were held out.")

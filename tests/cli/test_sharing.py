@@ -17,9 +17,12 @@ from rcnn_svm.datasets.digits import digits_in_scenes
 from rcnn_svm.evaluation.exchange import read_detections
 from rcnn_svm.evaluation.voc import evaluate_voc
 from rcnn_svm.experiment.choosing import Chosen, Variant
+from rcnn_svm.experiment.joining import digest_of, read_by
 from rcnn_svm.experiment.selection import Choice
+from rcnn_svm.features.scaling import FeatureScaler
 from rcnn_svm.heads.linear_svm import LinearSVMHead
 from rcnn_svm.heads.recipe import HeadRecipe
+from rcnn_svm.heads.scorers import SoftmaxScorer
 from rcnn_svm.networks.weights import licence_of
 from rcnn_svm.postprocess import PostprocessConfig
 from tests.cli.conftest import TINY, Run
@@ -161,3 +164,130 @@ def test_what_did_worse_on_held_out_images_is_never_taken(
         assert taken.value >= worst
     elif not assumed:
         assert not taken.with_boxes
+
+
+@pytest.fixture(scope="module")
+def sevens(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Scenes in which the digit 7 is labelled as a class of another name."""
+    folder = tmp_path_factory.mktemp("sevens") / "data"
+    parts = []
+    for split, n in (("train", 6), ("val", 3), ("test", 3)):
+        scenes = digits_in_scenes(split, 40, seed=11).with_classes(["7"])
+        kept = tuple(sample for sample in scenes if len(sample.truth))[:n]
+        parts.append(replace(scenes, classes=("seven",), samples=kept, split=split))
+    write_dataset(parts, folder)
+    return folder
+
+
+def test_a_class_joins_and_the_others_stay_bit_for_bit(
+    run: Run,
+    folded: Path,
+    sevens: Path,
+    digits_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out, cache = tmp_path / "grown", folded.parent / "cache"
+    assert run("add-class", folded, sevens, "--out", out, "--cache", cache) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    before, after = load_detector(folded), load_detector(out)
+    assert after.classes == (*before.classes, "seven")
+    old, new = before.model.scorer, after.model.scorer
+    assert new.coef[:10].tobytes() == old.coef.tobytes()
+    assert new.intercept[:10].tobytes() == old.intercept.tobytes()
+    assert new.coef[10].any()
+    digest = digest_of(before, 10)
+    assert digest_of(after, 10) == digest
+    assert (
+        f"the weights of the 10 classes that it had are bit for bit the same (SHA-256 {digest[:16]}" in said
+    )
+    np.testing.assert_array_equal(after.thresholds.scores[:10], before.thresholds.scores)
+    card = (out / "README.md").read_text()
+    assert "seven joined later, learned from 9 images of data" in card
+    # What is found of the older classes is what was found before, but for the cap on all classes together.
+    images = digits_in_scenes("test", 3, seed=2)
+    for sample in images:
+        image = sample.read()
+        one = before.detect(image)
+        two = after.detect(image).with_classes(after.classes, before.classes)
+        n = min(len(one), len(two)) // 2
+        np.testing.assert_allclose(two.scores[:n], one.scores[:n], rtol=1e-4, atol=1e-4)
+    # Both data sets are known to the detector: each is measured on what was held out of it.
+    for data, n in ((digits_folder, 5), (sevens, 3)):
+        capsys.readouterr()
+        assert run("evaluate", out, data) == 0
+        assert f"measured on the {n} images held out from the detector" in capsys.readouterr().err
+    assert run("add-class", out, sevens, "--cache", cache) == 2
+    assert "labels seven, which" in capsys.readouterr().err
+
+
+def test_older_classes_see_the_new_images_where_that_is_asked(
+    run: Run, folded: Path, sevens: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, cache = tmp_path / "grown", folded.parent / "cache"
+    assert run("add-class", folded, sevens, "--out", out, "--cache", cache, "--negatives") == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "the 10 classes that it had were trained again with the new images" in said
+    before, after = load_detector(folded), load_detector(out)
+    assert after.classes == (*before.classes, "seven")
+    assert digest_of(after, 10) != digest_of(before, 10)
+    assert after.info["figures"]["n_train_images"] == 19 + 9
+    assert run("add-class", out, sevens, "--cache", cache, "--negatives") == 2
+    assert "classes have joined it before" in capsys.readouterr().err
+
+
+def test_classes_join_learned_layers_as_they_are(
+    run: Run, digits_folder: Path, sevens: Path, tmp_path: Path
+) -> None:
+    """Box regression learned with the layers reads unscaled rows; that of the new class is made to."""
+    learned = ["--learn", "fc", "--set", "fc.n_steps=40", "--set", "fc.hidden=[32]", "--set", "folds=0"]
+    words = ["--cache", tmp_path / "cache", *TINY, *learned]
+    assert run("train", digits_folder, "--out", tmp_path / "d", *words, "--head", "linear-svm") == 0
+    before = load_detector(tmp_path / "d")
+    assert before.layers is not None
+    assert before.model.regressor_scaler is None
+    assert run("add-class", tmp_path / "d", sevens, "--cache", tmp_path / "cache") == 0
+    after = load_detector(tmp_path / "d")
+    assert digest_of(after, 10) == digest_of(before, 10)
+    boxes = after.model.regressor
+    rows = np.abs(np.random.default_rng(0).normal(size=(20, 32))).astype(np.float32)
+    assert np.abs(boxes.predict(rows)[:, 10]).max() < 1.5
+    assert after.model.regressor_scaler is None
+
+
+def test_classes_that_share_what_was_learned_cannot_be_joined(
+    run: Run, folded: Path, sevens: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    detector = load_detector(folded)
+    scorer = detector.model.scorer
+    shared = SoftmaxScorer(np.vstack([scorer.coef, scorer.coef[:1]]), np.append(scorer.intercept, 0))
+    replace(detector, head="softmax-refit", model=replace(detector.model, scorer=shared)).save(tmp_path / "s")
+    assert run("add-class", tmp_path / "s", sevens) == 2
+    assert "this detector's head is softmax-refit" in capsys.readouterr().err
+
+
+def test_joining_without_settings_is_one_sentence(
+    run: Run,
+    folded: Path,
+    sevens: Path,
+    digits_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    load_detector(folded).save(tmp_path / "bare")
+    assert run("add-class", tmp_path / "bare", sevens) == 3
+    assert "config.json: no such file; it holds the settings" in capsys.readouterr().err
+    assert run("add-class", folded, digits_folder) == 2
+    assert "Name the new ones with --classes" in capsys.readouterr().err
+
+
+def test_rows_are_read_by_the_scaler_that_a_detector_has() -> None:
+    rng = np.random.default_rng(1)
+    rows, coef = rng.normal(size=(7, 5)).astype(np.float32), rng.normal(size=(2, 5)).astype(np.float32)
+    own, other = (FeatureScaler.from_dict({"scaling": "mean-norm-20", "factor": f}) for f in (0.7, 3.0))
+    for theirs in (other, None):
+        seen = rows if theirs is None else theirs(rows)
+        np.testing.assert_allclose(
+            seen @ read_by(coef, own, theirs).T, own(rows) @ coef.T, rtol=1e-4, atol=1e-5
+        )
+    np.testing.assert_array_equal(read_by(coef, FeatureScaler("l2"), FeatureScaler("l2")), coef)
