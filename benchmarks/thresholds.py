@@ -1,6 +1,6 @@
 """What thresholds and probabilities promise, and what comes of it on test; writes results/thresholds/.
 
-    python benchmarks/thresholds.py DATA [--sets NAME ...]
+    python benchmarks/thresholds.py DATA [--sets NAME ...] [--folds K ...]
 
 DATA is the folder of `fruit`, `raccoon`, `bccd` and `voc2007-mini`. A default training per data set (head
 softmax-finetuned), features from the cache. Thresholds are chosen, and curves of probabilities fitted, on
@@ -203,7 +203,9 @@ def page(rows: list[Row], about: Row) -> str:
                 of = row["reliability"][kind]
                 cells.append(f"{of['calibration_error']['value']:.4f}, {of['log_loss']['value']:.4f}")
             lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", f"Made by `{about['command']}` at commit {about['commit'][:12]}, seed {about['seed']}.", ""]
+    commits = ", ".join(sorted({str(row["commit"])[:12] for row in rows}))
+    made = f"Made by `{about['command']}` and its like at commit {commits}, seed {about['seed']}"
+    lines += ["", f"{made}, {about['machine']['cpu']} with {about['machine']['cores']} cores.", ""]
     return "\n".join(lines)
 
 
@@ -211,6 +213,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path, help="the folder of the data sets")
     parser.add_argument("--sets", nargs="+", choices=SETS, default=SETS, metavar="NAME")
+    parser.add_argument("--folds", nargs="+", type=int, choices=FOLDS, default=FOLDS)
     parser.add_argument("--cache", type=Path, default=default_cache())
     options = parser.parse_args()
     about = provenance(seed=0)
@@ -221,7 +224,7 @@ def main() -> None:
         data = DataConfig(str(options.data.resolve() / name), drop_bad_boxes=True)
         config = ExperimentConfig(data=data, heads=HeadsConfig(names=("softmax-finetuned",)))
         splits = load_data(data, seed=0)
-        for folds in FOLDS:
+        for folds in options.folds:
             new = rows_of(name, replace(config, folds=folds), splits, run)
             new = [{**row, "commit": about["commit"]} for row in new]
             rows = [*(row for row in rows if (row["data"], row["folds"]) != (name, folds)), *new]

@@ -14,7 +14,10 @@ import pytest
 ROOT = Path(__file__).parents[1]
 EXPERIMENTS = sorted((ROOT / "results").glob("*/metrics.json"))
 STUDIES = sorted((ROOT / "results").glob("*/study.json"))
-BENCHMARKS = sorted((ROOT / "results" / "benchmarks").glob("*.json"))
+BENCHMARKS = [
+    *sorted((ROOT / "results" / "benchmarks").glob("*.json")),
+    ROOT / "results/thresholds/thresholds.json",
+]
 
 
 def check_provenance(value: dict) -> None:

@@ -444,11 +444,16 @@ class ClassCurves:
     n_images: int
 
     def __post_init__(self) -> None:
-        n_classes = len(self.sigmoids.slope)
-        if not (self.sigmoids.slope > 0).all() or (self.steps and len(self.steps.own) != n_classes):
+        slope, steps = self.sigmoids.slope, self.steps
+        if not (slope > 0).all():
             raise ShapeError(
-                f"ClassCurves: must have rising sigmoids, and steps of as many classes ({n_classes})."
+                f"ClassCurves: sigmoids must rise, got slopes {np.array2string(slope, threshold=12)}."
             )
+        if steps is not None and (
+            len(steps.own) != len(slope)
+            or not ((steps.probabilities >= 0) & (steps.probabilities <= 1)).all()
+        ):
+            raise ShapeError(f"ClassCurves: must have steps of {len(slope)} classes in [0, 1], got others.")
 
     @classmethod
     def fit(

@@ -323,7 +323,9 @@ def held_out_parts(
         folds = 3  # too few images to set some aside
     if folds is None:
         counted = [~(truth.difficult | truth.crowd) for truth in val.truths]
-        folds = 1 if sum(int(own.sum()) for own in counted) >= _FEW_OBJECTS else 3
+        enough = sum(int(own.sum()) for own in counted) >= _FEW_OBJECTS
+        # What is demanded of thresholds hangs on few events: all images are looked at for it.
+        folds = 1 if enough and parts.aim is choose_thresholds else 3
     if folds == 0:
         return []
     if folds == 1:

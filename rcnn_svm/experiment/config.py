@@ -218,7 +218,8 @@ class ExperimentConfig:
         folds: where nothing is chosen, how thresholds, `heads.box_steps`, and whether boxes are regressed at
             all, are decided before the training on trainval: 1 by training on train and measuring on val,
             more by training without each of so many folds of trainval, 0 not at all. None takes val where
-            it holds 50 objects, else 3 folds.
+            it holds 50 objects, else 3 folds, as also for `false_alarms` and `precision`, of which few
+            images tell little.
         false_alarms: at most so many false detections an image, of all classes together, are to reach their
             thresholds, on average; None asks for the best F1 instead.
         precision: at least this share of what reaches its threshold is to be right; None as above.
