@@ -22,7 +22,14 @@ import numpy as np
 
 from rcnn_svm.cache import default_cache, size_limit
 from rcnn_svm.datasets import Splits
-from rcnn_svm.evaluation.calibration import ClassCurves, PlattScaling, equal_mass_edges, measure_reliability
+from rcnn_svm.evaluation.calibration import (
+    ISOTONIC_POSITIVES,
+    STEPS_POSITIVES,
+    ClassCurves,
+    PlattScaling,
+    equal_mass_edges,
+    measure_reliability,
+)
 from rcnn_svm.evaluation.thresholds import (
     Aim,
     Thresholds,
@@ -94,8 +101,8 @@ def _fitted(held: Matches) -> tuple[Any, ...]:
     return held.score[counted], held.outcome[counted] == HIT, held.label[counted], len(held.classes)
 
 
-def _curves(held: Matches) -> Callable[..., Any]:
-    curves = ClassCurves.fit(*_fitted(held), n_images=len(held.n_objects))
+def _curves(held: Matches, steps_from: int = STEPS_POSITIVES) -> Callable[..., Any]:
+    curves = ClassCurves.fit(*_fitted(held), n_images=len(held.n_objects), steps_from=steps_from)
     assert curves is not None
     return curves
 
@@ -106,11 +113,13 @@ def _plain_sigmoid(held: Matches) -> Callable[..., Any]:
 
 
 PROBABILITIES: dict[str, Callable[[Matches], Callable[..., Any]]] = {
-    "saved": _curves,
+    "as saved": _curves,
+    "steps from 100": partial(_curves, steps_from=ISOTONIC_POSITIVES),
     "sigmoids alone": lambda held: PlattScaling.fit(*_fitted(held)),
     "sigmoid of the score": _plain_sigmoid,
 }
-"""What makes probabilities of scores: the curves of a detector, those without steps, and none."""
+"""What makes probabilities of scores: a detector's curves, with steps from fewer right ones on, without any,
+and nothing that was fitted."""
 
 
 def _reliability(make: Callable[[Matches], Callable[..., Any]], held: Matches, test: Matches) -> Row:
@@ -188,10 +197,10 @@ def page(rows: list[Row], about: Row) -> str:
     lines += [
         "",
         "How far probabilities of the detections on test can be believed: expected calibration error in 15",
-        "bins of equal mass, and log loss in nats.",
+        "bins of equal mass, then log loss in nats.",
         "",
-        "| data | held out | curves saved: error, log loss | sigmoids alone | sigmoid of the score itself |",
-        "|---|---|---|---|---|",
+        f"| data | held out | {' | '.join(PROBABILITIES)} |",
+        f"|---|---|{'---|' * len(PROBABILITIES)}",
     ]
     for row in rows:
         if "reliability" in row:
@@ -219,7 +228,6 @@ def main() -> None:
     about = provenance(seed=0)
     run = Run(options.cache, usable_cores(), cache_limit=size_limit(options.cache))
     file = OUT / "thresholds.json"
-    rows = read_json(file)["rows"] if file.exists() else []
     for name in options.sets:
         data = DataConfig(str(options.data.resolve() / name), drop_bad_boxes=True)
         config = ExperimentConfig(data=data, heads=HeadsConfig(names=("softmax-finetuned",)))
@@ -227,7 +235,9 @@ def main() -> None:
         for folds in options.folds:
             new = rows_of(name, replace(config, folds=folds), splits, run)
             new = [{**row, "commit": about["commit"]} for row in new]
+            rows = read_json(file)["rows"] if file.exists() else []  # another run may have written meanwhile
             rows = [*(row for row in rows if (row["data"], row["folds"]) != (name, folds)), *new]
+            rows.sort(key=lambda row: (SETS.index(row["data"]), row["folds"]))
             result = {"schema": 1, "benchmark": "thresholds", "targets": targets_of(rows), "rows": rows}
             write_json(file, {**result, "provenance": about})
             write_text(OUT / "README.md", page(rows, about))

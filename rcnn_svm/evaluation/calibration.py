@@ -22,6 +22,7 @@ __all__ = [
     "EPSILON",
     "ISOTONIC_POSITIVES",
     "PLATT_POSITIVES",
+    "STEPS_POSITIVES",
     "Calibrator",
     "ClassCurves",
     "IsotonicScaling",
@@ -39,6 +40,9 @@ PLATT_POSITIVES = 10
 """A class has a sigmoid of its own from so many positives, and as many negatives, on."""
 ISOTONIC_POSITIVES = 100
 """A class has steps of its own from so many positives, and as many negatives, on."""
+STEPS_POSITIVES = 500
+"""The same of a detector: with 200 right detections sigmoids still had the lower log loss on test, with 900
+steps (results/thresholds)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -382,10 +386,18 @@ class IsotonicScaling:
             )
 
     @classmethod
-    def fit(cls, margins: ArrayLike, outcomes: ArrayLike, labels: ArrayLike, n_classes: int) -> Self:
+    def fit(
+        cls,
+        margins: ArrayLike,
+        outcomes: ArrayLike,
+        labels: ArrayLike,
+        n_classes: int,
+        *,
+        min_positives: int = ISOTONIC_POSITIVES,
+    ) -> Self:
         """Fit on images that the heads were not trained on, with scikit-learn's `IsotonicRegression`.
 
-        A class with fewer than `ISOTONIC_POSITIVES` positives, or negatives, takes the curve of all classes
+        A class with fewer than `min_positives` positives, or negatives, takes the curve of all classes
         together. It may say 0 and 1.
 
         Args:
@@ -393,6 +405,7 @@ class IsotonicScaling:
             outcomes: (N,) bool, whether it was of the class.
             labels: (N,) int in 0 .. K-1, the class of each margin.
             n_classes: K.
+            min_positives: see there.
 
         Raises:
             ShapeError: shapes differ, a margin is not finite, or a label is no class.
@@ -402,7 +415,7 @@ class IsotonicScaling:
             B. Zadrozny, C. Elkan, "Transforming classifier scores into accurate multiclass probability
             estimates", KDD 2002.
         """
-        curves, own = _fit_curves(cls, _fit_steps, margins, outcomes, labels, n_classes, ISOTONIC_POSITIVES)
+        curves, own = _fit_curves(cls, _fit_steps, margins, outcomes, labels, n_classes, min_positives)
         knots, probabilities = (np.concatenate(column) for column in zip(*curves, strict=True))
         return cls(knots, probabilities, np.cumsum([0, *(len(curve[0]) for curve in curves)]), own)
 
@@ -457,12 +470,19 @@ class ClassCurves:
 
     @classmethod
     def fit(
-        cls, margins: ArrayLike, outcomes: ArrayLike, labels: ArrayLike, n_classes: int, *, n_images: int
+        cls,
+        margins: ArrayLike,
+        outcomes: ArrayLike,
+        labels: ArrayLike,
+        n_classes: int,
+        *,
+        n_images: int,
+        steps_from: int = STEPS_POSITIVES,
     ) -> Self | None:
         """Fit on detections in images that the detector was not trained on.
 
-        A class has steps of its own from `ISOTONIC_POSITIVES` right and as many false ones on, a sigmoid of
-        its own from `PLATT_POSITIVES` on, if that rises, else the sigmoid of all classes together.
+        A class has steps of its own from `steps_from` right and as many false ones on, a sigmoid of its own
+        from `PLATT_POSITIVES` on, if that rises, else the sigmoid of all classes together.
 
         Args:
             margins: (N,) finite scores; of all classes, one after another.
@@ -470,6 +490,7 @@ class ClassCurves:
             labels: (N,) int in 0 .. K-1.
             n_classes: K.
             n_images: that the detections are of.
+            steps_from: see there.
 
         Returns:
             None where fewer than `PLATT_POSITIVES` are right, or false, in all, or scores say nothing of it.
@@ -491,7 +512,7 @@ class ClassCurves:
                 np.where(falls, intercept, sigmoids.intercept),
                 sigmoids.own & ~falls,
             )
-        steps = IsotonicScaling.fit(m, y, labels, n_classes)
+        steps = IsotonicScaling.fit(m, y, labels, n_classes, min_positives=steps_from)
         return cls(sigmoids, steps if steps.own.any() else None, n_images)
 
     def __call__(self, margins: NDArray[np.floating], labels: NDArray[np.integer]) -> NDArray[np.float64]:
