@@ -9,7 +9,7 @@ interrupted leaves the detector that was there before.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from rcnn_svm.boxes import MIRRORED_DELTAS, Boxes, flip_horizontally
 from rcnn_svm.config import from_dict, to_dict
 from rcnn_svm.errors import ConfigError, DataError, ShapeError
+from rcnn_svm.evaluation.calibration import ClassCurves
 from rcnn_svm.evaluation.thresholds import Thresholds
 from rcnn_svm.features.build import FeatureConfig, build_featurizer
 from rcnn_svm.features.fc_layers import FcLayers
@@ -44,7 +45,9 @@ from rcnn_svm.threads import images_at_once, in_order
 
 __all__ = ["Detector", "Look", "Model", "load_detector", "look_at"]
 
-_FORMAT = 3
+_FORMAT = 4
+_READ = (3, _FORMAT)
+"""The formats that are read: before the fourth no detector was calibrated."""
 _PROPOSERS: Mapping[str, type[SelectiveSearchConfig | GridConfig | WholeImage]] = {
     "selective-search": SelectiveSearchConfig,
     "grid": GridConfig,
@@ -201,6 +204,7 @@ class Detector:
         postprocess: caps, NMS, box voting.
         thresholds: from which score on a detection of each class is believed; None where none was chosen.
         info: where it comes from: provenance and figures, for people.
+        calibration: makes scores into probabilities; None where it is not calibrated.
     """
 
     head: str
@@ -215,6 +219,7 @@ class Detector:
     postprocess: Postprocess
     thresholds: Thresholds | None
     info: Mapping[str, Any]
+    calibration: ClassCurves | None = None
 
     def __repr__(self) -> str:
         network = self.backbone.name if self.backbone is not None else type(self.featurizer).__name__
@@ -230,9 +235,12 @@ class Detector:
     def detect(self, image: Image, image_id: str = "image") -> Detections:
         """Find objects in one image, uint8 (H, W, 3) RGB.
 
-        Unlikely ones are among them; `thresholds.believed` returns those that are worth showing.
+        Unlikely ones are among them; `thresholds.believed` returns those that are worth showing. They have
+        probabilities where the detector is calibrated.
         """
         return self._finish(image_id, image, self._proposals(image, image_id))
+
+    __call__ = detect
 
     def detect_all(
         self, samples: Iterable[Sample], *, unreadable: Callable[[DataError], None] | None = None
@@ -288,7 +296,7 @@ class Detector:
         scores, deltas = self.model.read(*look(boxes), config.min_score)
         boxes, scores, deltas = self.model.looked_again(size, boxes, scores, deltas, config, look)
         found, rows = postprocess_traced(image_id, size, boxes, scores, deltas, config)
-        return found, boxes[rows]
+        return self._calibrated(found), boxes[rows]
 
     def views(self, image: Image) -> list[Image]:
         """Return the images whose scores are averaged: the image and, as configured, its mirror image."""
@@ -301,7 +309,13 @@ class Detector:
         look, size, postprocess = self._look(image), image.shape[:2], self.postprocess
         least = postprocess.min_score if isinstance(postprocess, PostprocessConfig) else -np.inf
         scores, deltas = self.model.read(*look(boxes), least)
-        return self.model.detect(image_id, size, boxes, scores, deltas, postprocess, look)
+        return self._calibrated(self.model.detect(image_id, size, boxes, scores, deltas, postprocess, look))
+
+    def _calibrated(self, found: Detections) -> Detections:
+        if self.calibration is None:
+            return found
+        likely = self.calibration(found.scores, found.labels).astype(np.float32)
+        return replace(found, probabilities=likely)
 
     def _look(self, image: Image) -> Look:
         return look_at([self._reader(view) for view in self.views(image)], image.shape[1])
@@ -341,6 +355,8 @@ class Detector:
             parts["layers"] = self.layers.to_arrays()
         if model.support is not None:
             parts["support"] = model.support.to_arrays()
+        if self.calibration is not None:
+            parts["calibration"] = self.calibration.to_arrays()
         arrays = {
             f"{part}.{name}": np.ascontiguousarray(array)
             for part, named in parts.items()
@@ -407,9 +423,9 @@ def load_detector(
             f"Make one with `rcnn-svm train DATA --out {folder}`."
         )
     values = read_json(manifest)
-    if not isinstance(values, dict) or values.get("format") != _FORMAT:
+    if not isinstance(values, dict) or values.get("format") not in _READ:
         raise DataError(
-            f"{manifest}: must be a detector of format {_FORMAT}, got "
+            f"{manifest}: must be a detector of format {_READ[0]} or {_FORMAT}, got "
             f"{values.get('format') if isinstance(values, dict) else type(values).__name__}. Train it again."
         )
     files = _files(folder, values)
@@ -468,6 +484,7 @@ def _read(
         postprocess=_restored(values["detect"], {_OURS: PostprocessConfig}, "post-processing", parts, where),
         thresholds=None if thresholds is None else Thresholds.from_json(thresholds, classes, where=where),
         info=dict(values["info"]),
+        calibration=ClassCurves.from_arrays(part) if (part := _part(arrays, "calibration")) else None,
     )
 
 
@@ -481,6 +498,9 @@ def _probe(detector: Detector) -> None:
     with np.errstate(all="ignore"):
         scores, deltas = detector.model.read(rows if detector.layers is None else detector.layers(rows), None)
     n_classes = len(detector.classes)
+    curves = detector.calibration
+    if curves is not None and len(curves.kinds) != n_classes:
+        raise ShapeError(f"its {n_classes} classes have {len(curves.kinds)} curves of probabilities")
     if scores.shape != (1, n_classes) or (deltas is not None and deltas.shape != (1, n_classes, 4)):
         raise ShapeError(f"its {n_classes} classes get scores of shape {scores.shape}")
 

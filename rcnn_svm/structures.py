@@ -372,12 +372,15 @@ class Detections:
         boxes: (M, 4).
         scores: (M,) float32, falling; scales of different heads are not comparable.
         labels: (M,) int64 in 0 .. K-1.
+        probabilities: (M,) float32 in [0, 1], that the detection is right, on one scale for all classes and
+            heads; None where the detector is not calibrated.
     """
 
     image_id: str
     boxes: Boxes
     scores: NDArray[np.float32]
     labels: NDArray[np.int64]
+    probabilities: NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
         where = f"Detections({self.image_id!r})"
@@ -390,12 +393,18 @@ class Detections:
         object.__setattr__(self, "boxes", boxes[order])
         object.__setattr__(self, "scores", scores[order])
         object.__setattr__(self, "labels", labels[order])
+        if self.probabilities is not None:
+            likely = _column(self.probabilities, len(boxes), np.float32, f"{where}: probabilities")
+            if not ((likely >= 0) & (likely <= 1)).all():
+                raise ShapeError(f"{where}: probabilities must lie in [0, 1], got {likely.tolist()!r:.80}.")
+            object.__setattr__(self, "probabilities", likely[order])
 
     def __len__(self) -> int:
         return len(self.boxes)
 
     def __getitem__(self, rows: NDArray[np.generic] | slice) -> Detections:
-        return Detections(self.image_id, self.boxes[rows], self.scores[rows], self.labels[rows])
+        likely = None if self.probabilities is None else self.probabilities[rows]
+        return Detections(self.image_id, self.boxes[rows], self.scores[rows], self.labels[rows], likely)
 
     def __repr__(self) -> str:
         best = f", scores {self.scores[0]:.3g} to {self.scores[-1]:.3g}" if len(self) else ""

@@ -18,7 +18,10 @@ ROOT = Path(__file__).parents[1]
 EXPERIMENTS = sorted((ROOT / "results").glob("*/metrics.json"))
 STUDIES = sorted((ROOT / "results").glob("*/study.json"))
 CURVES = sorted((ROOT / "results").glob("*/curve.json"))
-BENCHMARKS = sorted((ROOT / "results" / "benchmarks").glob("*.json"))
+BENCHMARKS = [
+    *sorted((ROOT / "results" / "benchmarks").glob("*.json")),
+    ROOT / "results/thresholds/thresholds.json",
+]
 
 
 def check_provenance(value: dict) -> None:

@@ -21,7 +21,7 @@ class Verb(NamedTuple):
     """A verb of the command.
 
     Attributes:
-        module: of this package; its function `add_VERB` adds the options.
+        module: of this package; its function `add_VERB` adds the options, `-` in VERB being `_` there.
         help: what it does, in a line.
     """
 
@@ -40,11 +40,13 @@ VERBS: Mapping[str, Verb] = {
     ),
     "curve": Verb("studying", "how many images do I need: mAP against the number of labelled images"),
     "presets": Verb("training", "the recipes that --preset names, and what tells them apart"),
+    "add-class": Verb("sharing", "new classes join a detector; the weights of those it has stay as they are"),
     "finetune": Verb("training", "train a network on warped regions by R-CNN's recipe"),
     "detect": Verb("using", "find objects in images: JSON, and boxes drawn on them"),
     "explain": Verb(
         "explaining", "why an image's detections score as they do: the sum, drawn on the picture"
     ),
+    "info": Verb("sharing", "what a detector is, reaches and promises: classes, thresholds, licence, origin"),
     "evaluate": Verb("using", "AP of a detector, or of detections in a file, on labelled images"),
     "data": Verb("data", "write the embedded digits in scenes; check any data set"),
     "propose": Verb("regions", "region proposals by selective search, and their recall"),
@@ -71,7 +73,7 @@ class _VerbParser(argparse.ArgumentParser):
         """Parse with the options of the verb."""
         if self._verb is not None:
             module = importlib.import_module(f"{__name__}.{VERBS[self._verb].module}")
-            getattr(module, f"add_{self._verb}")(self)
+            getattr(module, f"add_{self._verb.replace('-', '_')}")(self)
             self._verb = None  # once
         return super().parse_known_args(args, namespace)
 

@@ -62,6 +62,27 @@ def add_train(train: argparse.ArgumentParser) -> None:
     train.add_argument(
         "--head", choices=HEADS, help=f"(default: as configured, {_HEAD}); `compare` trains several"
     )
+    asked = train.add_mutually_exclusive_group()
+    asked.add_argument(
+        "--false-alarms",
+        type=float,
+        metavar="R",
+        help="choose thresholds that at most R false detections an image reach, such as 0.05 for one in 20 "
+        "images (default: the best F1)",
+    )
+    asked.add_argument(
+        "--precision",
+        type=float,
+        metavar="P",
+        help="choose thresholds so that at least this share of what reaches them is right, such as 0.9",
+    )
+    train.add_argument(
+        "--folds",
+        type=int,
+        metavar="K",
+        help="train K times without a K-th of the images, too: cross-validated mAP, thresholds and "
+        "probabilities, and what was found in each image unseen (default: val, or 3 where it is small)",
+    )
     train.add_argument("--no-bbox", action="store_true", help="save the detector without box regression")
     train.add_argument("--dry-run", action="store_true", help="say what it would cost, and stop")
     shared.add_experiment_options(train)
@@ -141,13 +162,6 @@ def _run_and_report(options: argparse.Namespace, config: ExperimentConfig) -> No
         say(line)
 
 
-def _command(options: argparse.Namespace) -> str:
-    """Return the command line as somebody else can type it."""
-    from rcnn_svm.report.provenance import typed
-
-    return " ".join(["rcnn-svm", *map(typed, options.words)])
-
-
 def _run(
     options: argparse.Namespace,
     config: ExperimentConfig,
@@ -175,7 +189,7 @@ def _run(
     keep = None if finished is None else lambda result: finished(result, splits)
     experiment = run_experiment(parts, splits, run, finished=keep, stages=stages)
     with stages("report", "intervals, tables and figures"):
-        metrics, bootstrap = write_experiment(folder, experiment, command=_command(options), html=html)
+        metrics, bootstrap = write_experiment(folder, experiment, command=words.command(options), html=html)
     stages.finish()
     return experiment, metrics, bootstrap
 
@@ -184,6 +198,7 @@ def _train(options: argparse.Namespace) -> None:
     config = configured(options, (_HEAD,), (options.head,) if options.head is not None else ())
     if config.learn == "nothing" and config.heads.names == (_HEAD,) and options.head is None:
         config = replace(config, heads=replace(config.heads, names=(_HEAD_OF_NOTHING,)))
+    config = replace(config, **shared.given(options, "false_alarms", "precision", "folds"))
     head, *others = config.heads.names
     if others:
         raise ConfigError(
@@ -197,13 +212,28 @@ def _train(options: argparse.Namespace) -> None:
 
     def save(result: HeadResult, splits: Splits) -> None:
         if result.detector.head == head if options.no_bbox else result.preferred:
+            if result.unreached is not None:
+                raise result.unreached
             saved.append(result.detector.head)
             record = SplitRecord.of(splits, seed=config.seed)
             record.remove(options.out)  # of an older detector: it must never lie beside this one
-            result.detector.save(options.out)
+            remove_card(options.out)
+            source = provenance(seed=config.seed, command=words.command(options))
+            figures = figures_of(
+                result,
+                len(splits.trainval),
+                seed=config.seed,
+                n_bootstrap=config.n_bootstrap,
+                provenance=source,
+            )
+            detector = replace(result.detector, info={**result.detector.info, "figures": figures})
+            detector.save(options.out)
             record.write(options.out)
+            write_card(options.out, detector)
 
     from rcnn_svm.datasets import SplitRecord
+    from rcnn_svm.report.card import figures_of, remove_card, write_card
+    from rcnn_svm.report.provenance import provenance
     from rcnn_svm.report.tables import markdown
 
     folder = options.out / "evaluation"

@@ -115,12 +115,17 @@ def _detect(options: argparse.Namespace) -> None:
     write_detections(whole, found, detector.classes)
     lines.remove()
     n_found = sum(map(len, found))
-    say(f"{n_found} detections in {len(found)} images, in {options.out}")
+    say(f"{n_found} detections in {len(found)} images, in {options.out}{_uncalibrated(detector)}")
     if left_out:
         raise DataError(
             f"{len(left_out)} of {len(found) + len(left_out)} images could not be read and were left out. "
             f"The first: {left_out[0]}"
         )
+
+
+def _uncalibrated(detector: Detector) -> str:
+    """Return what is to be said of scores that have no probabilities."""
+    return "" if detector.calibration is not None else "; this detector is not calibrated: no probabilities"
 
 
 def _words(found: Detections, detector: Detector) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import shlex
 import shutil
 import textwrap
@@ -19,7 +20,16 @@ if TYPE_CHECKING:
     from rcnn_svm.report.advice import WeakClass
     from rcnn_svm.structures import Dataset
 
-__all__ = ["closing_of_comparison", "closing_of_training", "opening", "opening_of_finetuning", "wrapped"]
+__all__ = [
+    "closing_of_comparison",
+    "closing_of_joining",
+    "closing_of_training",
+    "command",
+    "opening",
+    "opening_of_finetuning",
+    "paragraph",
+    "wrapped",
+]
 
 _WIDTH = 120
 _INDENT = 10
@@ -108,8 +118,10 @@ def closing_of_training(
     return [
         *_item("Detector", f"{out} ({head})"),
         *_item("Quality", _quality(measured, weak, f"the {metrics['n_test_images']} images of test")),
+        *_crossed(metrics, config, head),
         *_boxes(result),
         *_believed(result.detector, measured),
+        *_scores(result.detector),
         *_item("Report", f"{evaluation / 'report.html'}, tables beside it"),
         *_commands(
             f"rcnn-svm detect {_typed(out)} IMAGES --out FOLDER",
@@ -141,6 +153,60 @@ def closing_of_comparison(
     ]
 
 
+def command(options: argparse.Namespace) -> str:
+    """Return the command line as somebody else can type it."""
+    from rcnn_svm.report.provenance import typed
+
+    return " ".join(["rcnn-svm", *map(typed, options.words)])
+
+
+def closing_of_joining(
+    detector: Detector, result: HeadResult, n_before: int, out: Path, same: str | None
+) -> list[str]:
+    """Say which classes have joined a detector, and what has become of the others.
+
+    Args:
+        detector: with the new classes.
+        result: of these on test of their data.
+        n_before: classes that there were before.
+        out: the detector's folder.
+        same: the SHA-256 of what these depend on, where it is the same before and after; None where they were
+            trained again.
+    """
+    evaluation = result.evaluation
+    new = ", ".join(
+        f"{name} ({'no object on test' if ap != ap else f'AP {100 * ap:.1f}'})"
+        for name, ap in zip(evaluation.classes, evaluation.ap().tolist(), strict=True)
+    )
+    n_test = len(evaluation.matches.n_objects)
+    older = (
+        f"the weights of the {n_before} classes that it had are bit for bit the same (SHA-256 {same[:16]} "
+        f"before and after)"
+        if same is not None
+        else f"the {n_before} classes that it had were trained again with the new images"
+    )
+    return [
+        *_item("Detector", f"{out} ({len(detector.classes)} classes)"),
+        *_item("Joined", f"{new}, on the {n_test} test images of their data"),
+        *_item("Others", older),
+        *_scores(detector),
+    ]
+
+
+def _crossed(metrics: Mapping[str, Any], config: ExperimentConfig, head: str) -> list[str]:
+    """Say what folds reach, where they were asked for."""
+    found = metrics["cross_validation"].get(head)
+    if found is None or config.folds is None or found["mAP"]["value"] is None:
+        return []
+    mean = found["mAP"]
+    span = "" if mean["low"] is None else f" (95 % interval {mean['low']:.1f} to {mean['high']:.1f})"
+    return _item(
+        "Folds",
+        f"{mean['value']:.1f} mAP{span} on {found['n_images']} images, each found by one of "
+        f"{found['n_folds']} trainings that had not seen it: evaluation/out_of_fold/{head}.json",
+    )
+
+
 def _boxes(result: HeadResult) -> list[str]:
     """Say how closely boxes fit, and where held-out images spoke against box regression."""
     if result.coco is None:
@@ -158,13 +224,27 @@ def _believed(detector: Detector, measured: Mapping[str, Any]) -> list[str]:
     """Say what `detect` will show."""
     if detector.thresholds is None:
         return []
-    sure, n = measured["details"]["at_threshold"], detector.thresholds.n_images
+    from rcnn_svm.report.tables import promise_words
+
+    sure, chosen = measured["details"]["at_threshold"], detector.thresholds
+    asked = " and ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in chosen.aim.items())
+    promised = f"; {promise_words(chosen.to_json())}" if asked else ""
     words = (
-        f"by `detect`: what reaches the threshold of its class, chosen on {n} images held out; on test "
-        f"{_share(sure['precision'])} of that is right and {_share(sure['recall'])} of the objects are found "
+        f"by `detect`: what reaches the threshold of its class, chosen on {chosen.n_images} images held out"
+        f"{f' for {asked}' if asked else ''}{promised}; "
+        f"on test {_share(sure['precision'])} of that is right and "
+        f"{_share(sure['recall'])} of the objects are found "
         f"({sure['boxes_per_image']:.1f} boxes an image, {sure['objects_per_image']:.1f} objects)"
     )
     return _item("Shown", words)
+
+
+def _scores(detector: Detector) -> list[str]:
+    """Say whether scores have probabilities."""
+    curves = detector.calibration
+    if curves is None:
+        return _item("Scores", "not calibrated, too little was found in images held out: no probabilities")
+    return _item("Scores", f"with probabilities, calibrated on {curves.n_images} images held out")
 
 
 def _share(percent: float | None) -> str:
@@ -176,6 +256,12 @@ def wrapped(page: str) -> str:
     width = min(_WIDTH, shutil.get_terminal_size((_WIDTH, 24)).columns)
     lines = (line if line.startswith("|") else textwrap.fill(line, width) for line in page.splitlines())
     return "\n".join(lines)
+
+
+def paragraph(text: str) -> str:
+    """Return a text broken at the width of the terminal, all lines but the first indented."""
+    width = min(_WIDTH, shutil.get_terminal_size((_WIDTH, 24)).columns)
+    return textwrap.fill(text, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
 
 def _quality(measured: Mapping[str, Any], weak: WeakClass | None, images: str) -> str:

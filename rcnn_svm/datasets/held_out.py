@@ -126,9 +126,10 @@ class _Data:
         Raises:
             DataError: some of the images are those of the training, and one of the part is not as it was.
         """
-        if record is None or name not in record.parts:
-            return None
-        return self._chosen(name, functools.partial(self._find, name, record)) or None
+        for one in () if record is None else (record, *record.added):
+            if name in one.parts and (found := self._chosen(name, functools.partial(self._find, name, one))):
+                return found
+        return None
 
     def _chosen(self, name: str, choose: Chooser) -> Dataset:
         return load_chosen(

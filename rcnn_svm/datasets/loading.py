@@ -290,7 +290,8 @@ def load_splits(
     * no trainval: train and val together;
     * no test, but val: val becomes the test set and a seeded fifth of train the validation set;
     * no val: a seeded fifth of the training images;
-    * a single split: seeded 60 % train, 20 % val, 20 % test.
+    * a single split: seeded 60 % train, 20 % val, 20 % test; of one or two images all play all parts;
+    * a single training image is val as well.
 
     A draw keeps an object of every class in train where it can, then in test, then in val. Where train is
     too small for all, the classes that it has no object of are left out and noted.
@@ -637,7 +638,9 @@ def _complete(parts: dict[str, Dataset], seed: int, where: str) -> Splits:
     if len(parts) == 1:
         (whole,) = parts.values()
         if len(whole) < 3:
-            raise DataError(f"{where}: must have 3 or more images to be split in three, got {len(whole)}.")
+            named = {role: replace(whole, split=role) for role in ("train", "val", "trainval", "test")}
+            note = f"Images to be split in three: {len(whole)}, too few to set any aside; all play all parts."
+            return Splits(**named, notes=(note,))
         n_test = _share(len(whole), _TEST_SHARE)
         n_val = _share(len(whole) - n_test, _VAL_SHARE / (1 - _TEST_SHARE))
         train, test, val = draw_parts(whole, [len(whole) - n_test - n_val, n_test, n_val], rng)
@@ -659,8 +662,12 @@ def _complete(parts: dict[str, Dataset], seed: int, where: str) -> Splits:
         notes.append(f"There is no test split: the given {test.split} ({len(test)} images) is the test set.")
     if "val" not in parts:
         whole = parts.get("trainval", parts.get("train", _NOTHING))
-        if len(whole) < 2:
-            raise DataError(f"{where}: must have 2 or more training images to set some aside for validation.")
+        if len(whole) == 0:
+            raise DataError(f"{where}: must have training images, has {', '.join(parts)}.")
+        if len(whole) == 1:
+            parts |= {"train": whole, "val": whole, "trainval": whole}
+            notes.append("One training image is too few to set some aside: it is val as well.")
+    if "val" not in parts:
         n_val = _share(len(whole), _VAL_SHARE)
         parts["train"], parts["val"] = draw_parts(whole, [len(whole) - n_val, n_val], rng)
         parts["trainval"] = drawn_from = whole

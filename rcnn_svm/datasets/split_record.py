@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -28,12 +28,14 @@ class SplitRecord:
         seed: of the draws.
         notes: those of `Splits`.
         parts: for each of train, val, trainval and test the digest (`Sample.digest`) of each image id.
+        added: the same of data from which further classes were learned later.
     """
 
     data: str
     seed: int
     notes: tuple[str, ...]
     parts: Mapping[str, Mapping[str, str]]
+    added: tuple[SplitRecord, ...] = ()
 
     @classmethod
     def of(cls, splits: Splits, *, seed: int) -> Self:
@@ -50,13 +52,13 @@ class SplitRecord:
     @cached_property
     def learned_from(self) -> frozenset[str]:
         """The digests of all images that were trained on or that settings were chosen on."""
-        parts = (self.parts[name] for name in _PARTS if name != "test")
+        parts = (one.parts[name] for one in (self, *self.added) for name in _PARTS if name != "test")
         return frozenset(digest for part in parts for digest in part.values())
 
     @cached_property
     def known(self) -> frozenset[str]:
-        """The digests of all images."""
-        return self.learned_from | frozenset(self.parts["test"].values())
+        """The digests of all images, those of added data aside."""
+        return frozenset(digest for part in self.parts.values() for digest in part.values())
 
     def write(self, folder: Path) -> None:
         """Write `splits.json` into `folder`.
@@ -65,8 +67,12 @@ class SplitRecord:
             DataError: the folder cannot be written to.
             DiskSpaceError: the disk is full.
         """
+        added = {"added": [one._plain() for one in self.added]} if self.added else {}
+        write_json(folder / _FILE, self._plain() | added)
+
+    def _plain(self) -> dict[str, Any]:
         head = {"format": _FORMAT, "data": self.data, "seed": self.seed, "notes": list(self.notes)}
-        write_json(folder / _FILE, head | {name: dict(self.parts[name]) for name in _PARTS})
+        return head | {name: dict(self.parts[name]) for name in _PARTS}
 
     @staticmethod
     def remove(folder: Path) -> None:
@@ -88,13 +94,17 @@ class SplitRecord:
         if not file.exists():
             return None
         values = read_json(file)
-        if not _is_record(values):
+        added = values.get("added", []) if isinstance(values, dict) else []
+        if not isinstance(added, list) or not all(map(_is_record, (values, *added))):
             raise DataError(
                 f"{file}: must be of format {_FORMAT} and tell the digest of each image of "
                 f"{', '.join(_PARTS)}. Train the detector again."
             )
-        parts = {name: values[name] for name in _PARTS}
-        return cls(values["data"], values["seed"], tuple(values["notes"]), parts)
+        first, *others = (
+            cls(one["data"], one["seed"], tuple(one["notes"]), {name: one[name] for name in _PARTS})
+            for one in (values, *added)
+        )
+        return replace(first, added=tuple(others))
 
 
 def _is_record(values: Any) -> bool:

@@ -22,7 +22,9 @@ __all__ = [
     "EPSILON",
     "ISOTONIC_POSITIVES",
     "PLATT_POSITIVES",
+    "STEPS_POSITIVES",
     "Calibrator",
+    "ClassCurves",
     "IsotonicScaling",
     "PlattScaling",
     "Reliability",
@@ -38,6 +40,9 @@ PLATT_POSITIVES = 10
 """A class has a sigmoid of its own from so many positives, and as many negatives, on."""
 ISOTONIC_POSITIVES = 100
 """A class has steps of its own from so many positives, and as many negatives, on."""
+STEPS_POSITIVES = 500
+"""The same of a detector: with 200 right detections sigmoids still had the lower log loss on test, with 900
+steps (results/thresholds)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -381,10 +386,18 @@ class IsotonicScaling:
             )
 
     @classmethod
-    def fit(cls, margins: ArrayLike, outcomes: ArrayLike, labels: ArrayLike, n_classes: int) -> Self:
+    def fit(
+        cls,
+        margins: ArrayLike,
+        outcomes: ArrayLike,
+        labels: ArrayLike,
+        n_classes: int,
+        *,
+        min_positives: int = ISOTONIC_POSITIVES,
+    ) -> Self:
         """Fit on images that the heads were not trained on, with scikit-learn's `IsotonicRegression`.
 
-        A class with fewer than `ISOTONIC_POSITIVES` positives, or negatives, takes the curve of all classes
+        A class with fewer than `min_positives` positives, or negatives, takes the curve of all classes
         together. It may say 0 and 1.
 
         Args:
@@ -392,6 +405,7 @@ class IsotonicScaling:
             outcomes: (N,) bool, whether it was of the class.
             labels: (N,) int in 0 .. K-1, the class of each margin.
             n_classes: K.
+            min_positives: see there.
 
         Raises:
             ShapeError: shapes differ, a margin is not finite, or a label is no class.
@@ -401,7 +415,7 @@ class IsotonicScaling:
             B. Zadrozny, C. Elkan, "Transforming classifier scores into accurate multiclass probability
             estimates", KDD 2002.
         """
-        curves, own = _fit_curves(cls, _fit_steps, margins, outcomes, labels, n_classes, ISOTONIC_POSITIVES)
+        curves, own = _fit_curves(cls, _fit_steps, margins, outcomes, labels, n_classes, min_positives)
         knots, probabilities = (np.concatenate(column) for column in zip(*curves, strict=True))
         return cls(knots, probabilities, np.cumsum([0, *(len(curve[0]) for curve in curves)]), own)
 
@@ -423,6 +437,146 @@ class IsotonicScaling:
     def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Self:
         """Rebuild a calibrator from `to_arrays`."""
         return cls(arrays["knots"], arrays["probabilities"], arrays["start"], arrays["own"])
+
+
+@dataclass(frozen=True, eq=False)
+class ClassCurves:
+    """The curves of a detector: steps for classes of which enough was seen, sigmoids for the others.
+
+    A probability is that of a detection being right: it reaches an object of its class, which no surer one
+    has taken, with an IoU of 0.5. With a score it never falls.
+
+    Attributes:
+        sigmoids: of all classes, every slope above 0.
+        steps: of all classes, where some class has its own; None where none has.
+        n_images: that they were fitted on.
+    """
+
+    sigmoids: PlattScaling
+    steps: IsotonicScaling | None
+    n_images: int
+
+    def __post_init__(self) -> None:
+        slope, steps = self.sigmoids.slope, self.steps
+        if not (slope > 0).all():
+            raise ShapeError(
+                f"ClassCurves: sigmoids must rise, got slopes {np.array2string(slope, threshold=12)}."
+            )
+        if steps is not None and (
+            len(steps.own) != len(slope)
+            or not ((steps.probabilities >= 0) & (steps.probabilities <= 1)).all()
+        ):
+            raise ShapeError(f"ClassCurves: must have steps of {len(slope)} classes in [0, 1], got others.")
+
+    @classmethod
+    def fit(
+        cls,
+        margins: ArrayLike,
+        outcomes: ArrayLike,
+        labels: ArrayLike,
+        n_classes: int,
+        *,
+        n_images: int,
+        steps_from: int = STEPS_POSITIVES,
+    ) -> Self | None:
+        """Fit on detections in images that the detector was not trained on.
+
+        A class has steps of its own from `steps_from` right and as many false ones on, a sigmoid of its own
+        from `PLATT_POSITIVES` on, if that rises, else the sigmoid of all classes together.
+
+        Args:
+            margins: (N,) finite scores; of all classes, one after another.
+            outcomes: (N,) bool, whether the detection was right.
+            labels: (N,) int in 0 .. K-1.
+            n_classes: K.
+            n_images: that the detections are of.
+            steps_from: see there.
+
+        Returns:
+            None where fewer than `PLATT_POSITIVES` are right, or false, in all, or scores say nothing of it.
+
+        Raises:
+            ShapeError: as `PlattScaling.fit`.
+        """
+        m, y = np.asarray(margins, np.float64), np.asarray(outcomes, np.bool_)
+        if min(int(y.sum()), int((~y).sum())) < PLATT_POSITIVES or np.ptp(m) == 0:
+            return None
+        sigmoids = PlattScaling.fit(m, y, labels, n_classes)
+        falls = ~(sigmoids.slope > 0)
+        if falls.any():
+            slope, intercept = _fit_sigmoid(m, y)
+            if not slope > 0:
+                return None
+            sigmoids = PlattScaling(
+                np.where(falls, slope, sigmoids.slope),
+                np.where(falls, intercept, sigmoids.intercept),
+                sigmoids.own & ~falls,
+            )
+        steps = IsotonicScaling.fit(m, y, labels, n_classes, min_positives=steps_from)
+        return cls(sigmoids, steps if steps.own.any() else None, n_images)
+
+    def __call__(self, margins: NDArray[np.floating], labels: NDArray[np.integer]) -> NDArray[np.float64]:
+        """Return the probability of each margin, see `Calibrator`."""
+        by_sigmoid = self.sigmoids(margins, labels)
+        if self.steps is None:
+            return by_sigmoid
+        return np.where(self.steps.own[labels], self.steps(margins, labels), by_sigmoid)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """What each class has: `steps`, `sigmoid`, or `shared sigmoid`."""
+        stepped = np.zeros(len(self.sigmoids.own), bool) if self.steps is None else self.steps.own
+        return tuple(
+            "steps" if step else "sigmoid" if own else "shared sigmoid"
+            for step, own in zip(stepped, self.sigmoids.own, strict=True)
+        )
+
+    def joined(self, other: ClassCurves) -> ClassCurves:
+        """Return the curves of these classes and, behind them, of others; each as it is."""
+        first, second = self.sigmoids, other.sigmoids
+        sigmoids = PlattScaling(
+            np.concatenate([first.slope, second.slope]),
+            np.concatenate([first.intercept, second.intercept]),
+            np.concatenate([first.own, second.own]),
+        )
+        steps = None
+        if self.steps is not None or other.steps is not None:
+            low, high = self._some_steps(), other._some_steps()
+            steps = IsotonicScaling(
+                np.concatenate([low.knots, high.knots]),
+                np.concatenate([low.probabilities, high.probabilities]),
+                np.concatenate([low.start, low.start[-1] + high.start[1:]]),
+                np.concatenate([low.own, high.own]),
+            )
+        return ClassCurves(sigmoids, steps, min(self.n_images, other.n_images))
+
+    def _some_steps(self) -> IsotonicScaling:
+        """Return the steps, or some that no class has for its own."""
+        n = len(self.sigmoids.own)
+        none = IsotonicScaling(np.zeros(n), np.zeros(n), np.arange(n + 1), np.zeros(n, bool))
+        return none if self.steps is None else self.steps
+
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        """Return the arrays by name."""
+        parts: dict[str, PlattScaling | IsotonicScaling] = {"sigmoids": self.sigmoids}
+        if self.steps is not None:
+            parts["steps"] = self.steps
+        arrays = {f"{part}.{name}": a for part, own in parts.items() for name, a in own.to_arrays().items()}
+        return {"n_images": np.array([self.n_images]), **arrays}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Self:
+        """Rebuild the curves from `to_arrays`."""
+
+        def part(name: str) -> dict[str, NDArray[Any]]:
+            return {k.partition(".")[2]: array for k, array in arrays.items() if k.startswith(f"{name}.")}
+
+        steps = part("steps")
+        return cls(
+            PlattScaling.from_arrays(part("sigmoids")),
+            IsotonicScaling.from_arrays(steps) if steps else None,
+            int(arrays["n_images"][0]),
+        )
 
 
 @dataclass(frozen=True)

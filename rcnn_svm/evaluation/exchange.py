@@ -192,7 +192,8 @@ def read_coco_results(
 def write_detections(path: Path, detections: Sequence[Detections], classes: Sequence[str]) -> None:
     """Write our own format: `schema`, `classes` and, per image, `boxes`, `scores` and `labels`.
 
-    Boxes are half-open pixels `x1 y1 x2 y2`, labels index `classes`; one line per image.
+    With `probabilities` where the detector is calibrated. Boxes are half-open pixels `x1 y1 x2 y2`, labels
+    index `classes`; one line per image.
 
     Raises:
         ShapeError: an infinite score, or a label that is no class.
@@ -204,10 +205,12 @@ def write_detections(path: Path, detections: Sequence[Detections], classes: Sequ
 
 def _record(found: Detections, n_classes: int) -> dict[str, Any]:
     _check(found, n_classes, "write_detections")
+    likely = {} if found.probabilities is None else {"probabilities": _short(found.probabilities)}
     return {
         "image_id": found.image_id,
         "boxes": np.reshape(_short(found.boxes.ravel()), (-1, 4)).tolist(),
         "scores": _short(found.scores),
+        **likely,
         "labels": found.labels.tolist(),
     }
 
@@ -323,11 +326,14 @@ def _plain(entry: Any, n_classes: int) -> Detections:
         is_number(label) and isinstance(label, int) and abs(label) < 1 << 31 for label in labels
     ):
         raise ShapeError(f"labels must be integers, got {labels!r}.")
+    likely = entry.get("probabilities")
+    if likely is not None and not (isinstance(likely, list) and all(map(is_number, likely))):
+        raise ShapeError(f"probabilities must be numbers, got {likely!r}.")
     with np.errstate(over="ignore"):
         numbers = np.array([float(min(max(score, -1e39), 1e39)) for score in scores], np.float32)
-    found = Detections(
-        image_id, plain_boxes(entry["boxes"], where=image_id), numbers, np.array(labels, np.int64)
-    )
+        shares = None if likely is None else np.array([min(max(p, -1), 2) for p in likely], np.float32)
+    boxes = plain_boxes(entry["boxes"], where=image_id)
+    found = Detections(image_id, boxes, numbers, np.array(labels, np.int64), shares)
     _check(found, n_classes, image_id)
     return found
 

@@ -16,10 +16,11 @@ import numpy as np
 
 from rcnn_svm.datasets import draw_folds
 from rcnn_svm.detector import Look, Model, look_at
+from rcnn_svm.evaluation.calibration import ClassCurves
 from rcnn_svm.evaluation.classification import labels_of
 from rcnn_svm.evaluation.coco import evaluate_coco
-from rcnn_svm.evaluation.thresholds import Thresholds, choose_thresholds
-from rcnn_svm.evaluation.voc import Rule, evaluate_voc
+from rcnn_svm.evaluation.thresholds import Thresholds, UnreachedError, choose_thresholds
+from rcnn_svm.evaluation.voc import HIT, IGNORED, EvalResult, evaluate_voc
 from rcnn_svm.experiment.learning import Representation
 from rcnn_svm.experiment.measure import Meter
 from rcnn_svm.experiment.parts import Parts, Run
@@ -42,6 +43,7 @@ from rcnn_svm.structures import Dataset, Detections
 
 __all__ = [
     "Chosen",
+    "HeldOut",
     "Scalers",
     "Trained",
     "Variant",
@@ -60,6 +62,23 @@ _FEW_OBJECTS = 50
 
 
 @dataclass(frozen=True, eq=False)
+class HeldOut:
+    """What was found in images without having been trained on them.
+
+    Attributes:
+        n_folds: trainings, each of which left out others; 1 where val was held out.
+        images: those that were looked at.
+        detections: one record per image.
+        evaluation: VOC AP of them.
+    """
+
+    n_folds: int
+    images: Dataset
+    detections: Sequence[Detections]
+    evaluation: EvalResult
+
+
+@dataclass(frozen=True, eq=False)
 class Variant:
     """One head without or with box regression: what held-out images decided.
 
@@ -67,27 +86,59 @@ class Variant:
         choice: of post-processing.
         detect: as chosen.
         with_boxes: whether boxes are regressed.
-        thresholds: None where no image was held out.
+        held_out: what was found there; None where no image was held out.
         value: mean of mAP and COCO AP on the held-out images, in percent, of whole images mAP; None where
-            there were none.
+            there were none, or none of their objects counts.
+        thresholds: None where there is no `held_out`, or no threshold does what is asked.
+        calibration: None where there is no `held_out`, or too little was found there.
+        unreached: why no threshold does what is asked; None where one does.
     """
 
     choice: Choice
     detect: Postprocess
     with_boxes: bool
-    thresholds: Thresholds | None = None
+    held_out: HeldOut | None = None
     value: float | None = None
+    thresholds: Thresholds | None = None
+    calibration: ClassCurves | None = None
+    unreached: UnreachedError | None = None
 
-    def measured(self, found: Sequence[Detections], dataset: Dataset, rule: Rule) -> Variant:
-        """Return the same with thresholds, and with the value of these detections of held-out images."""
-        truths = [sample.truth for sample in dataset]
-        evaluation = evaluate_voc(found, truths, dataset.classes, rule=rule)
-        if dataset.whole:  # of one class each: the surest is shown
-            thresholds = choose_thresholds(evaluation.matches) if labels_of(truths) is None else None
-            return replace(self, thresholds=thresholds, value=100 * evaluation.map(rule))
-        coco = evaluate_coco(found, truths, dataset.classes).summary()["AP"]
-        value = 50 * (evaluation.map(rule) + coco)
-        return replace(self, thresholds=choose_thresholds(evaluation.matches), value=value)
+    def measured(self, found: Sequence[Detections], images: Dataset, parts: Parts, n_folds: int) -> Variant:
+        """Return the same with the value of these detections of held-out images."""
+        truths, rule = [sample.truth for sample in images], parts.rule
+        evaluation = evaluate_voc(found, truths, images.classes, rule=rule)
+        value = 100 * evaluation.map(rule)
+        if not images.whole:
+            value = (value + 100 * evaluate_coco(found, truths, images.classes).summary()["AP"]) / 2
+        held_out = HeldOut(n_folds, images, found, evaluation)
+        return replace(self, held_out=held_out, value=None if np.isnan(value) else value)
+
+    def decided(self, parts: Parts) -> Variant:
+        """Return the same with thresholds and curves of probabilities from what was found there."""
+        if self.held_out is None:
+            return self
+        matches, images = self.held_out.evaluation.matches, self.held_out.images
+        counted = matches.outcome != IGNORED
+        curves = ClassCurves.fit(
+            matches.score[counted],
+            matches.outcome[counted] == HIT,
+            matches.label[counted],
+            len(images.classes),
+            n_images=len(images),
+        )
+        one = replace(self, calibration=curves)
+        if _shows_the_surest(parts, images):
+            return one
+        try:
+            return replace(one, thresholds=parts.aim(matches))
+        except UnreachedError as error:  # raised by who takes this variant
+            return replace(one, unreached=error)
+
+
+def _shows_the_surest(parts: Parts, images: Dataset) -> bool:
+    """Whether images have one class each, of which the surest is shown and no threshold is needed."""
+    one_each = images.whole and labels_of([sample.truth for sample in images]) is not None
+    return one_each and parts.aim is choose_thresholds
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,6 +151,7 @@ class Chosen:
         plain: without box regression.
         boxes: the box regression, the same for all heads; None where there is none.
         with_boxes: with it; None where there is none.
+        assumed: whether boxes are regressed where nothing was measured that could speak against it.
     """
 
     recipe: HeadRecipe
@@ -113,13 +165,39 @@ class Chosen:
         """Without box regression and, where there is one, with it."""
         return (self.plain,) if self.with_boxes is None else (self.plain, self.with_boxes)
 
+    assumed: bool = True
+
     @property
     def regress(self) -> bool:
         """Whether boxes are regressed, which did no harm on the held-out images."""
         if self.with_boxes is None:
             return False
         plain, boxed = self.plain.value, self.with_boxes.value
-        return plain is None or boxed is None or not boxed < plain
+        if plain is None or boxed is None:
+            return self.assumed
+        return boxed >= plain
+
+    @property
+    def preferred(self) -> Variant:
+        """The variant that is taken."""
+        return self.with_boxes if self.with_boxes is not None and self.regress else self.plain
+
+    def decided(self, parts: Parts) -> Chosen:
+        """Return the same with thresholds and curves of both variants.
+
+        Raises:
+            UnreachedError: no threshold of the variant that is taken does what is asked.
+        """
+        boxed = self.with_boxes
+        own = replace(
+            self,
+            plain=self.plain.decided(parts),
+            with_boxes=None if boxed is None else boxed.decided(parts),
+            assumed=False,
+        )
+        if own.preferred.unreached is not None:
+            raise own.preferred.unreached
+        return own
 
 
 class Scalers:
@@ -174,7 +252,7 @@ def choose(
         with scored_once(val_rows, model) as scored:
             how = choose_postprocess(plain_detect, parts.tried, val_rows, scored, rule)
             plain = Variant(*how, with_boxes=False)
-            plain = plain.measured(detected(val_rows, scored, plain.detect), val.dataset, rule)
+            plain = plain.measured(detected(val_rows, scored, plain.detect), val.dataset, parts, 1)
             if parts.boxes is not None and (boxes is None or box_model is None):
                 # The first head decides for all: heads shall differ in their scores alone.
                 boxes, box_model = choose_regressor(
@@ -193,8 +271,8 @@ def choose(
                 how = choose_postprocess(parts.postprocess, parts.tried, val_rows, moved, rule)
                 with_boxes = Variant(*how, with_boxes=True)
                 found = detected(val_rows, moved, with_boxes.detect)
-                with_boxes = with_boxes.measured(found, val.dataset, rule)
-        chosen.append(Chosen(recipe, head, plain, boxes, with_boxes))
+                with_boxes = with_boxes.measured(found, val.dataset, parts, 1)
+        chosen.append(Chosen(recipe, head, plain, boxes, with_boxes).decided(parts))
         reached = f"{plain.choice.val_map:.1f} mAP on {val.dataset.split}"
         settings = recipe.shown(head.settings)
         if with_boxes is not None:
@@ -221,6 +299,7 @@ def settle(parts: Parts, learned: Representation) -> list[Chosen]:
             Variant(unseen({}), without_boxes(parts.postprocess), with_boxes=False),
             boxes,
             with_boxes,
+            assumed=parts.folds == 0,  # else images were to be held out, and were too few
         )
         for recipe in parts.heads
     ]
@@ -238,11 +317,15 @@ def held_out_parts(
         val: the others.
     """
     folds = parts.folds
-    if trainval.dataset.whole and labels_of(trainval.truths) is not None:
+    if folds is None and _shows_the_surest(parts, trainval.dataset):
         return []  # nothing is decided on them
+    if folds is None and {s.image_id for s in train.dataset} & {s.image_id for s in val.dataset}:
+        folds = 3  # too few images to set some aside
     if folds is None:
         counted = [~(truth.difficult | truth.crowd) for truth in val.truths]
-        folds = 1 if sum(int(own.sum()) for own in counted) >= _FEW_OBJECTS else 3
+        enough = sum(int(own.sum()) for own in counted) >= _FEW_OBJECTS
+        # What is demanded of thresholds hangs on few events: all images are looked at for it.
+        folds = 1 if enough and parts.aim is choose_thresholds else 3
     if folds == 0:
         return []
     if folds == 1:
@@ -288,19 +371,23 @@ def hold_out(
     chosen = []
     for own in settled:
         first, *others = found[own.recipe.name]
-        without = own.plain.measured(first, images, parts.rule)
-        moved = [v.measured(d, images, parts.rule) for v, d in zip(boxed, others, strict=True)]
+        without = own.plain.measured(first, images, parts, len(pairs))
+        moved = [v.measured(d, images, parts, len(pairs)) for v, d in zip(boxed, others, strict=True)]
+        best = max(moved, key=lambda one: -np.inf if one.value is None else one.value, default=None)
+        chosen.append(replace(own, plain=without, with_boxes=best).decided(parts))
         if not moved:
-            chosen.append(replace(own, plain=without))
-            note(f"{own.recipe.name}: {without.value:.1f} mAP")
+            note(f"{own.recipe.name}: {_percent(without.value)} mAP")
             continue
-        best = max(moved, key=lambda one: -np.inf if one.value is None or np.isnan(one.value) else one.value)
-        chosen.append(replace(own, plain=without, with_boxes=best))
         values = ", ".join(
-            f"{one.value:.1f} at {one.choice.settings.get('box_step', 1):.0%}" for one in moved
+            f"{_percent(one.value)} at {one.choice.settings.get('box_step', 1):.0%}" for one in moved
         )
-        note(f"{own.recipe.name}: {without.value:.1f} as boxes are, moved {values} (mean of mAP and COCO AP)")
+        plain = _percent(without.value)
+        note(f"{own.recipe.name}: {plain} as boxes are, moved {values} (mean of mAP and COCO AP)")
     return chosen
+
+
+def _percent(value: float | None) -> str:
+    return "nothing to measure" if value is None else f"{value:.1f}"
 
 
 def _moves(parts: Parts) -> list[Variant]:

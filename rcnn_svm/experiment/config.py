@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, get_args
 
 from rcnn_svm import postprocess
@@ -18,6 +19,7 @@ from rcnn_svm.proposals import SelectiveSearchConfig, WholeImage
 from rcnn_svm.training.config import FcConfig, FinetuneConfig, TrunkConfig
 
 if TYPE_CHECKING:
+    from rcnn_svm.evaluation.thresholds import Aim
     from rcnn_svm.experiment.learning import Learner
     from rcnn_svm.experiment.parts import Parts
     from rcnn_svm.heads.recipe import HeadRecipe
@@ -216,7 +218,11 @@ class ExperimentConfig:
         folds: where nothing is chosen, how thresholds, `heads.box_steps`, and whether boxes are regressed at
             all, are decided before the training on trainval: 1 by training on train and measuring on val,
             more by training without each of so many folds of trainval, 0 not at all. None takes val where
-            it holds 50 objects, else 3 folds.
+            it holds 50 objects, else 3 folds, as also for `false_alarms` and `precision`, of which few
+            images tell little.
+        false_alarms: at most so many false detections an image, of all classes together, are to reach their
+            thresholds, on average; None asks for the best F1 instead.
+        precision: at least this share of what reaches its threshold is to be right; None as above.
         detect: from scores to detections; `max_iou` or `soft_nms_sigma`, and `vote_iou`, are chosen on val,
             where no region is looked at twice.
         rule: AP of VOC2007 (11 points, with `voc07-exact` at their exact places) or of VOC2010 and later (all
@@ -238,6 +244,8 @@ class ExperimentConfig:
     heads: HeadsConfig = field(default_factory=HeadsConfig)
     choose: bool = False
     folds: Annotated[int, Interval(0)] | None = None
+    false_alarms: Positive | None = None
+    precision: Annotated[float, Interval(0, 1, "neither")] | None = None
     detect: PostprocessConfig = field(
         default_factory=lambda: PostprocessConfig(soft_nms_sigma=0.2, box_step=0.5)
     )
@@ -247,6 +255,24 @@ class ExperimentConfig:
 
     def __post_init__(self) -> None:
         check(self)
+        asked = [name for name in ("false_alarms", "precision") if getattr(self, name) is not None]
+        if len(asked) > 1:
+            raise ConfigError("false_alarms and precision: must be one of the two, got both.")
+        if asked and self.folds == 0 and not self.choose:
+            raise ConfigError(
+                f"{asked[0]}: needs images that are held out, got folds=0. Set folds=1, which holds out val."
+            )
+
+    @property
+    def aim(self) -> Aim:
+        """What thresholds are chosen for."""
+        from rcnn_svm.evaluation.thresholds import choose_thresholds, limit_false_alarms, reach_precision
+
+        if self.false_alarms is not None:
+            return partial(limit_false_alarms, per_image=self.false_alarms)
+        if self.precision is not None:
+            return partial(reach_precision, share=self.precision)
+        return choose_thresholds
 
     def build(self, **own: Any) -> Parts:
         """Make the parts that this configuration describes.
@@ -290,6 +316,7 @@ class ExperimentConfig:
             "test_regions": self.test_regions,
             "choose": self.choose,
             "folds": self.folds,
+            "aim": self.aim,
             "rule": self.rule,
             "n_bootstrap": self.n_bootstrap,
             "seed": self.seed,

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from rcnn_svm.errors import ConfigError
+from rcnn_svm.evaluation.thresholds import Aim
 from rcnn_svm.evaluation.voc import Rule
 from rcnn_svm.features.build import FeatureConfig
 from rcnn_svm.features.store import Featurizer
@@ -130,6 +131,7 @@ class Parts:
             all.
         choose: try the grids on val; otherwise the middle of each is taken.
         folds: where nothing is chosen, how images are held out, see `ExperimentConfig`.
+        aim: what thresholds are chosen for, on images held out.
         rule: of AP.
         n_bootstrap: resamples of the intervals.
         seed: of everything random.
@@ -149,6 +151,7 @@ class Parts:
     test_regions: int | None
     choose: bool
     folds: int | None
+    aim: Aim
     rule: Rule
     n_bootstrap: int
     seed: int

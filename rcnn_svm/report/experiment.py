@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from rcnn_svm.evaluation.bootstrap import BootstrapResult, paired_accuracy, paired_bootstrap
+from rcnn_svm.evaluation.exchange import write_detections
 from rcnn_svm.evaluation.voc import RULE_NAMES
+from rcnn_svm.experiment.choosing import HeldOut
 from rcnn_svm.experiment.parts import Parts
 from rcnn_svm.experiment.recipe import Experiment
 from rcnn_svm.files import remove_marker, write_json, write_text
@@ -16,7 +18,27 @@ from rcnn_svm.report.html import write_html_report
 from rcnn_svm.report.provenance import portable_path, provenance
 from rcnn_svm.report.tables import difference_rows, head_metrics, markdown, write_tables
 
-__all__ = ["experiment_metrics", "write_experiment"]
+__all__ = ["cross_validated", "experiment_metrics", "write_experiment"]
+
+
+def cross_validated(held_out: HeldOut, *, seed: int, n_bootstrap: int) -> dict[str, Any]:
+    """Return what several trainings reach together, each on the images that it had not seen, as plain data.
+
+    Their detections are pooled: AP ranks the scores of all trainings together.
+
+    Args:
+        held_out: of two folds or more.
+        seed: of the resamples.
+        n_bootstrap: how many resamples.
+    """
+    evaluation = held_out.evaluation
+    found = paired_bootstrap({"": evaluation}, n_resamples=n_bootstrap, seed=seed, rule=evaluation.rule)
+    return {
+        "n_folds": held_out.n_folds,
+        "n_images": len(held_out.images),
+        "mAP": found.mean[""].in_percent(),
+        "ap": {name: of.in_percent() for name, of in found.per_class[""].items()},
+    }
 
 
 def experiment_metrics(
@@ -64,6 +86,10 @@ def experiment_metrics(
             )
             for head, result in experiment.heads.items()
         },
+        "cross_validation": {
+            head: cross_validated(held_out, seed=parts.seed, n_bootstrap=parts.n_bootstrap)
+            for head, held_out in _crossed(experiment).items()
+        },
         **({"accuracy_differences": difference_rows(accuracy["accuracy"].differences)} if accuracy else {}),
         "stages_s": experiment.stages_s,
         "provenance": provenance(seed=parts.seed, command=command),
@@ -74,6 +100,8 @@ def write_experiment(
     folder: str | Path, experiment: Experiment, *, command: str, html: bool = True
 ) -> tuple[dict[str, Any], BootstrapResult]:
     """Write `metrics.json`, `config.json`, tables, README and, if wanted, `report.html`.
+
+    Where folds were held out, `out_of_fold/HEAD.json` holds what was found in each image unseen.
 
     Returns:
         The metrics, and the bootstrap over the heads.
@@ -101,9 +129,22 @@ def write_experiment(
             bootstrap,
             config=values,
         )
+    for head, held_out in _crossed(experiment).items():
+        write_detections(
+            folder / "out_of_fold" / f"{head}.json", held_out.detections, held_out.images.classes
+        )
     write_text(folder / "README.md", _readme(metrics, bootstrap, parts, experiment.splits.notes))
     write_json(folder / "metrics.json", metrics)
     return metrics, bootstrap
+
+
+def _crossed(experiment: Experiment) -> dict[str, HeldOut]:
+    """Return what the heads that are taken found in folds of the images, where folds were held out."""
+    return {
+        head: result.held_out
+        for head, result in experiment.heads.items()
+        if result.preferred and result.held_out is not None and result.held_out.n_folds > 1
+    }
 
 
 def _readme(

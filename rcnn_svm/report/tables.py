@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rcnn_svm.evaluation.bootstrap import BootstrapResult, Difference, Interval, Paired
+from rcnn_svm.evaluation.calibration import ClassCurves
 from rcnn_svm.evaluation.classification import Classification
 from rcnn_svm.evaluation.coco import CocoResult
 from rcnn_svm.evaluation.voc import EvalResult
@@ -20,6 +22,8 @@ __all__ = [
     "DIFFERENCES",
     "LOCALISATION",
     "Column",
+    "aim_words",
+    "calibration_words",
     "comparison_rows",
     "comparison_table",
     "confusion_table",
@@ -32,8 +36,11 @@ __all__ = [
     "is_classified",
     "judged",
     "markdown",
+    "markdown_table",
+    "markdown_text",
     "per_class_rows",
     "percent",
+    "promise_words",
     "ranked_differences",
     "ranked_heads",
     "signed",
@@ -345,9 +352,10 @@ def threshold_table(metrics: Mapping[str, Any], name: str) -> tuple[str, list[st
     if "thresholds" not in details:
         return None
     chosen, sure = details["thresholds"], details["at_threshold"]
+    promised = promise_words(chosen)
     words = (
-        f"{name}: `detect` shows what scores at least the threshold of its class, which gave the best F1 on "
-        f"{chosen['n_images']} images held out (where a class has few objects, those of all count too). "
+        f"{name}: `detect` shows what scores at least the threshold of its class, which {aim_words(chosen)}. "
+        f"{promised[:1].upper()}{promised[1:]}{'. ' if promised else ''}"
         f"On test {percent(sure['precision'], 0)} % of what is shown is right and "
         f"{percent(sure['recall'], 0)} % of the objects are found, in "
         f"{sure['boxes_per_image']:.1f} boxes an image ({sure['objects_per_image']:.1f} objects)."
@@ -358,11 +366,65 @@ def threshold_table(metrics: Mapping[str, Any], name: str) -> tuple[str, list[st
             f"{row['score']:.2f}",
             percent(row["precision"], 0),
             percent(row["recall"], 0),
+            "" if row.get("false_alarms") is None else f"{row['false_alarms']:.3f}",
             str(row["n_objects"]),
         ]
         for label, row in chosen["classes"].items()
     ]
-    return words, ["threshold of", "score", "precision %", "recall %", "objects held out"], lines
+    titles = ["threshold of", "score", "precision %", "recall %", "false an image", "objects held out"]
+    return words, titles, lines
+
+
+def aim_words(chosen: Mapping[str, Any]) -> str:
+    """Return what thresholds were chosen for, and on how many images, after "the threshold, which".
+
+    Args:
+        chosen: as `Thresholds.to_json` returns them.
+    """
+    aim, n = chosen.get("aim", {}), chosen["n_images"]
+    if "false_alarms" in aim:
+        return f"lets at most {aim['false_alarms']:g} false detections an image pass on {n} images held out"
+    if "precision" in aim:
+        return f"makes {100 * aim['precision']:g} % of what is shown right on {n} images held out"
+    return f"gave the best F1 on {n} images held out (where a class has few objects, those of all count too)"
+
+
+def promise_words(chosen: Mapping[str, Any]) -> str:
+    """Return what thresholds promise for new images, with 95 % intervals; nothing where it was not taken.
+
+    Args:
+        chosen: as `Thresholds.to_json` returns them.
+    """
+    promised = chosen.get("promised", {})
+    if not promised:
+        return ""
+    right, found, false = (promised[name] for name in ("precision", "recall", "false_alarms"))
+    return (
+        f"there {_spanned(right)} % of that is right, {_spanned(found)} % of the objects are found, and "
+        f"{false['value']:.3f} [{false['low']:.3f}, {false['high']:.3f}] false detections come an image"
+    )
+
+
+def _spanned(of: Mapping[str, Any]) -> str:
+    if of["low"] is None:
+        return percent(of["value"], 0)
+    return f"{percent(of['value'], 0)} [{of['low']:.0f}, {of['high']:.0f}]"
+
+
+def calibration_words(curves: ClassCurves | None) -> str:
+    """Return where the probabilities of a detector come from, or that it has none."""
+    if curves is None:
+        return (
+            "margins or log-odds; not calibrated: too few images were held out, or too little was found in "
+            "them, to make probabilities of scores"
+        )
+    counts = Counter(curves.kinds)
+    ways = {"steps": "by steps", "sigmoid": "by a sigmoid", "shared sigmoid": "by the sigmoid of all classes"}
+    kinds = ", ".join(f"{counts[kind]} {words}" for kind, words in ways.items() if counts[kind])
+    return (
+        f"margins or log-odds, and the probability that a detection is right, by a curve per class ({kinds}) "
+        f"from {curves.n_images} images held out"
+    )
 
 
 def markdown(metrics: Mapping[str, Any], bootstrap: BootstrapResult | None = None) -> str:
@@ -374,17 +436,19 @@ def markdown(metrics: Mapping[str, Any], bootstrap: BootstrapResult | None = Non
     names = ranked_heads(metrics)
     columns, lines = comparison_table(metrics, bootstrap)
     titles = [each.title for each in columns]
-    parts = [_table(titles, lines)]
+    parts = [markdown_table(titles, lines)]
     if "AP75" in titles:
         parts.append(f"{LOCALISATION}\n")
     rows = per_class_rows(metrics)
-    parts.append(_table(["AP", *names], [[r["class"], *(percent(r[n]) for n in names)] for r in rows]))
+    parts.append(
+        markdown_table(["AP", *names], [[r["class"], *(percent(r[n]) for n in names)] for r in rows])
+    )
     if is_classified(metrics):
         titles, lines = confusion_table(metrics, names[0])
-        parts += [f"What {names[0]} takes the images of each class for:\n", _table(titles, lines)]
+        parts += [f"What {names[0]} takes the images of each class for:\n", markdown_table(titles, lines)]
     if names and (thresholds := threshold_table(metrics, names[0])) is not None:
         words, titles, lines = thresholds
-        parts += [f"{words}\n", _table(titles, lines)]
+        parts += [f"{words}\n", markdown_table(titles, lines)]
     if bootstrap is not None and bootstrap.differences:
         shown: dict[str, BootstrapResult | Paired] = {"mAP": bootstrap}
         if is_classified(metrics):
@@ -393,7 +457,7 @@ def markdown(metrics: Mapping[str, Any], bootstrap: BootstrapResult | None = Non
             lines = [
                 [f"{one.first} - {one.second}", *difference_cells(one)] for one in ranked_differences(found)
             ]
-            parts.append(_table([f"difference in {measure}", *DIFFERENCES[1:]], lines))
+            parts.append(markdown_table([f"difference in {measure}", *DIFFERENCES[1:]], lines))
     return "\n".join(parts)
 
 
@@ -436,9 +500,9 @@ def difference_cells(each: Difference) -> list[str]:
     ]
 
 
-def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+def markdown_table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     """Return a Markdown table with padded columns: names to the left, numbers to the right."""
-    head, *body = [[_cell(text) for text in row] for row in [head, *body]]
+    head, *body = [[markdown_text(text) for text in row] for row in [head, *body]]
     widths = [max(len(row[i]) for row in [head, *body]) for i in range(len(head))]
 
     def line(row: Sequence[str]) -> str:
@@ -460,7 +524,7 @@ def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
     return stream.getvalue()
 
 
-def _cell(text: str) -> str:
+def markdown_text(text: str) -> str:
     """Return a text that Markdown shows as it stands and that does not end its cell."""
     return printable(text).translate(_MARKS)
 

@@ -20,6 +20,7 @@ from rcnn_svm import files
 from rcnn_svm.cli import main
 from rcnn_svm.datasets import write_dataset
 from rcnn_svm.detector import Detector, Model, load_detector
+from rcnn_svm.evaluation.calibration import ClassCurves, IsotonicScaling, PlattScaling
 from rcnn_svm.evaluation.thresholds import Thresholds
 from rcnn_svm.experiment import measure
 from rcnn_svm.features.build import FeatureConfig, build_featurizer
@@ -87,7 +88,15 @@ def save_detector(folder: Path, seed: int = 0) -> None:
         postprocess=PostprocessConfig(soft_nms_sigma=0.2, box_step=0.5),
         thresholds=Thresholds(CLASSES, np.full(3, -9, np.float32), ones, ones, np.ones(3, np.int64), 3),
         info={"seed": seed},
+        calibration=ClassCurves(PlattScaling(ones, ones, np.ones(3, bool)), _steps(), 3),
     ).save(folder)
+
+
+def _steps() -> IsotonicScaling:
+    """Return two steps for each of three classes."""
+    return IsotonicScaling(
+        np.tile([-1.0, 1.0], 3), np.tile([0.2, 0.9], 3), np.arange(0, 7, 2), np.ones(3, bool)
+    )
 
 
 class Scene:

@@ -25,7 +25,7 @@ from rcnn_svm.evaluation.exchange import read_coco_results, read_comp4, read_det
 from rcnn_svm.experiment.config import ExperimentConfig
 from rcnn_svm.files import atomic_path, file_digest
 from rcnn_svm.networks.backbone import load_backbone
-from rcnn_svm.report.tables import _table, csv_text
+from rcnn_svm.report.tables import csv_text, markdown_table
 from tests.campaign.scene import picture, save_detector
 from tests.datasets import cases
 
@@ -229,7 +229,7 @@ def test_no_output_takes_the_place_of_an_input(tmp_path: Path, capsys: pytest.Ca
 def test_names_are_no_formulas_and_no_markup() -> None:
     rows = [{"class": "=1+cmd|calc!A0", "ap": -1.5}, {"class": "@x", "ap": 2}, {"class": "cat", "ap": None}]
     assert csv_text(rows).splitlines()[1:] == ["'=1+cmd|calc!A0,-1.5", "'@x,2", "cat,"]
-    table = _table(["AP"], [["a|b <script>\x1b[31m"]])
+    table = markdown_table(["AP"], [["a|b <script>\x1b[31m"]])
     assert "a\\|b &lt;script&gt;\\x1b[31m" in table
 
 

@@ -21,6 +21,7 @@ from tests.cli.conftest import TINY, Run, array_file
 
 def test_train_leaves_a_whole_detector_and_its_figures(detector_folder: Path) -> None:
     assert {p.name.partition(".")[0] for p in detector_folder.iterdir()} == {
+        "README",
         "backbone",
         "config",
         "detector",

@@ -11,6 +11,7 @@ import pytest
 
 from rcnn_svm import load_detector
 from rcnn_svm.cli import main
+from rcnn_svm.evaluation.exchange import read_detections
 from rcnn_svm.structures import Detections
 from tests.cli.conftest import TINY, Run
 from tests.cli.test_bad_input import sentence
@@ -57,6 +58,74 @@ def test_a_threshold_per_class_is_kept_with_what_it_gave(trained: Path) -> None:
 def shown(folder: Path) -> dict[str, list[float]]:
     values = json.loads((folder / "detections.json").read_text())
     return {one["image_id"]: one["scores"] for one in values["images"]}
+
+
+def test_detect_writes_a_probability_beside_each_score(
+    run: Run, trained: Path, digits_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images, detector = digits_folder / "images" / "test", load_detector(trained)
+    assert detector.calibration is not None
+    assert detector.calibration.n_images == 19
+    assert run("detect", trained, images, "--out", tmp_path / "f", "--all", "--no-pictures") == 0
+    assert "not calibrated" not in capsys.readouterr().err
+    classes, found = read_detections(tmp_path / "f" / "detections.json")
+    assert classes == detector.classes
+    for one in found:
+        expected = detector.calibration(one.scores, one.labels).astype(np.float32)
+        np.testing.assert_array_equal(one.probabilities, expected)
+    from rcnn_svm import load_dataset
+
+    image = load_dataset(digits_folder, "test").samples[0]
+    np.testing.assert_array_equal(
+        detector(image.read()).probabilities,
+        next(one for one in found if one.image_id == image.image_id).probabilities,
+    )
+    few = found[0][:2]
+    np.testing.assert_array_equal(few.probabilities, found[0].probabilities[:2])
+
+
+def test_a_detector_of_the_format_before_probabilities_is_read(
+    run: Run, trained: Path, digits_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    older = tmp_path / "older"
+    detector = load_detector(trained)
+    replace(detector, calibration=None).save(older)
+    values = json.loads((older / "detector.json").read_text())
+    values["format"] = 3
+    for key in ("aim", "promised"):
+        del values["thresholds"][key]
+    for row in values["thresholds"]["classes"].values():
+        del row["false_alarms"]
+    (older / "detector.json").write_text(json.dumps(values))
+    images = digits_folder / "images" / "test"
+    assert run("detect", older, images, "--out", tmp_path / "f", "--no-pictures") == 0
+    assert "this detector is not calibrated: no probabilities" in capsys.readouterr().err
+    _, found = read_detections(tmp_path / "f" / "detections.json")
+    assert all(one.probabilities is None for one in found)
+    np.testing.assert_array_equal(load_detector(older).thresholds.scores, detector.thresholds.scores)
+
+
+def test_thresholds_are_chosen_for_what_is_asked(
+    run: Run, digits_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--cache", tmp_path / "cache", *TINY]
+    out = tmp_path / "d"
+    assert run("train", digits_folder, "--out", out, *words, "--false-alarms", "0.5", "--folds", "2") == 0
+    chosen = load_detector(out).thresholds
+    assert chosen.aim == {"false_alarms": 0.5}
+    assert 0 < chosen.false_alarms.sum() <= 0.5
+    said = " ".join(capsys.readouterr().err.split())
+    assert "chosen on 19 images held out for false alarms 0.5; there " in said
+    page = (out / "evaluation" / "README.md").read_text()
+    assert "lets at most 0.5 false detections an image pass on 19 images held out" in page
+    assert run("train", digits_folder, "--out", tmp_path / "e", *words, "--false-alarms", "0.05") == 2
+    assert "at least 20 images must be held out, got 19" in sentence(capsys)
+    assert not (tmp_path / "e" / "detector.json").exists()
+    assert run("train", digits_folder, "--out", tmp_path / "e", *words, "--precision", "0.99999") == 2
+    assert "no score reaches it on the 19 images held out" in sentence(capsys)
+    unheld = ["--precision", "0.5", "--folds", "0"]
+    assert run("train", digits_folder, "--out", tmp_path / "e", *words, *unheld) == 2
+    assert "precision: needs images that are held out" in sentence(capsys)
 
 
 def test_detect_shows_what_reaches_the_thresholds(

@@ -76,7 +76,7 @@ def test_the_end_says_where_how_good_and_what_next(
 ) -> None:
     lines = off_terminal.stderr.splitlines()
     end = lines[[line.endswith("  done") for line in lines].index(True) + 1 :]
-    assert labels_of(end)[:5] == ["Detector", "Quality", "Boxes", "Shown", "Report"]
+    assert labels_of(end)[:5] == ["Detector", "Quality", "Boxes", "Shown", "Scores"]
     assert {"Next", "Cache"} < set(labels_of(end))
     assert re.search(r"\d mAP on the 5 images of test", end[1])
     assert (folder / "out" / "evaluation" / "report.html").exists()

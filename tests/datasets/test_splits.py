@@ -124,19 +124,32 @@ def test_splits_that_no_rule_covers(voc):
             {"train": ["a", "b"], "trainval": ["a", "b"]},
             "must have a test or a val split to measure on, has train, trainval.",
         ),
-        ({"all": ["a", "b"]}, "must have 3 or more images to be split in three, got 2."),
-        (
-            {"train": ["a"], "test": ["b"]},
-            "must have 2 or more training images to set some aside for validation.",
-        ),
         ({"val": ["a"], "test": ["b"]}, "must have a train split, has val, test."),
         ({"train2014": ["a"], "train2017": ["b"]}, "must have one train split, has train2014, train2017."),
         ({"train": [], "test": ["a"]}, "split 'train' has no image. Add images to it or name another split."),
-        ({"train": ["a", "b"], "test": []}, "must have 3 or more images to be split in three, got 2."),
     ],
 )
-def test_too_little_to_split(voc, given, rule):
+def test_no_split_to_train_or_measure_on(voc, given, rule):
     root = voc(**given)
     with pytest.raises(DataError) as caught:
         load_splits(root)
     assert str(caught.value) == f"{root}: {rule}"
+
+
+@pytest.mark.parametrize("given", [{"all": ["a", "b"]}, {"all": ["a"]}, {"train": ["a", "b"], "test": []}])
+def test_one_or_two_images_play_all_parts(voc, given):
+    splits = load_splits(voc(**given))
+    everything = ["a", "b"] if "b" in next(iter(given.values())) else ["a"]
+    for part in PARTS:
+        assert [sample.image_id for sample in getattr(splits, part)] == everything
+        assert getattr(splits, part).split == part
+    said = " ".join(splits.notes)
+    assert "too few to set any aside; all play all parts" in said
+    assert "what is measured on them says nothing" in said
+
+
+def test_a_single_training_image_is_val_as_well(voc):
+    splits = load_splits(voc(train=["a"], test=["b"]))
+    ids = {part: [sample.image_id for sample in getattr(splits, part)] for part in PARTS}
+    assert ids == {"train": ["a"], "val": ["a"], "trainval": ["a"], "test": ["b"]}
+    assert "it is val as well" in splits.notes[0]

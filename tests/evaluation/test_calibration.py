@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -16,6 +18,7 @@ from rcnn_svm.evaluation.calibration import (
     EPSILON,
     ISOTONIC_POSITIVES,
     PLATT_POSITIVES,
+    ClassCurves,
     IsotonicScaling,
     PlattScaling,
     TemperatureScaling,
@@ -293,3 +296,58 @@ def test_at_temperature_one_probabilities_are_those_of_the_softmax_and_of_its_lo
 def test_bad_logits(logits, target, error, words):
     with pytest.raises(error, match=words):
         TemperatureScaling.fit(logits, target)
+
+
+def graded(seed: int, sizes: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Margins, outcomes and labels: so many right ones of each class, and twice as many false ones."""
+    rng = np.random.default_rng(seed)
+    parts = []
+    for k, n in enumerate(sizes):
+        margins = np.concatenate([rng.normal(1.0, 1.0, n), rng.normal(-1.0, 1.0, 2 * n)])
+        parts.append((margins, np.arange(3 * n) < n, np.full(3 * n, k)))
+    m, y, label = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return m, y, label
+
+
+def test_each_class_has_the_curve_that_what_was_seen_of_it_allows() -> None:
+    m, y, label = graded(3, [520, 40, 4])
+    curves = ClassCurves.fit(m, y, label, 3, n_images=80)
+    assert curves is not None
+    assert curves.kinds == ("steps", "sigmoid", "shared sigmoid")
+    grid = np.linspace(-3, 3, 50)
+    steps = IsotonicScaling.fit(m, y, label, 3)
+    np.testing.assert_array_equal(curves(grid, np.zeros(50, np.int64)), steps(grid, np.zeros(50, np.int64)))
+    sigmoids = PlattScaling.fit(m, y, label, 3)
+    for k in (1, 2):
+        own = np.full(50, k)
+        np.testing.assert_array_equal(curves(grid, own), sigmoids(grid, own))
+    again = ClassCurves.from_arrays(curves.to_arrays())
+    assert (again.kinds, again.n_images) == (curves.kinds, 80)
+    np.testing.assert_array_equal(again(grid[:, None], np.arange(3)), curves(grid[:, None], np.arange(3)))
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    seed=st.integers(0, 1000),
+    sizes=st.lists(st.integers(0, 130) | st.just(500), min_size=1, max_size=4),
+    worse=st.booleans(),
+)
+def test_a_probability_never_falls_with_the_score(seed: int, sizes: list[int], worse: bool) -> None:
+    m, y, label = graded(seed, [*sizes, 30])
+    m = np.where((label == 0) & worse, -m, m)  # a head that is worse than chance for a class
+    curves = ClassCurves.fit(m, y, label, len(sizes) + 1, n_images=10)
+    if curves is None:
+        assert worse
+        return
+    found = curves(np.linspace(-9, 9, 200)[:, None], np.arange(len(sizes) + 1))
+    assert ((found >= 0) & (found <= 1)).all()
+    assert (np.diff(found, axis=0) >= 0).all()
+
+
+def test_with_too_little_there_are_no_curves() -> None:
+    m, y, label = graded(1, [9])
+    assert ClassCurves.fit(m, y, label, 1, n_images=9) is None  # nine right ones
+    m, y, label = graded(1, [40])
+    assert ClassCurves.fit(np.zeros_like(m), y, label, 1, n_images=9) is None
+    assert ClassCurves.fit(-m, y, label, 1, n_images=9) is None  # the surer, the less right
+    assert ClassCurves.fit(m, y, label, 1, n_images=9) is not None

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from rcnn_svm.errors import DataError
-from rcnn_svm.evaluation.thresholds import Thresholds, choose_thresholds
+from rcnn_svm.evaluation.thresholds import (
+    Thresholds,
+    UnreachedError,
+    choose_thresholds,
+    limit_false_alarms,
+    reach_precision,
+)
 from rcnn_svm.evaluation.voc import match
 from rcnn_svm.structures import Detections, GroundTruth
 
@@ -87,6 +95,94 @@ def test_thresholds_are_kept_as_plain_data() -> None:
     again = Thresholds.from_json(chosen.to_json(), ("a", "b"), where="detector.json")
     np.testing.assert_array_equal(again.scores, chosen.scores)
     np.testing.assert_allclose(again.precision, chosen.precision)
+    np.testing.assert_allclose(again.false_alarms, chosen.false_alarms)
+    for name, of in chosen.promised.items():
+        assert vars(again.promised[name]) == pytest.approx(vars(of))
     assert again.n_images == chosen.n_images == 30
     with pytest.raises(DataError, match=r"detector.json: the thresholds are damaged \('c'\)"):
         Thresholds.from_json(chosen.to_json(), ("a", "c"), where="detector.json")
+
+
+@settings(deadline=None, max_examples=40)
+@given(seed=st.integers(0, 500), per_image=st.floats(0.04, 2.0), digits=st.integers(0, 3))
+def test_no_more_false_alarms_than_allowed_are_believed(seed: int, per_image: float, digits: int) -> None:
+    found, truths = split(seed)
+    found = [replace(d, scores=np.round(d.scores, digits)) for d in found]
+    matches = match(found, truths, ("a", "b"))
+    best = max(float(d.scores.max()) for d in found)
+    at_best = sum(int(((d.scores == best) & (d.boxes[:, 0] > 0)).sum()) for d in found)
+    try:
+        chosen = limit_false_alarms(matches, per_image)
+    except UnreachedError:
+        assume(at_best > per_image * 30)  # else one is enough
+        return
+    n_false = sum(int((chosen.believed(d).boxes[:, 0] > 0).sum()) for d in found)
+    n_false += sum(max(int((chosen.believed(d).boxes[:, 0] == 0).sum()) - 1, 0) for d in found)  # found twice
+    wrong_class = sum(
+        int(((b := chosen.believed(d)).labels[b.boxes[:, 0] == 0] != t.labels[0]).sum())
+        for d, t in zip(found, truths, strict=True)
+    )
+    assert n_false + wrong_class == round(chosen.false_alarms.sum() * 30)
+    assert chosen.false_alarms.sum() <= per_image + 1e-9
+    promised = chosen.promised["false_alarms"]
+    assert promised.low <= promised.value <= promised.high
+    assert promised.value == pytest.approx(chosen.false_alarms.sum())
+    assert chosen.aim == {"false_alarms": per_image}
+
+
+def test_allowed_false_alarms_are_spent() -> None:
+    """As many as are allowed lie above the thresholds: on average so many come in new images."""
+    rates = []
+    for seed in range(30):
+        matches = match(*split(seed, 60), ("a", "b"))
+        chosen = limit_false_alarms(matches, 0.1)
+        rates.append(chosen.false_alarms.sum())
+        new = chosen.measure(match(*split(seed + 1000, 60), ("a", "b")))
+        rates[-1] = (rates[-1], new["false_alarms_per_image"])
+    promised, came = np.mean(rates, axis=0)
+    assert promised == pytest.approx(0.1, abs=0.005)
+    assert came == pytest.approx(0.1, abs=0.03)
+
+
+def test_too_few_images_to_tell_so_few_false_alarms() -> None:
+    matches = match(*split(1, 12), ("a", "b"))
+    with pytest.raises(UnreachedError, match=r"at least 20 images must be held out, got 12\. Allow more"):
+        limit_false_alarms(matches, 0.05)
+
+
+@settings(deadline=None, max_examples=40)
+@given(seed=st.integers(0, 500), share=st.floats(0.05, 0.97))
+def test_a_demanded_precision_holds_where_it_was_chosen(seed: int, share: float) -> None:
+    matches = match(*split(seed), ("a", "b"))
+    try:
+        chosen = reach_precision(matches, share)
+    except UnreachedError:
+        n = 60  # detections: all being right would be enough
+        assume(share > 0.5 * n / (n + 1))
+        return
+    measured = chosen.measure(matches)
+    assert measured["precision"] > 100 * share
+    assert chosen.promised["precision"].value == pytest.approx(measured["precision"] / 100)
+    assert chosen.promised["precision"].low <= chosen.promised["precision"].value
+
+
+def test_a_precision_that_no_score_reaches_is_one_sentence() -> None:
+    matches = match(*split(1), ("a", "b"))
+    with pytest.raises(
+        UnreachedError, match=r"precision=0\.999: no score reaches it on the 30 images held out"
+    ):
+        reach_precision(matches, 0.999)
+    nothing = match([Detections.empty("0")], [GroundTruth(BOX, np.array([0]))], ("a",))
+    with pytest.raises(UnreachedError, match=r"where the most is 0\.00"):
+        reach_precision(nothing, 0.5)
+
+
+def test_what_an_older_detector_kept_is_read() -> None:
+    values = choose_thresholds(match(*split(5), ("a", "b"))).to_json()
+    for key in ("aim", "promised"):
+        del values[key]
+    for row in values["classes"].values():
+        del row["false_alarms"]
+    older = Thresholds.from_json(values, ("a", "b"), where="detector.json")
+    assert older.false_alarms is None
+    assert older.promised == older.aim == {}

@@ -9,7 +9,7 @@ import pytest
 from rcnn_svm.boxes import MIRRORED_DELTAS, encode_deltas
 from rcnn_svm.datasets.digits import digits_splits
 from rcnn_svm.detector import Model
-from rcnn_svm.experiment.config import DataConfig
+from rcnn_svm.experiment.config import DataConfig, ExperimentConfig
 from rcnn_svm.experiment.data import absent_classes, load_data, too_small
 from rcnn_svm.experiment.measure import Meter
 from rcnn_svm.experiment.regions import JoinedBlocks, SplitRegions, StoredBlocks
@@ -258,3 +258,32 @@ def test_objects_that_no_region_reaches_are_told():
     )
     assert too_small(dataset, 5) is None
     assert too_small(replace(dataset, samples=()), 20) is None
+
+
+def test_folds_are_held_out_where_val_tells_too_little(rng: np.random.Generator) -> None:
+    """Val has to hold 50 objects, other images than train, and to be asked for no rare event."""
+    from rcnn_svm.experiment.choosing import held_out_parts
+
+    box = np.array([[0, 0, 10, 10]], np.float32)
+
+    def regions(split: str, first: int, n: int) -> SplitRegions:
+        truth = GroundTruth(np.tile(box, (10, 1)), np.zeros(10, np.int64))
+        samples = tuple(Sample(str(i), (20, 20), truth) for i in range(first, first + n))
+        dataset = Dataset("boxes", split, ("a",), samples)
+        proposals = {s.image_id: RegionSet(s.image_id, s.size, box, np.zeros(1, np.float32)) for s in samples}
+        return SplitRegions.of(dataset, proposals, with_truth=True)
+
+    trainval, train = regions("trainval", 0, 12), regions("train", 0, 7)
+    val, small = regions("val", 7, 5), regions("val", 7, 4)
+
+    def held(train: SplitRegions, val: SplitRegions, **settings: object) -> list[int]:
+        parts = ExperimentConfig(**settings).build()
+        return [len(out) for _, out in held_out_parts(parts, trainval, train, val)]
+
+    assert held(train, val) == [5]
+    assert held(train, small) == [4, 4, 4]
+    assert held(trainval, regions("val", 0, 12)) == [4, 4, 4]
+    assert held(train, val, false_alarms=0.1) == held(train, val, precision=0.9) == [4, 4, 4]
+    assert held(train, val, false_alarms=0.1, folds=1) == [5]
+    assert held(train, val, folds=6) == [2] * 6
+    assert held(train, val, folds=0) == []
