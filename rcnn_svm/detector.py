@@ -21,13 +21,14 @@ from rcnn_svm.config import from_dict, to_dict
 from rcnn_svm.errors import ConfigError, DataError, ShapeError
 from rcnn_svm.evaluation.calibration import ClassCurves
 from rcnn_svm.evaluation.thresholds import Thresholds
-from rcnn_svm.features.build import FeatureConfig, build_featurizer
+from rcnn_svm.features.build import FeatureConfig, build_featurizer, read_together, taps_of
 from rcnn_svm.features.fc_layers import FcLayers
 from rcnn_svm.features.scaling import FeatureScaler
 from rcnn_svm.features.store import Featurizer, RowReader
 from rcnn_svm.files import atomic_path, bytes_digest, file_digest, read_json, write_json
 from rcnn_svm.heads.base import Scorer
 from rcnn_svm.heads.bbox_regressor import BoxRegressor
+from rcnn_svm.heads.refiner import BoxRefiner
 from rcnn_svm.heads.scorers import (
     EstimatorScorer,
     KernelScorer,
@@ -38,12 +39,19 @@ from rcnn_svm.heads.scorers import (
 )
 from rcnn_svm.networks.architectures import Architecture
 from rcnn_svm.networks.backbone import BACKBONES, Backbone, load_backbone
-from rcnn_svm.postprocess import Postprocess, PostprocessConfig, moved_regions, postprocess_traced
+from rcnn_svm.postprocess import (
+    Postprocess,
+    PostprocessConfig,
+    candidates_to_refine,
+    moved_regions,
+    postprocess_traced,
+    refined,
+)
 from rcnn_svm.proposals import GridConfig, Proposer, SelectiveSearchConfig, WholeImage, regions_of
 from rcnn_svm.structures import Detections, Image, Sample, TrainingRegions, mirror_image, require_finite
 from rcnn_svm.threads import images_at_once, in_order
 
-__all__ = ["Detector", "Look", "Model", "load_detector", "look_at"]
+__all__ = ["Detector", "Look", "Model", "Refinement", "load_detector", "look_at"]
 
 _FORMAT = 4
 _READ = (3, _FORMAT)
@@ -75,6 +83,19 @@ def look_at(readers: Sequence[RowReader], width: float) -> Look:
 
 
 @dataclass(frozen=True, eq=False)
+class Refinement:
+    """A second stage for the boxes of detections: its features, and what reads them.
+
+    Attributes:
+        featurizer: boxes of an image -> (M, D) rows.
+        refiner: reads them.
+    """
+
+    featurizer: Featurizer
+    refiner: BoxRefiner
+
+
+@dataclass(frozen=True, eq=False)
 class Model:
     """What reads feature rows: class scores, and box regression where there is any.
 
@@ -85,6 +106,7 @@ class Model:
         regressor_scaler: feature scaling that `regressor` was trained with, or None.
         support: the training regions that are the support vectors of a kernel machine, in their order; None
             for other scorers, and where that is not known.
+        refinement: moves and ranks the boxes of detections once more, as configured; None where nothing does.
 
     Raises:
         ShapeError: `support` tells of more or fewer regions than there are support vectors.
@@ -95,6 +117,7 @@ class Model:
     regressor: BoxRegressor | None = None
     regressor_scaler: FeatureScaler | None = None
     support: TrainingRegions | None = None
+    refinement: Refinement | None = None
 
     def __post_init__(self) -> None:
         n = len(self.scorer.support) if isinstance(self.scorer, KernelScorer) else 0
@@ -146,6 +169,7 @@ class Model:
         deltas: NDArray[np.float32] | None,
         postprocess: Postprocess,
         look: Look,
+        fine: RowReader | None = None,
     ) -> Detections:
         """Turn scored regions into detections, after a second look at some of them as configured.
 
@@ -157,9 +181,19 @@ class Model:
             deltas: (R, K, 4) or None.
             postprocess: from scores to detections.
             look: boxes -> (rows, mirrored) as `read` takes them; called for a second look only.
+            fine: boxes -> rows of `refinement`; None to let boxes be.
         """
         if isinstance(postprocess, PostprocessConfig):
             boxes, scores, deltas = self.looked_again(size, boxes, scores, deltas, postprocess, look)
+            if (
+                self.refinement is not None
+                and fine is not None
+                and postprocess.refined
+                and deltas is not None
+            ):
+                found = candidates_to_refine(image_id, size, boxes, scores, deltas, postprocess)
+                moves, overlaps = self.refinement.refiner(fine(found.boxes), found.labels)
+                return refined(found, moves, overlaps, size, scores.shape[1], postprocess)
         return postprocess(image_id, size, boxes, scores, deltas)
 
     def looked_again(
@@ -274,14 +308,15 @@ class Detector:
     def trace(self, image: Image, image_id: str = "image") -> tuple[Detections, Boxes]:
         """Find objects in one image, and say which region each detection has its score from.
 
-        Box regression and voting move a detection away from the region that was scored.
+        Box regression and voting move a detection away from the region that was scored. Boxes are not
+        refined: a refined one is ranked by how well it lies, too, which is no score of a region.
 
         Args:
             image: uint8 (H, W, 3) RGB.
             image_id: copied into the result.
 
         Returns:
-            What `detect` returns, M detections, and (M, 4) their regions.
+            What `detect` returns but for refinement, M detections, and (M, 4) their regions.
 
         Raises:
             ConfigError: the post-processing is not ours and does not tell.
@@ -292,11 +327,11 @@ class Detector:
                 f"Detector.trace: post-processing must be ours to tell which region a detection is of, got "
                 f"{_name(config)}. Name the regions yourself, as rcnn_svm.evidence.explain takes them."
             )
-        boxes, look, size = self._proposals(image, image_id), self._look(image), image.shape[:2]
+        boxes, (look, _), size = self._proposals(image, image_id), self._looks(image), image.shape[:2]
         scores, deltas = self.model.read(*look(boxes), config.min_score)
         boxes, scores, deltas = self.model.looked_again(size, boxes, scores, deltas, config, look)
         found, rows = postprocess_traced(image_id, size, boxes, scores, deltas, config)
-        return self._calibrated(found), boxes[rows]
+        return found if self._refines else self._calibrated(found), boxes[rows]
 
     def views(self, image: Image) -> list[Image]:
         """Return the images whose scores are averaged: the image and, as configured, its mirror image."""
@@ -306,10 +341,11 @@ class Detector:
         return regions_of(self.proposer, image, image_id).boxes[: self.n_proposals]
 
     def _finish(self, image_id: str, image: Image, boxes: Boxes) -> Detections:
-        look, size, postprocess = self._look(image), image.shape[:2], self.postprocess
+        (look, fine), size, postprocess = self._looks(image), image.shape[:2], self.postprocess
         least = postprocess.min_score if isinstance(postprocess, PostprocessConfig) else -np.inf
         scores, deltas = self.model.read(*look(boxes), least)
-        return self._calibrated(self.model.detect(image_id, size, boxes, scores, deltas, postprocess, look))
+        found = self.model.detect(image_id, size, boxes, scores, deltas, postprocess, look, fine)
+        return self._calibrated(found)
 
     def _calibrated(self, found: Detections) -> Detections:
         if self.calibration is None:
@@ -317,11 +353,26 @@ class Detector:
         likely = self.calibration(found.scores, found.labels).astype(np.float32)
         return replace(found, probabilities=likely)
 
-    def _look(self, image: Image) -> Look:
-        return look_at([self._reader(view) for view in self.views(image)], image.shape[1])
+    @property
+    def _refines(self) -> bool:
+        config = self.postprocess
+        return (
+            self.model.refinement is not None and isinstance(config, PostprocessConfig) and config.refined > 0
+        )
 
-    def _reader(self, image: Image) -> RowReader:
-        read, layers = self.featurizer.of_image(image), self.layers
+    def _looks(self, image: Image) -> tuple[Look, RowReader | None]:
+        """Return what reads regions of an image, and boxes that are to be refined; the network runs once."""
+        first, *others = self.views(image)
+        fine, refinement = None, self.model.refinement
+        if refinement is not None and self._refines:
+            read, fine = read_together(self.featurizer, refinement.featurizer, first)
+        else:
+            read = self.featurizer.of_image(first)
+        readers = [read, *(self.featurizer.of_image(view) for view in others)]
+        return look_at([self._layered(one) for one in readers], image.shape[1]), fine
+
+    def _layered(self, read: RowReader) -> RowReader:
+        layers = self.layers
         return read if layers is None else lambda boxes: layers(read(boxes))
 
     def save(self, folder: Path) -> None:
@@ -355,6 +406,8 @@ class Detector:
             parts["layers"] = self.layers.to_arrays()
         if model.support is not None:
             parts["support"] = model.support.to_arrays()
+        if model.refinement is not None:
+            parts["refiner"] = model.refinement.refiner.to_arrays()
         if self.calibration is not None:
             parts["calibration"] = self.calibration.to_arrays()
         arrays = {
@@ -384,6 +437,7 @@ class Detector:
                 "n_proposals": self.n_proposals,
                 "network": self.backbone.name if self.backbone is not None else _name(self.featurizer),
                 "features": to_dict(self.features),
+                "refiner_taps": model.refinement and taps_of(model.refinement.featurizer),
                 "scaler": model.scaler and model.scaler.to_dict(),
                 "regressor_scaler": model.regressor_scaler and model.regressor_scaler.to_dict(),
                 "detect": _described(self.postprocess, {_OURS: PostprocessConfig}),
@@ -464,7 +518,10 @@ def _read(
     backbone, featurizer = _featurizer(
         files.get("backbone"), values["network"], features, parts, device, where=where
     )
-    thresholds = values["thresholds"]
+    thresholds, refinement = values["thresholds"], None
+    if (part := _part(arrays, "refiner")) and backbone is not None:
+        fine = replace(features, taps=str(values["refiner_taps"]))
+        refinement = Refinement(build_featurizer(fine, backbone, device=device), BoxRefiner.from_arrays(part))
     return Detector(
         head=str(values["head"]),
         classes=tuple(classes),
@@ -480,6 +537,7 @@ def _read(
             regressor=BoxRegressor.from_arrays(part) if (part := _part(arrays, "regressor")) else None,
             regressor_scaler=_scaler(values["regressor_scaler"]),
             support=TrainingRegions.from_arrays(part) if (part := _part(arrays, "support")) else None,
+            refinement=refinement,
         ),
         postprocess=_restored(values["detect"], {_OURS: PostprocessConfig}, "post-processing", parts, where),
         thresholds=None if thresholds is None else Thresholds.from_json(thresholds, classes, where=where),
@@ -497,7 +555,11 @@ def _probe(detector: Detector) -> None:
     rows = np.ones((1, detector.featurizer.n_features), np.float32)
     with np.errstate(all="ignore"):
         scores, deltas = detector.model.read(rows if detector.layers is None else detector.layers(rows), None)
-    n_classes = len(detector.classes)
+    n_classes, refinement = len(detector.classes), detector.model.refinement
+    if refinement is not None:
+        refinement.refiner(
+            np.ones((1, refinement.featurizer.n_features), np.float32), np.array([n_classes - 1])
+        )
     curves = detector.calibration
     if curves is not None and len(curves.kinds) != n_classes:
         raise ShapeError(f"its {n_classes} classes have {len(curves.kinds)} curves of probabilities")

@@ -7,14 +7,14 @@ on the validation split is exactly what runs later, but for a second look, which
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rcnn_svm.boxes import Boxes, area, clip, decode_deltas, nms, soft_nms, vote_boxes
-from rcnn_svm.config import Count, Interval, Positive, Share, check
+from rcnn_svm.config import Count, Interval, NotNegative, Positive, Share, check
 from rcnn_svm.structures import Detections
 
 __all__ = [
@@ -23,10 +23,17 @@ __all__ = [
     "Postprocess",
     "PostprocessConfig",
     "Step",
+    "candidates_to_refine",
     "moved_regions",
     "postprocess",
     "postprocess_traced",
+    "refined",
 ]
+
+_NEAR_COPY = 0.7
+"""IoU above which a box that is to be refined is a copy of a surer one."""
+_LEAST = -1e30
+"""Below any score: a box that is of one class has minus infinity for the others."""
 
 Step: TypeAlias = Annotated[float, Interval(0, 1, "right")]
 """A part of the way that box regression asks for, from nearly none to all of it."""
@@ -66,6 +73,9 @@ class PostprocessConfig:
         second_look: so many of the surest regions are scored again where box regression has moved them, and
             compete with all others; 0 for none. Their features are computed for it, a few percent of an
             image's work with 100 of 1000 regions.
+        refined: so many of the surest boxes, of all classes together, are moved once more by the detector's
+            refiner, and ranked by how well it says that they lie, too; 0 for none.
+        overlap_power: their scores get the logarithm of the estimated IoU, so many times.
     """
 
     max_iou: Share = 0.3
@@ -77,6 +87,8 @@ class PostprocessConfig:
     max_detections: Count | None = 300
     min_score: float = float("-inf")
     second_look: Annotated[int, Interval(0)] = 0
+    refined: Annotated[int, Interval(0)] = 0
+    overlap_power: NotNegative = 3.0
 
     def __post_init__(self) -> None:
         check(self, where="detect")
@@ -178,6 +190,54 @@ def postprocess_traced(
             result[mine] = vote_boxes(result[mine], refined[voters], weights[voters], config.vote_iou)
     order = np.argsort(-kept_scores, kind="stable")  # that of `Detections`
     return Detections(image_id, result, kept_scores, labels[kept]), candidates[kept[order]]
+
+
+def candidates_to_refine(
+    image_id: str,
+    size: tuple[int, int],
+    boxes: Boxes,
+    scores: NDArray[np.float32],
+    deltas: NDArray[np.float32],
+    config: PostprocessConfig,
+) -> Detections:
+    """Return the surest boxes, as `postprocess` does, of which only near copies are suppressed."""
+    near_copies = replace(
+        config,
+        max_iou=_NEAR_COPY,
+        regression="before-nms",
+        soft_nms_sigma=None,
+        vote_iou=None,
+        max_detections=config.refined,
+    )
+    return postprocess(image_id, size, boxes, scores, deltas, near_copies)
+
+
+def refined(
+    found: Detections,
+    deltas: NDArray[np.float32],
+    overlaps: NDArray[np.float32],
+    size: tuple[int, int],
+    n_classes: int,
+    config: PostprocessConfig,
+) -> Detections:
+    """Return detections of refined boxes: moved, ranked anew, and suppressed as configured.
+
+    Args:
+        found: what `candidates_to_refine` returned, M boxes.
+        deltas: (M, 4), of each box for its class. A box that they leave less than a pixel of stays.
+        overlaps: (M,) estimated IoU of each box with its object, in (0, 1).
+        size: (height, width) of the image.
+        n_classes: K.
+        config: of suppression; boxes are not regressed or voted again.
+    """
+    moved = clip(decode_deltas(found.boxes, deltas), size)
+    gone = (moved[:, 2:] - moved[:, :2] < 1).any(axis=1)
+    moved[gone] = found.boxes[gone]
+    scores = np.full((len(found), n_classes), -np.inf, np.float32)
+    ranked = found.scores + config.overlap_power * np.log(overlaps)
+    scores[np.arange(len(found)), found.labels] = np.maximum(ranked, _LEAST)
+    final = replace(config, regression="off", vote_iou=None, min_score=_LEAST)
+    return postprocess(found.image_id, size, moved, scores, None, final)
 
 
 def moved_regions(

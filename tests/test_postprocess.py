@@ -7,12 +7,21 @@ import torchvision
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from rcnn_svm.boxes import encode_deltas, iou
+from rcnn_svm.boxes import clip, decode_deltas, encode_deltas, iou
 from rcnn_svm.detector import Model
 from rcnn_svm.errors import ConfigError
 from rcnn_svm.heads.bbox_regressor import BoxRegressor
 from rcnn_svm.heads.scorers import SoftmaxScorer
-from rcnn_svm.postprocess import PAPER, PostprocessConfig, moved_regions, postprocess, postprocess_traced
+from rcnn_svm.postprocess import (
+    PAPER,
+    PostprocessConfig,
+    candidates_to_refine,
+    moved_regions,
+    postprocess,
+    postprocess_traced,
+    refined,
+)
+from rcnn_svm.structures import Detections
 
 PLAIN = PostprocessConfig(vote_iou=None)
 
@@ -133,6 +142,50 @@ def test_a_second_look_reads_the_moved_regions_and_lets_them_compete() -> None:
     nothing = [np.zeros((0, 4), np.float32), np.zeros((0, 1), np.float32), np.zeros((0, 1, 4), np.float32)]
     assert len(model.detect("a", (100, 100), *nothing, nobody, look)) == 0
     assert len(seen) == 2
+
+
+@given(st.integers(0, 10_000), st.integers(1, 30))
+@settings(max_examples=25, deadline=None)
+def test_boxes_to_refine_are_the_surest_without_near_copies(seed: int, n: int) -> None:
+    boxes, scores = scene(seed)
+    deltas = np.random.default_rng(seed).normal(size=(40, 3, 4)).astype(np.float32) / 3
+    found = candidates_to_refine("a", (100, 100), boxes, scores, deltas, PostprocessConfig(refined=n))
+    everything = PostprocessConfig(max_iou=0.7, vote_iou=None, max_detections=None)
+    whole = postprocess("a", (100, 100), boxes, scores, deltas, everything)
+    for name in ("boxes", "scores", "labels"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(whole, name)[:n])
+
+
+@given(st.integers(0, 10_000), st.sampled_from([None, 0.2]))
+@settings(max_examples=25, deadline=None)
+def test_refined_boxes_are_moved_ranked_and_suppressed(seed: int, sigma: float | None) -> None:
+    boxes, scores = scene(seed)
+    rng = np.random.default_rng(seed)
+    config = PostprocessConfig(refined=20, soft_nms_sigma=sigma, overlap_power=2.0)
+    still = np.zeros((40, 3, 4), np.float32)
+    found = candidates_to_refine("a", (100, 100), boxes, scores, still, config)
+    moves = rng.normal(size=(len(found), 4)).astype(np.float32) / 10
+    overlaps = rng.uniform(0.01, 0.99, len(found)).astype(np.float32)
+    final = refined(found, moves, overlaps, (100, 100), 3, config)
+    moved = clip(decode_deltas(found.boxes, moves), (100, 100))
+    gone = (moved[:, 2:] - moved[:, :2] < 1).any(axis=1)
+    moved[gone] = found.boxes[gone]
+    ranked = found.scores + 2 * np.log(overlaps)
+    assert set(map(tuple, final.boxes.tolist())) <= set(map(tuple, moved.tolist()))
+    best = int(ranked.argmax())
+    assert final.scores[0] == pytest.approx(ranked[best])
+    assert final.labels[0] == found.labels[best]
+    if sigma is None:
+        for label in set(final.labels.tolist()):
+            pairs = iou(*[final.boxes[final.labels == label]] * 2)
+            assert (pairs[np.triu_indices_from(pairs, 1)] <= config.max_iou + 1e-6).all()
+
+
+def test_one_refined_box_that_would_vanish_stays() -> None:
+    found = Detections("a", np.array([[10, 10, 20, 20]], np.float32), np.array([1.0]), np.array([1]))
+    shrunk = np.array([[0, 0, -4, -4]], np.float32)
+    final = refined(found, shrunk, np.array([0.5], np.float32), (50, 50), 2, PostprocessConfig(refined=1))
+    np.testing.assert_array_equal(final.boxes, found.boxes)
 
 
 def test_caps_keep_the_best_and_ties_keep_input_order() -> None:

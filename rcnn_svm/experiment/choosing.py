@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from rcnn_svm.datasets import draw_folds
-from rcnn_svm.detector import Look, Model, look_at
+from rcnn_svm.detector import Look, Model, Refinement, look_at
 from rcnn_svm.evaluation.calibration import ClassCurves
 from rcnn_svm.evaluation.classification import labels_of
 from rcnn_svm.evaluation.coco import evaluate_coco
@@ -33,13 +33,15 @@ from rcnn_svm.experiment.selection import (
     detected,
     scored_once,
 )
+from rcnn_svm.features.build import build_featurizer
 from rcnn_svm.features.scaling import FeatureScaler
-from rcnn_svm.features.store import to_float32
+from rcnn_svm.features.store import FeatureStore, RowReader, to_float32
 from rcnn_svm.heads.bbox_regressor import BoxRegressor
 from rcnn_svm.heads.recipe import HeadRecipe
 from rcnn_svm.postprocess import Postprocess, PostprocessConfig
 from rcnn_svm.progress import note, track
-from rcnn_svm.structures import Dataset, Detections
+from rcnn_svm.structures import Dataset, Detections, Sample
+from rcnn_svm.training.refine import train_refiner
 
 __all__ = [
     "Chosen",
@@ -222,6 +224,10 @@ def without_boxes(detect: Postprocess) -> Postprocess:
     )
 
 
+def _unrefined(detect: Postprocess) -> Postprocess:
+    return replace(detect, refined=0) if isinstance(detect, PostprocessConfig) else detect
+
+
 def _without_votes(detect: Postprocess) -> Postprocess:
     return replace(detect, vote_iou=None) if isinstance(detect, PostprocessConfig) else detect
 
@@ -268,7 +274,7 @@ def choose(
                 )
             if parts.boxes is not None:
                 moved = replace(scored, boxes_by=box_model)
-                how = choose_postprocess(parts.postprocess, parts.tried, val_rows, moved, rule)
+                how = choose_postprocess(_unrefined(parts.postprocess), parts.tried, val_rows, moved, rule)
                 with_boxes = Variant(*how, with_boxes=True)
                 found = detected(val_rows, moved, with_boxes.detect)
                 with_boxes = with_boxes.measured(found, val.dataset, parts, 1)
@@ -379,7 +385,9 @@ def hold_out(
             note(f"{own.recipe.name}: {_percent(without.value)} mAP")
             continue
         values = ", ".join(
-            f"{_percent(one.value)} at {one.choice.settings.get('box_step', 1):.0%}" for one in moved
+            f"{_percent(one.value)} at {one.choice.settings.get('box_step', 1):.0%}"
+            f"{' and refined' if one.choice.settings.get('refined') else ''}"
+            for one in moved
         )
         plain = _percent(without.value)
         note(f"{own.recipe.name}: {plain} as boxes are, moved {values} (mean of mAP and COCO AP)")
@@ -397,10 +405,14 @@ def _moves(parts: Parts) -> list[Variant]:
         return []
     if not isinstance(detect, PostprocessConfig):
         return [Variant(Choice({}, None, ()), detect, with_boxes=True)]
-    return [
-        Variant(Choice({"box_step": step}, None, ()), replace(detect, box_step=step), with_boxes=True)
-        for step in parts.tried.box_steps
-    ]
+    moves = [{"box_step": step} for step in parts.tried.box_steps]
+    if not parts.refines:
+        return [
+            Variant(Choice(move, None, ()), replace(detect, **move), with_boxes=True)  # type: ignore[arg-type]
+            for move in moves
+        ]
+    refined = [{**move, "refined": n} for move in moves for n in (0, detect.refined)]
+    return [Variant(Choice(own, None, ()), replace(detect, **own), with_boxes=True) for own in refined]  # type: ignore[arg-type]
 
 
 def views_of(parts: Parts, regions: SplitRegions) -> list[SplitRegions]:
@@ -463,6 +475,7 @@ def train_heads(
         regressor_scaler = scalers.get(parts.boxes.scaling)
         ridge = BoxRegressor(min_iou=parts.boxes.min_iou, strength=strength)
         regressor = ridge.fit(rows.scaled(regressor_scaler))
+    refinement = _refinement(parts, learned, trainval, run) if any(map(_refines, chosen)) else None
     trained = []
     for own in chosen:
         scaler = scalers.get(own.recipe.scaling)
@@ -472,9 +485,27 @@ def train_heads(
         if not own.recipe.head.reads_rows:  # it was trained when the layers were
             seconds, peak = learned.learn_s, learned.peak_rss_mb
         support = None if fitted.support is None else rows.told(fitted.support)
-        model = Model(fitted.scorer, scaler, regressor, regressor_scaler, support)
+        model = Model(fitted.scorer, scaler, regressor, regressor_scaler, support, refinement)
         trained.append(Trained(own, model, seconds, peak, fitted.details))
     return trained
+
+
+def _refines(chosen: Chosen) -> bool:
+    detect = None if chosen.with_boxes is None else chosen.with_boxes.detect
+    return isinstance(detect, PostprocessConfig) and detect.refined > 0
+
+
+def _refinement(parts: Parts, learned: Representation, regions: SplitRegions, run: Run) -> Refinement:
+    """Train what refines boxes on the regions around the objects of a split."""
+    backbone, refine = learned.network.backbone, parts.refine
+    assert backbone is not None  # `Parts` saw to it
+    features = replace(parts.features, taps=refine.taps or backbone.fine_taps)
+    featurizer = build_featurizer(features, backbone, device=run.device)
+    around = regions.around_objects(refine.overlap_from, refine.near, refine.jitter, seed=parts.seed)
+    store = FeatureStore(run.cache / "features", featurizer, precision=features.precision)
+    store.fill(around.dataset.samples, around.boxes, f"rows around objects of {around.dataset.split}")
+    blocks = StoredBlocks(store, around)
+    return Refinement(featurizer, train_refiner(blocks, refine, seed=parts.seed, device=run.device))
 
 
 @dataclass(eq=False)
@@ -502,17 +533,30 @@ def detect_all(
         n_gt = images.regions.n_gt[i]
         boxes, rows = images.regions.boxes[i][n_gt:], to_float32(images.features(i, slice(n_gt, None)))
         mirrored = to_float32(views[1].features(i)) if len(views) > 1 else None
-        look = _look(views, i)
+        look, fine = _look(views, i), _fine(model, sample)
         started = time.perf_counter()
         scores, deltas = model.read(rows, mirrored)
         scored = time.perf_counter() - started
         for run, variant in zip(runs, variants, strict=True):
             started = time.perf_counter()
             own = deltas if variant.with_boxes else None
-            found = model.detect(sample.image_id, sample.size, boxes, scores, own, variant.detect, look)
+            found = model.detect(sample.image_id, sample.size, boxes, scores, own, variant.detect, look, fine)
             run.seconds += scored + time.perf_counter() - started
             run.detections.append(found)
     return runs
+
+
+def _fine(model: Model, sample: Sample) -> RowReader | None:
+    """Return what reads boxes that are to be refined; the image is opened when they are asked for."""
+    if model.refinement is None:
+        return None
+    featurizer = model.refinement.featurizer
+
+    @functools.cache
+    def opened() -> RowReader:
+        return featurizer.of_image(sample.read())
+
+    return lambda boxes: opened()(boxes)
 
 
 def _look(views: Sequence[StoredBlocks], i: int) -> Look:

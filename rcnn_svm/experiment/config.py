@@ -16,7 +16,7 @@ from rcnn_svm.features.build import FeatureConfig
 from rcnn_svm.heads.assign import LabelRule
 from rcnn_svm.postprocess import WHOLE_IMAGE, PostprocessConfig, Step
 from rcnn_svm.proposals import SelectiveSearchConfig, WholeImage
-from rcnn_svm.training.config import FcConfig, FinetuneConfig, TrunkConfig
+from rcnn_svm.training.config import FcConfig, FinetuneConfig, RefineConfig, TrunkConfig
 
 if TYPE_CHECKING:
     from rcnn_svm.evaluation.thresholds import Aim
@@ -212,6 +212,7 @@ class ExperimentConfig:
         fc: training of `fc`, and of the first part of `trunk`.
         trunk: training of the second part of `trunk`.
         finetune: training of `network`.
+        refine: training of what refines boxes, where `detect.refined` asks for it.
         heads: what is compared.
         choose: try the grids of `heads` on val. Without, everything is trained with the middle of each grid,
             the learned box regression where there is one, and `detect` as it stands.
@@ -241,6 +242,7 @@ class ExperimentConfig:
     fc: FcConfig = field(default_factory=FcConfig)
     trunk: TrunkConfig = field(default_factory=TrunkConfig)
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+    refine: RefineConfig = field(default_factory=RefineConfig)
     heads: HeadsConfig = field(default_factory=HeadsConfig)
     choose: bool = False
     folds: Annotated[int, Interval(0)] | None = None
@@ -310,6 +312,7 @@ class ExperimentConfig:
             "boxes": BoxRecipe(sorted(set(heads.ridge_strengths)), heads.scaling, heads.ridge_min_iou),
             "postprocess": self.detect,
             "tried": PostprocessGrid(heads.max_ious, heads.soft_nms_sigmas, heads.vote_ious, heads.box_steps),
+            "refine": self.refine,
             "backbone": None,
             "featurizer": None,
             "evaluators": (),

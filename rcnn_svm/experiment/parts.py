@@ -20,6 +20,7 @@ from rcnn_svm.heads.recipe import HeadRecipe
 from rcnn_svm.postprocess import Postprocess, PostprocessConfig
 from rcnn_svm.proposals import Proposer
 from rcnn_svm.structures import Detections, GroundTruth
+from rcnn_svm.training.config import RefineConfig
 
 if TYPE_CHECKING:
     from rcnn_svm.experiment.learning import Learner
@@ -124,6 +125,7 @@ class Parts:
             images are.
         postprocess: from scores to detections.
         tried: what is tried of it, where it is a `PostprocessConfig`.
+        refine: how a refiner of boxes is trained, where `postprocess` asks for one.
         backbone: the network; None loads the one that `features` names.
         featurizer: regions of an image -> rows, instead of a network's; None makes one of the network.
         evaluators: further measures of detections on test, for the report.
@@ -145,6 +147,7 @@ class Parts:
     boxes: BoxRecipe | None
     postprocess: Postprocess
     tried: PostprocessGrid
+    refine: RefineConfig
     backbone: Backbone | None
     featurizer: Featurizer | None
     evaluators: tuple[Evaluator, ...]
@@ -165,7 +168,19 @@ class Parts:
             )
         if self.backbone is not None and self.featurizer is not None:
             raise ConfigError("Parts: must have a backbone or a featurizer of yours, got both.")
+        if self.refines and (
+            self.features.path != "shared" or self.featurizer is not None or self.boxes is None
+        ):
+            raise ConfigError(
+                f"detect.refined needs shared maps of a network and box regression, got {self.postprocess!r} "
+                f"without. Set features.path=shared, or detect.refined=0."
+            )
         self.learner.check(self)
+
+    @property
+    def refines(self) -> bool:
+        """Whether boxes are refined, see `PostprocessConfig.refined`."""
+        return isinstance(self.postprocess, PostprocessConfig) and self.postprocess.refined > 0
 
     @property
     def reads_all_rows(self) -> bool:

@@ -39,9 +39,9 @@ from rcnn_svm.experiment.learning import Network, Representation
 from rcnn_svm.experiment.measure import Meter
 from rcnn_svm.experiment.parts import Parts, Run
 from rcnn_svm.experiment.regions import SplitRegions, StoredBlocks
+from rcnn_svm.features.build import taps_of
 from rcnn_svm.features.store import FeatureStore
-from rcnn_svm.networks.taps import format_taps
-from rcnn_svm.postprocess import Postprocess
+from rcnn_svm.postprocess import Postprocess, PostprocessConfig
 from rcnn_svm.progress import Stages
 from rcnn_svm.proposals import ProposalRecall, Proposer, WholeImage, cached_proposals
 from rcnn_svm.structures import Dataset, Detections, RegionSet
@@ -411,7 +411,9 @@ def _results(
     for variant, run in zip(variants, detect_all(trained.name, trained.model, views, variants), strict=True):
         model = trained.model
         if not variant.with_boxes:
-            model = replace(model, regressor=None, regressor_scaler=None)
+            model = replace(model, regressor=None, regressor_scaler=None, refinement=None)
+        elif not (isinstance(variant.detect, PostprocessConfig) and variant.detect.refined):
+            model = replace(model, refinement=None)
         details: dict[str, Any] = {
             "val_map": variant.choice.val_map,
             "held_out": variant.value,
@@ -485,13 +487,13 @@ def detector_of(
         calibration: makes scores into probabilities, or None.
     """
     # Taps as they were resolved: a saved detector reads what it was trained on.
-    taps = getattr(learned.network.featurizer, "taps", None)
+    features = replace(parts.features, taps=taps_of(learned.network.featurizer))
     return Detector(
         head=name,
         classes=classes,
         proposer=parts.proposer,
         n_proposals=parts.test_regions,
-        features=replace(parts.features, taps="" if taps is None else format_taps(taps)),
+        features=features,
         backbone=learned.network.backbone,
         featurizer=learned.network.featurizer,
         layers=learned.layers,

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from rcnn_svm.boxes import Boxes, flip_horizontally
+from rcnn_svm.boxes import Boxes, clip, flip_horizontally
 from rcnn_svm.features.store import FeatureStore, RowReader, to_float32
 from rcnn_svm.heads.assign import LabelRule, RegionTruth, describe_regions
 from rcnn_svm.heads.base import ALL, Rows
@@ -98,6 +98,28 @@ class SplitRegions:
             boxes.append(own[keep])
         return SplitRegions(self.dataset, tuple(boxes), self.n_gt)
 
+    def around_objects(self, overlap_from: float, n_near: int, n_jitter: int, *, seed: int) -> SplitRegions:
+        """Return the objects, some proposals near them, and boxes drawn around them, for training.
+
+        Args:
+            overlap_from: proposals are near an object when their IoU with it is >= this.
+            n_near: so many of them an image at most, drawn without replacement.
+            n_jitter: boxes drawn for each object: each side moves by at most a share of the object's width or
+                height, itself drawn from 2 to 25 %.
+            seed: of the draws, which are an image's own: in every split that has the image they are the same.
+        """
+        boxes, n_classes = [], len(self.dataset.classes)
+        for sample, own, n in zip(self.dataset, self.boxes, self.n_gt, strict=True):
+            truth = describe_regions(own, sample.truth, n_classes, n, whole=self.dataset.whole)
+            near = np.flatnonzero((truth.best_iou >= overlap_from) & ~truth.difficult)
+            near = near[near >= n]
+            rng = np.random.default_rng([seed, zlib.crc32(sample.image_id.encode())])
+            near = np.sort(rng.permutation(near)[:n_near])
+            objects = sample.truth.boxes[~(sample.truth.difficult | sample.truth.crowd)]
+            drawn = _jittered(objects, n_jitter, sample.size, rng)
+            boxes.append(np.concatenate([own[:n], own[near], drawn]))
+        return SplitRegions(self.dataset, tuple(boxes), self.n_gt)
+
     def mirrored(self, *, with_truth: bool = False) -> SplitRegions:
         """Return the mirror images with the regions as they lie there.
 
@@ -127,6 +149,14 @@ class SplitRegions:
 
     def __len__(self) -> int:
         return len(self.dataset)
+
+
+def _jittered(boxes: Boxes, n: int, size: tuple[int, int], rng: np.random.Generator) -> Boxes:
+    """Return `n` boxes around each of some, at least two pixels wide and high inside the image."""
+    sides = np.tile(boxes[:, 2:] - boxes[:, :2], (1, 2))[:, None]
+    moves = rng.uniform(-1, 1, (len(boxes), n, 4)) * rng.uniform(0.02, 0.25, (len(boxes), n, 1))
+    drawn = clip((boxes[:, None] + moves * sides).reshape(-1, 4).astype(np.float32), size)
+    return drawn[(drawn[:, 2:] - drawn[:, :2] >= 2).all(axis=1)]
 
 
 def _mirrored_pixels(sample: Sample) -> Image:

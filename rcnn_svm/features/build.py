@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 from rcnn_svm.config import Count, Interval, Values, check
 from rcnn_svm.errors import ConfigError
-from rcnn_svm.features.store import Precision
+from rcnn_svm.features.store import Featurizer, Precision, RowReader
+from rcnn_svm.structures import Image
 
 if TYPE_CHECKING:
     from rcnn_svm.features.featurizers import SharedFeatures, WarpedFeatures
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
     ImageFeaturizer: TypeAlias = SharedFeatures | WarpedFeatures
 
-__all__ = ["FeatureConfig", "build_featurizer"]
+__all__ = ["FeatureConfig", "build_featurizer", "read_together", "taps_of"]
 
 
 @dataclass(frozen=True)
@@ -89,3 +90,21 @@ def build_featurizer(
         mode=config.crop_mode,
         device=device,
     )
+
+
+def read_together(first: Featurizer, second: Featurizer, image: Image) -> tuple[RowReader, RowReader]:
+    """Return what `of_image` of two featurizers of one network does; what they share is computed once."""
+    from rcnn_svm.features.featurizers import SharedFeatures
+
+    if isinstance(first, SharedFeatures) and isinstance(second, SharedFeatures):
+        own, other = first.of_image_with(image, second)
+        return own, other
+    return first.of_image(image), second.of_image(image)
+
+
+def taps_of(featurizer: Featurizer) -> str:
+    """Return the taps of a featurizer as they were resolved; empty where it has none."""
+    from rcnn_svm.networks.taps import format_taps
+
+    taps = getattr(featurizer, "taps", None)
+    return "" if taps is None else format_taps(taps)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -288,33 +289,53 @@ class SharedFeatures(_Features):
 
         The convolutions run when it is first called, at each scale that the boxes need.
         """
+        return self.of_image_with(image)[0]
+
+    def of_image_with(self, image: Image, *others: SharedFeatures) -> list[RowReader]:
+        """Return what `of_image` does for these and for other features, whose convolutions run once for all.
+
+        Args:
+            image: uint8 (H, W, 3) RGB.
+            others: of the same network, sizes of images and device.
+
+        Raises:
+            ConfigError: they are of another network, size or device.
+        """
+        for other in others:
+            if (other.backbone.digest, other.longer_sides, other.device) != (
+                self.backbone.digest,
+                self.longer_sides,
+                self.device,
+            ):
+                raise ConfigError("SharedFeatures: features that are read together must be of one network.")
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
             raise ShapeError(
                 f"SharedFeatures: an image must be uint8 (H, W, 3) RGB, got {image.dtype} {image.shape}."
             )
         scales = np.array(self.longer_sides) / max(image.shape[:2])
         seen: dict[int, _Scale] = {}
+        layers = set().union(*(features._layers for features in (self, *others)))
 
         @torch.inference_mode()
-        def read(boxes: Boxes) -> NDArray[np.float32]:
+        def read(features: SharedFeatures, boxes: Boxes) -> NDArray[np.float32]:
             boxes = as_boxes(boxes, where="SharedFeatures")
-            out = np.empty((len(boxes), self.n_features), np.float32)
+            out = np.empty((len(boxes), features.n_features), np.float32)
             side = np.sqrt(np.maximum(np.prod(boxes[:, 2:] - boxes[:, :2], axis=1), 1))  # (R,)
             choice = np.abs(np.log(side[:, None] * scales / _PREFERRED_SIDE)).argmin(axis=1)
             for i, scale in enumerate(scales):
                 rows = np.flatnonzero(choice == i)
                 if len(rows):
                     if i not in seen:
-                        seen[i] = self._at_scale(image, float(scale))
-                    self._pool(out, rows, seen[i], boxes[rows], image.shape[:2])
+                        seen[i] = self._at_scale(image, float(scale), layers)
+                    features._pool(out, rows, seen[i], boxes[rows], image.shape[:2])
             return out
 
-        return read
+        return [partial(read, features) for features in (self, *others)]
 
-    def _at_scale(self, image: Image, scale: float) -> _Scale:
+    def _at_scale(self, image: Image, scale: float, wanted: set[str]) -> _Scale:
         resized, factor = resize(image, scale)
         layers = self.backbone.layers_on((resized.shape[0], resized.shape[1]))
-        maps = self.backbone.run_maps(self._upload(self.backbone.normalise(resized)[None]), self._layers)
+        maps = self.backbone.run_maps(self._upload(self.backbone.normalise(resized)[None]), wanted)
         return {name: _Map(value, layers[name]) for name, value in maps.items()}, factor
 
     def _pool(

@@ -324,6 +324,11 @@ def two_scales(middle: str, last: str) -> str:
     return f"{middle}@3x3,{last}@1x1,{last}@1x1*1.8,{last}@1x1*image"
 
 
+def fine_scales(middle: str, last: str) -> str:
+    """Return taps of the same layers for a closer look: cells that reach over the border of a region."""
+    return f"{middle}@7x7*1.6,{last}@1x1,{last}@1x1*1.8,{last}@1x1*image"
+
+
 def _lite(name: str) -> Architecture:
     """Describe a network of the Lite family, which was trained on pixels of (x - 127) / 128."""
     ends, crop_size = stage_ends(name), LITE[name].crop_size

@@ -23,7 +23,15 @@ from torch import Tensor, nn
 
 from rcnn_svm.errors import ConfigError, ShapeError, WeightsError
 from rcnn_svm.files import atomic_path, bytes_digest
-from rcnn_svm.networks.architectures import ARCHITECTURES, Architecture, LayerInfo, Stages, centres, main_path
+from rcnn_svm.networks.architectures import (
+    ARCHITECTURES,
+    Architecture,
+    LayerInfo,
+    Stages,
+    centres,
+    fine_scales,
+    main_path,
+)
 from rcnn_svm.networks.fusing import fuse_for_inference
 from rcnn_svm.networks.taps import TapSpec
 from rcnn_svm.networks.weights import find_weights, load_weights, read_weights
@@ -37,6 +45,10 @@ _ABOUT = "rcnn_svm"
 """Key of what a file of weights says about its network."""
 BACKBONES = tuple(ARCHITECTURES)
 """Names that `load_backbone` accepts."""
+
+
+_FINE_STRIDE = 16
+"""Pixels between cells of the map that borders of boxes are read from, at most."""
 
 
 class Backbone(nn.Module):
@@ -80,6 +92,12 @@ class Backbone(nn.Module):
     def layers(self) -> dict[str, LayerInfo]:
         """Geometry of every layer on a crop of the network's own size, by name and in order."""
         return self.layers_on((self.crop_size, self.crop_size))
+
+    @property
+    def fine_taps(self) -> str:
+        """What is read of a box that is to be refined: cells that reach over its border, and its context."""
+        middle = [name for name in self.maps if self.layers[name].stride <= _FINE_STRIDE]
+        return fine_scales(middle[-1] if middle else self.entry, self.entry)
 
     def layers_on(self, size: tuple[int, int]) -> dict[str, LayerInfo]:
         """Return the geometry of every layer on an image of `size` (height, width).

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import Annotated, Literal, Self
 
 from rcnn_svm.config import Count, Interval, NotNegative, Positive, Share, Values, check
+from rcnn_svm.errors import ConfigError
 from rcnn_svm.features.fc_layers import RowScaling
 from rcnn_svm.heads.assign import LabelRule
 
-__all__ = ["FcConfig", "FinetuneConfig", "TrunkConfig"]
+__all__ = ["FcConfig", "FinetuneConfig", "RefineConfig", "TrunkConfig"]
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,52 @@ class TrunkConfig:
 
     def __post_init__(self) -> None:
         check(self, where="trunk")
+
+
+@dataclass(frozen=True)
+class RefineConfig:
+    """How the refiner of boxes is trained, which `detect.refined` asks for.
+
+    Attributes:
+        taps: layers that it reads, see `FeatureConfig`; empty for the network's own
+            (`Backbone.fine_taps`), whose cells reach over the border of a box.
+        hidden: units of its layer.
+        dropout: share of its outputs that is dropped while training.
+        jitter: boxes drawn around each object, each side moved by up to a quarter of the object's.
+        near: so many of an image's proposals around objects at most.
+        overlap_from: it learns to tell the IoU of regions whose IoU is >= this,
+        boxes_from: and to move those whose IoU is >= this.
+        max_rows: of regions in memory at once, the rarer classes whole.
+        batch_size: regions a step, a quarter of them below `boxes_from`.
+        n_steps: training steps; None takes 300 and 20 for every class, at most 700.
+        learning_rate: at the start; it falls to zero along a cosine.
+        weight_decay: of weights, decoupled, see `FcConfig`.
+    """
+
+    taps: str = ""
+    hidden: Count = 512
+    dropout: Annotated[float, Interval(0, 1, "left")] = 0.5
+    jitter: Annotated[int, Interval(0)] = 16
+    near: Annotated[int, Interval(0)] = 64
+    overlap_from: Annotated[float, Interval(0, 1, "neither")] = 0.3
+    boxes_from: Annotated[float, Interval(0, 1, "neither")] = 0.5
+    max_rows: Count = 30_000
+    batch_size: Annotated[int, Interval(4)] = 256
+    n_steps: Count | None = None
+    learning_rate: Positive = 1e-3
+    weight_decay: NotNegative = 2.0
+
+    def __post_init__(self) -> None:
+        check(self, where="refine")
+        if self.boxes_from < self.overlap_from:
+            raise ConfigError(
+                f"refine.boxes_from must be at least refine.overlap_from, {self.overlap_from}, got "
+                f"{self.boxes_from}."
+            )
+
+    def steps(self, n_classes: int) -> int:
+        """Return the number of training steps for so many classes."""
+        return self.n_steps or min(300 + 20 * n_classes, 700)
 
 
 @dataclass(frozen=True)

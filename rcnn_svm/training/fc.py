@@ -21,7 +21,14 @@ from rcnn_svm.training.config import FcConfig
 from rcnn_svm.training.draws import RegionIndex, split_batch
 from rcnn_svm.training.loop import Trainer, cosine, groups_of
 
-__all__ = ["Batch", "FcModule", "train_fc_layers", "train_fc_module", "train_on_batches"]
+__all__ = [
+    "Batch",
+    "FcModule",
+    "statistics",
+    "train_fc_layers",
+    "train_fc_module",
+    "train_on_batches",
+]
 
 _BUFFER_ROWS = 32_768
 """Feature rows that are shuffled together: bounds memory, whatever the number of images."""
@@ -60,7 +67,7 @@ class FcModule(nn.Module):
 
     def __init__(self, rows: NDArray[np.float32], config: FcConfig, n_classes: int) -> None:
         super().__init__()
-        mean, inverse_std = _statistics(rows)
+        mean, inverse_std = statistics(rows)
         self.register_buffer("shift", torch.from_numpy(mean))
         self.register_buffer("factor", torch.from_numpy(inverse_std))
         sizes = [len(mean), *config.hidden]
@@ -162,8 +169,11 @@ def train_on_batches(
     return module
 
 
-def _statistics(rows: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Mean and inverse deviation of every dimension; one that (almost) never varies is switched off."""
+def statistics(rows: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return mean and inverse deviation, (D,), of each dimension of (R, D) rows.
+
+    One that (almost) never varies is switched off by an inverse deviation of 0.
+    """
     mean = rows.mean(axis=0, dtype=np.float64)
     std = rows.std(axis=0, dtype=np.float64)
     floor = 1e-3 * float(np.sqrt(np.mean(std**2)))

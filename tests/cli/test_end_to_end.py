@@ -434,6 +434,28 @@ def test_tuning_the_trunk_without_choosing_leaves_a_detector_that_reads_mirror_i
     assert float(mean[1]) == pytest.approx(metrics["heads"]["linear-svm+bbox"]["mAP"], abs=0.06)
 
 
+def test_a_saved_detector_refines_boxes_as_the_experiment_did(digits_folder: Path, tmp_path: Path) -> None:
+    from rcnn_svm import ExperimentConfig, Run, load_detector, load_splits, train_detector
+    from rcnn_svm.config import with_overrides
+
+    small = ["features.backbone=mobilenet_v2", "features.weights=random", "features.taps=block17@1x1"]
+    small += ["features.longer_sides=[64]", "features.mirror=true", "features.precision=float32"]
+    small += ["fc.n_steps=3", "fc.hidden=[8]", "folds=0", "proposals.max_regions=40", "detect.refined=12"]
+    config = with_overrides(ExperimentConfig(), None, [*small, "refine.hidden=8", "refine.n_steps=3"])
+    splits = load_splits(digits_folder)
+    result = train_detector(splits, config.build(heads=["softmax-finetuned"]), run=Run(tmp_path / "cache"))
+    result.detector.save(tmp_path / "detector")
+    detector = load_detector(tmp_path / "detector")
+    assert detector.model.refinement is not None
+    for sample, expected in zip(splits.test, result.detections, strict=True):
+        found = detector.detect(sample.read(), sample.image_id)
+        assert 0 < len(found) <= 12
+        np.testing.assert_allclose(found.scores, expected.scores, atol=1e-4)
+        np.testing.assert_allclose(found.boxes, expected.boxes, atol=1e-2)
+        traced, regions = detector.trace(sample.read())
+        assert traced.boxes.shape == regions.shape
+
+
 def test_learning_from_other_views_with_no_head_that_reads_all_regions(
     run: Run, digits_folder: Path, tmp_path: Path
 ) -> None:

@@ -24,7 +24,7 @@ from rcnn_svm.features.scaling import FeatureScaler
 from rcnn_svm.heads.kernels import rbf_kernel, squared_distances
 from rcnn_svm.postprocess import PostprocessConfig
 from rcnn_svm.proposals import GridConfig, SelectiveSearchConfig
-from rcnn_svm.training.config import FcConfig, FinetuneConfig, TrunkConfig
+from rcnn_svm.training.config import FcConfig, FinetuneConfig, RefineConfig, TrunkConfig
 
 
 class OneImage:
@@ -120,6 +120,7 @@ CONFIGS = {
     "fc": FcConfig,
     "trunk": TrunkConfig,
     "finetune": FinetuneConfig,
+    "refine": RefineConfig,
     "heads": HeadsConfig,
     "detect": PostprocessConfig,
 }
@@ -163,6 +164,21 @@ def test_no_field_holds_what_means_nothing(where: str, kind: Any, name: str, hin
             kind(**{name: (value,) if is_tuple else value})
     numbers = {int, float} & set(parts(hint))
     assert within or not numbers or key in UNBOUNDED, f"{key} takes any number: give it an Interval"
+
+
+def test_boxes_are_moved_where_their_overlap_is_told() -> None:
+    with pytest.raises(ConfigError, match=r"^refine\.boxes_from must be at least refine\.overlap_from, 0\.3"):
+        RefineConfig(boxes_from=0.2)
+
+
+@pytest.mark.parametrize("own", [{"path": "warped", "taps": "penultimate"}, {}])
+def test_refinement_needs_shared_maps_and_box_regression(own: dict) -> None:
+    detect = PostprocessConfig(refined=10)
+    config = ExperimentConfig(detect=detect, features=FeatureConfig(**own))
+    with pytest.raises(
+        ConfigError, match=r"^detect\.refined needs shared maps of a network and box regression"
+    ):
+        config.build(**({} if own else {"boxes": None}))
 
 
 @pytest.mark.parametrize(

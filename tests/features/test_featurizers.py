@@ -84,6 +84,24 @@ def test_the_regions_of_an_image_may_be_read_in_parts(image, small, mobile, path
     np.testing.assert_allclose(parts, features(image, boxes), rtol=1e-4, atol=1e-5)
 
 
+def test_features_that_are_read_together_run_the_network_once(image, mobile, monkeypatch):
+    first = SharedFeatures(mobile, "block13@2x2", longer_sides=(100,))
+    second = SharedFeatures(mobile, "block17@1x1*1.6,block13@3x3", longer_sides=(100,))
+    runs = []
+    plain = type(first.backbone).run_maps
+    monkeypatch.setattr(
+        type(first.backbone), "run_maps", lambda self, *args: (runs.append(1), plain(self, *args))[1]
+    )
+    own, other = first.of_image_with(image, second)
+    rows = own(BOXES), other(BOXES)
+    assert len(runs) == 1
+    np.testing.assert_array_equal(rows[0], first(image, BOXES))
+    np.testing.assert_array_equal(rows[1], second(image, BOXES))
+    larger = SharedFeatures(mobile, "block13@2x2", longer_sides=(120,))
+    with pytest.raises(ConfigError, match="must be of one network"):
+        first.of_image_with(image, larger)
+
+
 def test_shared_equals_warped_where_a_region_is_the_image(small):
     """With nothing around the region, both paths show the network the same pixels."""
     image = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)

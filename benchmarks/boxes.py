@@ -1,0 +1,270 @@
+"""How well boxes fit, and where it is lost; writes results/benchmarks/boxes.json.
+
+    python benchmarks/boxes.py DATA [--sets NAME ...] [--preset NAME] [--test]
+
+DATA is the folder of `voc2007-mini`, `fruit`, `bccd` and `raccoon`; sets that are run replace their rows. For
+each set a detector is trained on `train` and looks at `val`: with boxes as proposed, regressed half and all of the
+way, and each of these refined (`detect.refined`). The oracles say what perfect ranking of the same boxes, and
+perfect boxes for the same scores, would reach there. With `--test` the recipe with refinement and the one
+without are trained on trainval as `rcnn-svm train` does, and measured on test once.
+
+A row whose `alone` is false was measured with `--busy`, beside other work: its seconds are too many.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rcnn_svm.boxes import Boxes, clip, decode_deltas, encode_deltas, iou
+from rcnn_svm.cache import CacheLimit
+from rcnn_svm.detector import Model
+from rcnn_svm.evaluation.bootstrap import paired_bootstrap
+from rcnn_svm.evaluation.coco import evaluate_coco
+from rcnn_svm.evaluation.voc import HIT, EvalResult, evaluate_voc
+from rcnn_svm.experiment.choosing import Variant, detect_all, settle, train_heads, views_of
+from rcnn_svm.experiment.config import PRESETS, DataConfig, ExperimentConfig
+from rcnn_svm.experiment.data import load_data
+from rcnn_svm.experiment.parts import Parts, Run
+from rcnn_svm.experiment.recipe import prepare, stages_of, train_detector
+from rcnn_svm.experiment.regions import StoredBlocks
+from rcnn_svm.experiment.selection import Choice
+from rcnn_svm.features.store import to_float32
+from rcnn_svm.files import read_json, write_json
+from rcnn_svm.postprocess import PostprocessConfig
+from rcnn_svm.progress import Stages, say
+from rcnn_svm.report.provenance import provenance
+from rcnn_svm.structures import Detections, GroundTruth
+
+SETS = ("voc2007-mini", "fruit", "bccd", "raccoon")
+REFINED = 150
+ORACLE = PostprocessConfig(regression="off", max_iou=0.5, vote_iou=None, max_candidates=1000)
+"""Suppression that perfectly ranked boxes meet."""
+Row = dict[str, Any]
+
+
+def cpu_seconds() -> float:
+    """Return what this process and its children have used."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used)
+
+
+def measured(found: Sequence[Detections], truths: Sequence[GroundTruth], classes: Sequence[str]) -> Row:
+    """Return COCO's numbers in percent, VOC's mAP, and the share of hits that lie well."""
+    coco = evaluate_coco(found, truths, classes)
+    voc = evaluate_voc(found, truths, classes)
+    tight = evaluate_voc(found, truths, classes, min_iou=0.7)
+    hits, tight_hits = (int((one.matches.outcome == HIT).sum()) for one in (voc, tight))
+    return {
+        "mAP": 100 * voc.map("voc07"),
+        **{f"coco_{name}": 100 * value for name, value in coco.summary().items()},
+        "share_of_hits_from_0.7": tight_hits / max(hits, 1),
+        "coco_AP_by_class": dict(zip(classes, (100 * coco.ap()).tolist(), strict=True)),
+    }
+
+
+def intervals(
+    runs: dict[str, list[Detections]], truths: Sequence[GroundTruth], classes: Sequence[str]
+) -> Row:
+    """Return, against the first run, the difference of mAP at IoU 0.5 and 0.75 of each with its interval."""
+    rows: Row = {name: {} for name in runs}
+    for level in (0.5, 0.75):
+        results: dict[str, EvalResult] = {
+            name: evaluate_voc(found, truths, classes, min_iou=level) for name, found in runs.items()
+        }
+        base = next(iter(results))
+        for name in list(results)[1:]:
+            pair = paired_bootstrap({base: results[base], name: results[name]}, n_resamples=1000)
+            change = pair.difference(name, base).mean
+            rows[name][f"mAP_at_{level}_change"] = [100 * v for v in (change.value, change.low, change.high)]
+    return rows
+
+
+def best_objects(
+    boxes: Boxes, truth: GroundTruth, n_classes: int
+) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
+    """Return the (R, K) IoU of boxes with the best object of each class, and the (R, K, 4) box of it."""
+    overlaps = np.zeros((len(boxes), n_classes))
+    targets = np.repeat(boxes[:, None], n_classes, axis=1)
+    counted = truth[~truth.crowd]
+    for k in np.unique(counted.labels):
+        own = counted.boxes[counted.labels == k]
+        pairs = iou(boxes, own)
+        overlaps[:, k], targets[:, k] = pairs.max(axis=1), own[pairs.argmax(axis=1)]
+    return overlaps, targets
+
+
+def oracles(blocks: StoredBlocks, model: Model, detect: PostprocessConfig) -> dict[str, list[Detections]]:
+    """Return detections of a split if ranking, or boxes, were perfect.
+
+    `ranked N`: the first N proposals, not moved, ranked by their IoU. `ranked regressed`: each class's
+    regressed boxes, ranked by theirs. `boxes`: today's scores, with each region from IoU 0.5 on where its
+    object lies.
+    """
+    found: dict[str, list[Detections]] = {}
+    n_classes = len(blocks.classes)
+    for i, sample in enumerate(blocks.regions.dataset):
+        n_gt, truth = blocks.regions.n_gt[i], sample.truth
+        boxes = blocks.regions.boxes[i][n_gt:]
+        scores, deltas = model.read(to_float32(blocks.features(i, slice(n_gt, None))), None)
+        assert deltas is not None
+        overlaps, targets = best_objects(boxes, truth, n_classes)
+
+        def ranked(
+            boxes: Boxes, values: NDArray[np.float64], moves: NDArray[np.float32] | None
+        ) -> Detections:
+            config = ORACLE if moves is None else replace(ORACLE, regression="before-nms")
+            surest = np.where(values > 0, values, -1).astype(np.float32)
+            return config(sample.image_id, sample.size, boxes, surest, moves)  # noqa: B023 - called at once
+
+        one: dict[str, Detections] = {
+            f"ranked {n}": ranked(boxes[:n], overlaps[:n], None) for n in (300, 1000) if n <= 1000
+        }
+        moved = np.zeros_like(overlaps)
+        for k in np.unique(truth.labels):
+            places = clip(decode_deltas(boxes, detect.box_step * deltas[:, k]), sample.size)
+            moved[:, k] = best_objects(places, truth, n_classes)[0][:, k]
+        one["ranked regressed"] = ranked(boxes, moved, detect.box_step * deltas)
+        perfect = np.zeros_like(deltas)
+        for k in np.unique(truth.labels):
+            own = overlaps[:, k] >= 0.5
+            if own.any():
+                perfect[own, k] = encode_deltas(boxes[own], targets[own, k])
+        whole = replace(detect, box_step=1.0, vote_iou=None, refined=0)
+        one["boxes"] = whole(sample.image_id, sample.size, boxes, scores, perfect)
+        for name, detections in one.items():
+            found.setdefault(name, []).append(detections)
+    return found
+
+
+def ladder(parts: Parts, data: Path, cache: Path) -> list[Row]:
+    """Train on `train`, look at `val` in every way; return a row each, and those of the oracles."""
+    splits = load_data(DataConfig(str(data), drop_bad_boxes=True), seed=parts.seed)
+    run, detect = Run(cache), parts.postprocess
+    assert isinstance(detect, PostprocessConfig)
+    ready = prepare(parts, splits, run, Stages(stages_of(parts)), CacheLimit(cache, None))
+    learned = ready.learn(ready.train)
+    (head,) = train_heads(parts, learned, ready.train, settle(parts, learned), run)
+    views = [learned.blocks(view) for view in views_of(parts, ready.val)]
+    for view in views:
+        learned.fill(view.regions)
+
+    def variant(name: str, **changes: Any) -> Variant:
+        return Variant(Choice({"name": name}, None, ()), replace(detect, **changes), with_boxes=True)
+
+    variants = [variant("as proposed", regression="off", refined=0)]
+    for step, words in ((0.5, "half of the way"), (1.0, "all of the way")):
+        for n, more in ((0, ""), (REFINED, ", refined")):
+            variants.append(variant(words + more, box_step=step, refined=n))
+    runs = detect_all(head.name, head.model, views, variants)
+    found = {str(v.choice.settings["name"]): one.detections for v, one in zip(variants, runs, strict=True)}
+    truths, classes = ready.val.truths, splits.val.classes
+    base = {"half of the way": found["half of the way"], **found}
+    changes = intervals(base, truths, classes)
+    rows = [
+        {"recipe": name, "n_images": len(truths), **measured(own, truths, classes), **changes[name]}
+        for name, own in found.items()
+    ]
+    for name, own in oracles(views[0], head.model, replace(detect, refined=0)).items():
+        rows.append({"recipe": f"oracle: {name}", "n_images": len(truths), **measured(own, truths, classes)})
+    return rows
+
+
+def on_test(parts: Parts, data: Path, cache: Path) -> Row:
+    """Train as `rcnn-svm train` does, and measure on test once."""
+    splits = load_data(DataConfig(str(data), drop_bad_boxes=True), seed=parts.seed)
+    before = cpu_seconds()
+    result = train_detector(splits, parts, run=Run(cache))
+    assert result.coco is not None
+    seconds = cpu_seconds() - before
+    own = measured(result.detections, [sample.truth for sample in splits.test], splits.test.classes)
+    return {
+        "n_images": len(splits.test),
+        "chosen": dict(result.details["settings"]) | {"boxes": result.about["boxes"]},
+        "train_cpu_s": seconds,
+        **own,
+    }
+
+
+def main() -> None:
+    """Run what the command line asks for."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--sets", nargs="+", choices=SETS, default=SETS)
+    parser.add_argument("--preset", choices=PRESETS, default="default")
+    parser.add_argument("--test", action="store_true", help="measure both recipes on test as well")
+    parser.add_argument("--busy", action="store_true", help="say that other work ran beside it")
+    parser.add_argument("--out", type=Path, default=Path("results/benchmarks/boxes.json"))
+    options = parser.parse_args()
+    rows: list[Row] = read_json(options.out)["rows"] if options.out.exists() else []
+    make: Callable[[ExperimentConfig], ExperimentConfig] = PRESETS[options.preset].apply
+    config = make(ExperimentConfig())
+    refined = replace(config, detect=replace(config.detect, refined=REFINED))
+    for name in options.sets:
+        with tempfile.TemporaryDirectory() as folder:
+            cache = Path(folder)
+            common = {"data": name, "preset": options.preset, "alone": not options.busy}
+            parts = refined.build(heads=["softmax-finetuned"])
+            new = [{**common, "split": "val", **row} for row in ladder(parts, options.data / name, cache)]
+            if options.test:
+                for recipe, own in (("without refinement", config), ("with refinement", refined)):
+                    row = on_test(own.build(heads=["softmax-finetuned"]), options.data / name, cache)
+                    new.append({**common, "split": "test", "recipe": recipe, **row})
+        kept = [
+            row
+            for row in rows
+            if (row["data"], row["preset"]) != (name, options.preset)
+            or (row["split"] == "test" and not options.test)
+        ]
+        rows = kept + new
+        for row in new:
+            say(
+                f"{name} {row['split']} {row['recipe']}: AP {row['coco_AP']:.1f}, AP75 {row['coco_AP75']:.1f}"
+            )
+        write_json(
+            options.out,
+            {
+                "schema": 1,
+                "benchmark": "boxes",
+                "targets": targets_of(rows),
+                "rows": rows,
+                "provenance": provenance(seed=config.seed),
+            },
+        )
+
+
+def targets_of(rows: list[Row]) -> dict[str, Row]:
+    """Return the headline figures that these rows give."""
+    targets: dict[str, Row] = {}
+    for name in SETS:
+        test = {
+            r["recipe"]: r for r in rows if (r["data"], r["preset"], r["split"]) == (name, "default", "test")
+        }
+        if len(test) < 2:
+            continue
+        ours, before = test["with refinement"], test["without refinement"]
+        for key, words in (("coco_AP", "ap"), ("coco_AP75", "ap75"), ("mAP", "map")):
+            targets[f"boxes_{name.replace('-', '_')}_{words}"] = {
+                "value": ours[key],
+                "unit": "AP" if words != "map" else "mAP",
+                "n": 1,
+                "ours": ours[key],
+                "peer": before[key],
+                "peer_name": "the default without refinement",
+                "how": f"{key} on test, `train DATA --set detect.refined={REFINED}`",
+            }
+    return targets
+
+
+if __name__ == "__main__":
+    main()
