@@ -16,6 +16,7 @@ from rcnn_svm.evidence import Cells, Evidence
 from rcnn_svm.files import atomic_path, remove_marker, write_json, write_text
 from rcnn_svm.networks.taps import TapSpec
 from rcnn_svm.report import palette
+from rcnn_svm.report.draw import cut
 from rcnn_svm.report.html import environment, inline
 from rcnn_svm.report.plots import style, svg
 from rcnn_svm.structures import Image, TrainingRegions
@@ -134,7 +135,7 @@ def _draw_grid(axes: Axes, image: Image, cells: Cells, largest: float) -> None:
 
     height, width = image.shape[:2]
     around = clip(widen(cells.box[None], 1.15), (height, width))[0]
-    pixels, place = _cut(image, around)
+    pixels, place = cut(image, around)
     grey = PillowImage.fromarray(_thumbnail(pixels, _PICTURE)).convert("L")
     extent = (place[0], place[2], place[3], place[1])
     axes.imshow(grey, extent=extent, cmap="gray", vmin=-60, vmax=300, interpolation="none")
@@ -176,7 +177,7 @@ def _draw_support(
     grid = figure.add_gridspec(3, 1 + _N_SHOWN, height_ratios=(1, 1, 0.95))
     _draw_place(figure.add_subplot(grid[0, 0]), image, explained)
     axes = figure.add_subplot(grid[1, 0])
-    _draw_pixels(axes, _cut(image, clip(evidence.box[None], image.shape[:2])[0])[0])
+    _draw_pixels(axes, cut(image, clip(evidence.box[None], image.shape[:2])[0])[0])
     _bare(axes, "the region")
     for row, (group, colour) in enumerate(zip(strongest(evidence), (FOR, AGAINST), strict=True)):
         for column, s in enumerate(group, 1):
@@ -257,16 +258,6 @@ def _extent(image: Image) -> tuple[float, float, float, float]:
     return 0, image.shape[1], image.shape[0], 0
 
 
-def _cut(image: Image, box: NDArray[np.float32]) -> tuple[Image, tuple[int, int, int, int]]:
-    """Return the pixels that a box touches, at least one, and their place."""
-    height, width = image.shape[:2]
-    x1, y1 = (int(value) for value in np.floor(box[:2]))
-    x1, y1 = min(max(x1, 0), width - 1), min(max(y1, 0), height - 1)
-    x2, y2 = (int(value) for value in np.ceil(box[2:]))
-    x2, y2 = min(max(x2, x1 + 1), width), min(max(y2, y1 + 1), height)
-    return image[y1:y2, x1:x2], (x1, y1, x2, y2)
-
-
 def _thumbnail(pixels: Image, longer_side: int) -> Image:
     picture = PillowImage.fromarray(np.ascontiguousarray(pixels))
     picture.thumbnail((longer_side, longer_side))
@@ -277,7 +268,7 @@ def crops_of(
     sample_pixels: Mapping[str, Image], regions: TrainingRegions, rows: Sequence[int]
 ) -> dict[int, Image]:
     """Return the pixels of training regions by their row, out of images by id."""
-    return {s: _cut(sample_pixels[regions.image_ids[s]], regions.boxes[s])[0] for s in rows}
+    return {s: cut(sample_pixels[regions.image_ids[s]], regions.boxes[s])[0] for s in rows}
 
 
 def evidence_files(folder: Path, n: int) -> list[Path]:

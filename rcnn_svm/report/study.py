@@ -16,7 +16,7 @@ from rcnn_svm.experiment.closer import disagreement
 from rcnn_svm.experiment.curve import Curve
 from rcnn_svm.experiment.design import BOXES, SOFTMAX, SVM
 from rcnn_svm.experiment.study import Study
-from rcnn_svm.files import atomic_path, remove_marker, write_json, write_text
+from rcnn_svm.files import atomic_path, csv_text, remove_marker, write_json, write_text
 from rcnn_svm.report.curve import curve_json, curve_sentences, point_rows
 from rcnn_svm.report.plots import svg
 from rcnn_svm.report.provenance import portable_path, provenance
@@ -28,7 +28,7 @@ from rcnn_svm.report.study_plots import (
     reliability_figure,
     shares_figure,
 )
-from rcnn_svm.report.tables import csv_text, signed, span
+from rcnn_svm.report.tables import signed, span
 
 __all__ = ["verdict", "write_study"]
 
