@@ -96,6 +96,19 @@ def add_evaluate(evaluate: argparse.ArgumentParser) -> None:
         help="of the data, or `all`; by default what a detector was not trained on, and test for files",
     )
     evaluate.add_argument("--out", type=Path, metavar="DIR", help="write figures and exchange formats here")
+    evaluate.add_argument(
+        "--report",
+        type=Path,
+        metavar="DIR",
+        help="write report.html here: thresholds, sizes, mistakes, pictures, confusions; tables as CSV",
+    )
+    evaluate.add_argument(
+        "--threshold",
+        type=float,
+        metavar="S",
+        help="the report believes what scores at least this (default: the thresholds of the detector; of "
+        "files those with the best F1 on these images)",
+    )
     shared.add_label_options(evaluate, "measure these classes, in this order (default: all that are known)")
     shared.add_compute_options(evaluate)
     evaluate.set_defaults(run=_evaluate)
@@ -347,10 +360,18 @@ def _evaluate(options: argparse.Namespace) -> None:
     from rcnn_svm.evaluation.voc import evaluate_voc
     from rcnn_svm.files import write_json
 
+    written = []
     if options.out is not None:
-        written = [options.out / name for name in ("detections.json", "comp4", "evaluation.json")]
-        refuse_to_overwrite(written, [options.detections])
-    found, dataset = _read(options)
+        names = ("detections.json", "comp4", "evaluation.json", "coco_results.json", "coco_data.json")
+        written += [options.out / name for name in names]
+    if options.report is not None:
+        from rcnn_svm.report.evaluation import evaluation_files
+
+        written += evaluation_files(options.report)
+    elif options.threshold is not None:
+        raise ConfigError("--threshold is of the report: give --report DIR too.")
+    refuse_to_overwrite(written, [options.detections])
+    found, dataset, thresholds = _read(options)
     truths = [sample.truth for sample in dataset]
     voc = evaluate_voc(found, truths, dataset.classes)
     coco = None if dataset.whole else evaluate_coco(found, truths, dataset.classes)
@@ -363,21 +384,66 @@ def _evaluate(options: argparse.Namespace) -> None:
         write_json(options.out / "evaluation.json", values)
         _write_coco_results(options, found, dataset)
         say(f"Figures and exchange formats in {options.out}")
+    if options.report is not None:
+        _report(options, found, dataset, voc, coco, thresholds)
     _print_table(voc, coco, classified)  # last: its reader may leave, as `head` does
 
 
+def _report(
+    options: argparse.Namespace,
+    found: Sequence[Detections],
+    dataset: Dataset,
+    voc: EvalResult,
+    coco: CocoResult | None,
+    thresholds: Mapping[str, float] | None,
+) -> None:
+    """Write the page about the detections, at the thresholds that are asked for or known."""
+    from rcnn_svm.evaluation.diagnosis import diagnose
+    from rcnn_svm.evaluation.thresholds import choose_thresholds
+    from rcnn_svm.report.evaluation import write_evaluation
+    from rcnn_svm.report.provenance import provenance, typed
+
+    matches, chosen = voc.matches, "of --threshold"
+    if options.threshold is not None:
+        if math.isnan(options.threshold):
+            raise ConfigError("--threshold must be a number, got nan.")
+        least = np.full(len(dataset.classes), options.threshold, np.float32)
+        if not (matches.score >= options.threshold).any() and len(matches.score):
+            surest = int(matches.score.argmax())
+            name = dataset.classes[matches.label[surest]]
+            say(
+                f"No detection reaches --threshold {options.threshold:g}: the surest is {name} at "
+                f"{matches.score[surest]:.3f}. The report believes nothing."
+            )
+    elif thresholds is not None:
+        chosen = "of the detector"
+        least = np.array([thresholds.get(name, np.inf) for name in dataset.classes], np.float32)
+    else:
+        chosen = "chosen on these images, by F1, which flatters a little"
+        least = choose_thresholds(matches).scores
+    truths = [sample.truth for sample in dataset]
+    diagnosis = diagnose(options.detections.resolve().name, found, truths, voc, least)
+    about = provenance(seed=0, command=" ".join(["rcnn-svm", *map(typed, options.words)]))
+    page = write_evaluation(options.report, diagnosis, coco, dataset, chosen=chosen, about=about)
+    say(f"Report: {page}")
+
+
 def _write_coco_results(options: argparse.Namespace, found: Sequence[Detections], dataset: Dataset) -> None:
-    """Write COCO's results format too where the labels are COCO's and say its numbers."""
+    """Write COCO's results: with the numbers of the labels where they are COCO's, else with a data file."""
     from rcnn_svm.datasets import coco_category_ids, coco_image_ids, detect_format, list_splits
     from rcnn_svm.evaluation.exchange import write_coco_results
+    from rcnn_svm.formats import write_coco_files
 
     outside = bool(options.allow_outside)
     kind = _format(options) or detect_format(options.data, allow_outside=outside)
+    results = options.out / "coco_results.json"
     if kind != "coco" or dataset.split not in list_splits(options.data, format=kind, allow_outside=outside):
+        images = list(zip(dataset, found, strict=True))
+        write_coco_files(results, options.out / "coco_data.json", images, dataset.classes)
         return
     numbers = coco_category_ids(options.data, allow_outside=outside)
     write_coco_results(
-        options.out / "coco_results.json",
+        results,
         found,
         [numbers[name] for name in dataset.classes],
         coco_image_ids(options.data, dataset.split, allow_outside=outside),
@@ -417,8 +483,11 @@ def _print_table(voc: EvalResult, coco: CocoResult | None, classified: Classific
         print(LOCALISATION)
 
 
-def _read(options: argparse.Namespace) -> tuple[list[Detections], Dataset]:
-    """Return detections and the labelled images that they are of, both with the classes to measure."""
+def _read(options: argparse.Namespace) -> tuple[list[Detections], Dataset, Mapping[str, float] | None]:
+    """Return detections and the labelled images that they are of, both with the classes to measure.
+
+    And from which score on a detector believes in a class, None where nothing has chosen that.
+    """
     from rcnn_svm.datasets import load_dataset
 
     path = options.detections
@@ -437,16 +506,15 @@ def _read(options: argparse.Namespace) -> tuple[list[Detections], Dataset]:
 
         classes = _classes_to_measure(options, dataset, dataset.classes, options.data)
         found = read_comp4(path, classes, [sample.image_id for sample in dataset], split=split)
-        return found, replace(dataset.with_classes(classes), split=split)
+        return found, replace(dataset.with_classes(classes), split=split), None
     known, found = _listed(options, dataset)
     classes = _classes_to_measure(options, dataset, known, path)
-    return [one.with_classes(known, classes) for one in found], replace(
-        dataset.with_classes(classes), split=split
-    )
+    dataset = replace(dataset.with_classes(classes), split=split)
+    return [one.with_classes(known, classes) for one in found], dataset, None
 
 
-def _detected(options: argparse.Namespace) -> tuple[list[Detections], Dataset]:
-    """Return what a detector finds in the images that it is to be measured on, and these."""
+def _detected(options: argparse.Namespace) -> tuple[list[Detections], Dataset, Mapping[str, float] | None]:
+    """Return what a detector finds in the images that it is to be measured on, these, and its thresholds."""
     from rcnn_svm.datasets import SplitRecord, images_to_measure
     from rcnn_svm.detector import load_detector
 
@@ -468,7 +536,9 @@ def _detected(options: argparse.Namespace) -> tuple[list[Detections], Dataset]:
         one.with_classes(detector.classes, classes)
         for one in track(detector.detect_all(dataset.samples), "detect", total=len(dataset))
     ]
-    return found, dataset.with_classes(classes)
+    thresholds = detector.thresholds
+    scores = None if thresholds is None else dict(zip(detector.classes, thresholds.scores, strict=True))
+    return found, dataset.with_classes(classes), scores
 
 
 def _listed(options: argparse.Namespace, dataset: Dataset) -> tuple[tuple[str, ...], list[Detections]]:

@@ -15,15 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rcnn_svm.detector import Model
-from rcnn_svm.evaluation.breakdown import (
-    COCO_SIZES,
-    Breakdown,
-    Disagreement,
-    aspect_terciles,
-    break_down,
-    compare_images,
-    size_terciles,
-)
 from rcnn_svm.evaluation.calibration import (
     Calibrator,
     IsotonicScaling,
@@ -32,18 +23,16 @@ from rcnn_svm.evaluation.calibration import (
     equal_mass_edges,
     measure_reliability,
 )
-from rcnn_svm.evaluation.errors import FalsePositives, false_positive_types
+from rcnn_svm.evaluation.diagnosis import Diagnosis, diagnose
 from rcnn_svm.evaluation.thresholds import Thresholds, choose_thresholds
-from rcnn_svm.evaluation.tide import TideResult, evaluate_tide
-from rcnn_svm.evaluation.voc import HIT, IGNORED, EvalResult, Matches, Rule, evaluate_voc
+from rcnn_svm.evaluation.voc import HIT, IGNORED, Matches, Rule, evaluate_voc
 from rcnn_svm.experiment.regions import StoredBlocks
 from rcnn_svm.experiment.selection import ScoredImage, detected, score_images
 from rcnn_svm.features.scaling import FeatureScaler
 from rcnn_svm.heads.recipe import HeadRecipe
 from rcnn_svm.postprocess import Postprocess
-from rcnn_svm.structures import Detections
 
-__all__ = ["CloserLook", "Probabilities", "disagreement", "look_closer", "probabilities_of"]
+__all__ = ["CloserLook", "Probabilities", "look_closer", "probabilities_of"]
 
 _REGIONS = 100
 """Regions of an image whose probabilities are judged, drawn at random: a few hundred images say enough."""
@@ -67,29 +56,17 @@ class Probabilities:
     detections: Mapping[str, Reliability]
 
 
-@dataclass(frozen=True, eq=False)
-class CloserLook:
-    """One head, trained on `train`.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class CloserLook(Diagnosis):
+    """One head, trained on `train`, diagnosed on test.
 
     Attributes:
-        name: for people.
-        thresholds: with the best F1 on val.
-        detections: on test.
-        evaluation: of them.
+        thresholds: with the best F1 on val, from which `least` is.
         probabilities: made of its scores.
-        tide: what each type of mistake costs.
-        false_positives: the types of Hoiem and others among the surest.
-        by: recall and AP by groups of objects.
     """
 
-    name: str
     thresholds: Thresholds
-    detections: Sequence[Detections]
-    evaluation: EvalResult
     probabilities: Probabilities
-    tide: TideResult
-    false_positives: FalsePositives
-    by: Mapping[str, Breakdown]
 
 
 def look_closer(
@@ -146,24 +123,9 @@ def look_closer(
             **resampling,
         ),
     )
-    groupings = (COCO_SIZES, size_terciles(truths), aspect_terciles(truths))
-    return CloserLook(
-        name,
-        choose_thresholds(matches["val"]),
-        found["test"],
-        evaluation,
-        probabilities,
-        evaluate_tide(found["test"], truths, classes),
-        false_positive_types(evaluation.matches, found["test"], truths),
-        {g.name: break_down(evaluation.matches, found["test"], truths, g, rule=rule) for g in groupings},
-    )
-
-
-def disagreement(first: CloserLook, second: CloserLook) -> Disagreement:
-    """Return how two heads differ image by image, each at its thresholds."""
-    return compare_images(
-        (first.evaluation.matches, first.thresholds), (second.evaluation.matches, second.thresholds)
-    )
+    thresholds = choose_thresholds(matches["val"])
+    diagnosis = diagnose(name, found["test"], truths, evaluation, thresholds.scores)
+    return CloserLook(**vars(diagnosis), thresholds=thresholds, probabilities=probabilities)
 
 
 def probabilities_of(
