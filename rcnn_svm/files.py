@@ -7,15 +7,17 @@ Ctrl-C or a `kill -9` never leaves something half-written that passes for whole.
 from __future__ import annotations
 
 import contextlib
+import csv
 import errno
 import hashlib
+import io
 import json
 import os
 import re
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
@@ -31,6 +33,7 @@ __all__ = [
     "appending",
     "atomic_path",
     "bytes_digest",
+    "csv_text",
     "digest",
     "file_digest",
     "file_name",
@@ -367,6 +370,25 @@ def write_json(path: Path, value: Any) -> None:
         ValueError: `value` holds a NaN or an infinity, which JSON does not have.
     """
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return records of the same keys as CSV, one line each below their names."""
+    stream = io.StringIO()
+    if rows:
+        writer = csv.DictWriter(stream, fieldnames=list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({key: _inert(value) for key, value in row.items()} for row in rows)
+    return stream.getvalue()
+
+
+def _inert(value: Any) -> Any:
+    """Return a cell of a spreadsheet; a text that it would run as a formula is marked as a text."""
+    return (
+        f"'{value}"
+        if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
+        else value
+    )
 
 
 def read_text(path: Path) -> str:

@@ -20,7 +20,7 @@ LAYERS = [
     {"boxes"},
     {"structures"},
     {"datasets", "proposals", "networks", "heads", "evaluation", "postprocess"},
-    {"features"},
+    {"features", "formats"},
     {"training"},
     {"contracts", "detector"},
     {"evidence", "experiment"},

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,16 +22,37 @@ if TYPE_CHECKING:
     from rcnn_svm.evaluation.classification import Classification
     from rcnn_svm.evaluation.coco import CocoResult
     from rcnn_svm.evaluation.voc import EvalResult
+    from rcnn_svm.formats import DetectionWriter
     from rcnn_svm.structures import Dataset, Detections
 
-__all__ = ["add_detect", "add_evaluate", "least_scores"]
+__all__ = ["Shown", "Surest", "add_detect", "add_evaluate", "least_scores"]
+
+_FORMATS = ("json", "coco", "yolo", "voc", "csv", "labelstudio")
 
 
 def add_detect(detect: argparse.ArgumentParser) -> None:
     """Add the options of `detect`."""
     detect.add_argument("detector", type=Path, help="a folder that `rcnn-svm train` made")
-    detect.add_argument("images", type=Path, nargs="+", help="image files or folders")
+    detect.add_argument(
+        "images",
+        type=Path,
+        nargs="+",
+        help="image files, folders, patterns such as 'photos/*.jpg', videos; - reads a list of them",
+    )
     detect.add_argument("--out", type=Path, required=True, metavar="DIR")
+    detect.add_argument(
+        "--format",
+        default="json",
+        metavar="A,B",
+        help=f"what else is written beside detections.json: some of {', '.join(_FORMATS)}",
+    )
+    detect.add_argument(
+        "--label-studio-root",
+        type=Path,
+        default=Path(),
+        metavar="DIR",
+        help="the folder whose files Label Studio serves (default: this one)",
+    )
     shown = detect.add_mutually_exclusive_group()
     shown.add_argument(
         "--threshold",
@@ -41,7 +62,20 @@ def add_detect(detect: argparse.ArgumentParser) -> None:
         "whole images of one class each the surest)",
     )
     shown.add_argument("--all", action="store_true", help="show everything, however unlikely")
-    detect.add_argument("--no-pictures", action="store_true", help="write JSON only")
+    detect.add_argument("--classes", metavar="A,B,C", help="show these classes alone")
+    detect.add_argument("--max-detections", type=int, metavar="N", help="show the N surest of each image")
+    detect.add_argument("--no-pictures", action="store_true", help="draw nothing")
+    detect.add_argument(
+        "--crops", action="store_true", help="cut each detection out, into a folder per class"
+    )
+    detect.add_argument(
+        "--explain",
+        type=int,
+        nargs="?",
+        const=5,
+        metavar="N",
+        help="write the evidence for the N surest of each image (default 5; see `rcnn-svm explain`)",
+    )
     shared.add_compute_options(detect)
     detect.set_defaults(run=_detect, resumes=True)
 
@@ -62,38 +96,140 @@ def add_evaluate(evaluate: argparse.ArgumentParser) -> None:
         help="of the data, or `all`; by default what a detector was not trained on, and test for files",
     )
     evaluate.add_argument("--out", type=Path, metavar="DIR", help="write figures and exchange formats here")
+    evaluate.add_argument(
+        "--report",
+        type=Path,
+        metavar="DIR",
+        help="write report.html here: thresholds, sizes, mistakes, pictures, confusions; tables as CSV",
+    )
+    evaluate.add_argument(
+        "--threshold",
+        type=float,
+        metavar="S",
+        help="the report believes what scores at least this (default: the thresholds of the detector; of "
+        "files those with the best F1 on these images)",
+    )
     shared.add_label_options(evaluate, "measure these classes, in this order (default: all that are known)")
     shared.add_compute_options(evaluate)
     evaluate.set_defaults(run=_evaluate)
 
 
-def _detect(options: argparse.Namespace) -> None:
-    from rcnn_svm.cli.images import open_images, refuse_to_overwrite
-    from rcnn_svm.detector import load_detector
-    from rcnn_svm.evaluation.exchange import DetectionLines, write_detections
-    from rcnn_svm.files import file_digest, inside, remove_marker
-    from rcnn_svm.report.draw import draw_detections, save_picture
+@dataclass(frozen=True, eq=False)
+class Shown:
+    """Which of all detections are shown.
 
+    Attributes:
+        least: (K,) from which score on a detection of each class is shown; infinite for a class that is not.
+        most: of an image; None for all.
+    """
+
+    least: NDArray[np.floating]
+    most: int | None
+
+    def rows(self, found: Detections) -> NDArray[np.intp]:
+        """Return the rows of the detections that are shown, surest first."""
+        return np.flatnonzero(found.scores >= self.least[found.labels])[: self.most]
+
+
+def _detect(options: argparse.Namespace) -> None:
+    from rcnn_svm.cli.images import named
+    from rcnn_svm.cli.video import detect_videos
+    from rcnn_svm.datasets.video import VIDEO_SUFFIXES
+    from rcnn_svm.detector import load_detector
+    from rcnn_svm.files import file_digest
+
+    formats = _formats(options)
+    for name, least in (("max_detections", 1), ("explain", 1)):
+        value = getattr(options, name)
+        if value is not None and value < least:
+            raise ConfigError(f"--{name.replace('_', '-')} must be at least {least}, got {value}.")
     detector = load_detector(options.detector, device=shared.device_of(options))
+    shown = _shown(options, detector)
+    made_by = {
+        "detector": file_digest(options.detector / "detector.json"),
+        "threshold": options.threshold,
+        "all": options.all,
+        "classes": shared.names_of(options),
+        "max_detections": options.max_detections,
+        "pictures": not options.no_pictures,
+    }
+    paths = named(options.images)
+    videos = [path for path in paths if path.suffix.lower() in VIDEO_SUFFIXES and not path.is_dir()]
+    if videos and (formats or options.crops or options.explain):
+        raise ConfigError(
+            f"{videos[0]}: of a video there is a line of JSON a frame and the video with its detections; "
+            f"--format, --crops and --explain are of images."
+        )
+    images = [path for path in paths if path not in videos]
+    if images:
+        _detect_images(options, detector, shown, images, formats, made_by)
+    if videos:
+        detect_videos(videos, options.out, detector, shown, made_by)
+
+
+def _formats(options: argparse.Namespace) -> list[str]:
+    """Return the formats beside JSON that are asked for."""
+    asked = [name.strip() for name in options.format.split(",") if name.strip()]
+    unknown = [name for name in asked if name not in _FORMATS]
+    if unknown or not asked:
+        raise ConfigError(
+            f"--format must be some of {', '.join(_FORMATS)}, got {unknown or options.format!r}."
+        )
+    return [name for name in dict.fromkeys(asked) if name != "json"]
+
+
+def _writers(
+    options: argparse.Namespace, detector: Detector, shown: Shown, formats: Sequence[str], digest: str
+) -> list[DetectionWriter]:
+    """Return what writes the detections; last what says that all is written."""
+    from rcnn_svm.cli.explaining import EvidenceWriter
+    from rcnn_svm.formats import FORMATS, JsonWriter, LabelStudioWriter
+    from rcnn_svm.report.draw import CropWriter, PictureWriter
+
+    writers: list[DetectionWriter] = []
+    if not options.no_pictures:
+        writers.append(PictureWriter(options.out, detector.classes))
+    if options.crops:
+        writers.append(CropWriter(options.out, detector.classes))
+    if options.explain:
+        writers.append(
+            EvidenceWriter(options.out / "explain", detector, options.detector, shown, options.explain)
+        )
+    for name in formats:
+        if name == "labelstudio":
+            made_by = f"{detector.head} {digest[:12]}"
+            root = options.label_studio_root
+            writers.append(LabelStudioWriter(options.out, detector.classes, made_by, root))
+        else:
+            writers.append(FORMATS[name](options.out, detector.classes))
+    return [*writers, JsonWriter(options.out, detector.classes)]
+
+
+def _detect_images(
+    options: argparse.Namespace,
+    detector: Detector,
+    shown: Shown,
+    paths: Sequence[Path],
+    formats: Sequence[str],
+    made_by: Mapping[str, Any],
+) -> None:
+    from rcnn_svm.cli.images import open_images, refuse_to_overwrite
+    from rcnn_svm.evaluation.exchange import DetectionLines
+    from rcnn_svm.files import remove_marker
+
     left_out: list[DataError] = []
 
     def leave_out(error: DataError) -> None:
         left_out.append(error)
         say(f"{error} It is left out.")
 
-    samples = {sample.image_id: sample for sample in open_images(options.images, unreadable=leave_out)}
-    pictures = {} if options.no_pictures else {name: inside(options.out, name, ".png") for name in samples}
-    whole = options.out / "detections.json"
-    refuse_to_overwrite([*pictures.values(), whole], [s.path for s in samples.values()])
-    remove_marker(whole)  # where it lies, the rest is whole
-    believed = _threshold(options, detector)
-    made_by = {
-        "detector": file_digest(options.detector / "detector.json"),
-        "threshold": options.threshold,
-        "all": options.all,
-        "pictures": not options.no_pictures,
-    }
-    lines = DetectionLines(options.out / "detections.jsonl", detector.classes, made_by)
+    samples = {sample.image_id: sample for sample in open_images(paths, unreadable=leave_out)}
+    writers = _writers(options, detector, shown, formats, made_by["detector"])
+    outputs = [path for writer in writers for path in writer.files(list(samples.values()))]
+    refuse_to_overwrite(outputs, [s.path for s in samples.values()])
+    remove_marker(outputs[-1])  # where it lies, the rest is whole
+    more = {"formats": formats, "crops": options.crops, "explain": options.explain}
+    lines = DetectionLines(options.out / "detections.jsonl", detector.classes, {**made_by, **more})
     done = {
         name: found
         for name, (image, found) in lines.done.items()
@@ -102,25 +238,55 @@ def _detect(options: argparse.Namespace) -> None:
     if done:
         say(f"{len(done)} of {len(samples)} images were looked at before and are not looked at again.")
     left = [sample for name, sample in samples.items() if name not in done]
+    surest = Surest(shown, detector.classes)
     for everything in track(detector.detect_all(left, unreadable=leave_out), "detect", total=len(left)):
-        detections = believed(everything)
+        detections = everything[shown.rows(everything)]
+        surest.see(everything)
         sample = samples[detections.image_id]
-        if pictures:
-            picture = draw_detections(sample.read(), detections, detector.classes)
-            save_picture(pictures[sample.image_id], picture)
+        for writer in writers:
+            writer.add(sample, detections)
         lines.add(detections, sample.digest())
         done[sample.image_id] = detections
         emit(f"{sample.path}: {_words(detections, detector) or 'nothing'}")
-    found = [done[name] for name in samples if name in done]
-    write_detections(whole, found, detector.classes)
+    found = [(sample, done[name]) for name, sample in samples.items() if name in done]
+    for writer in writers:
+        writer.finish(found)
     lines.remove()
-    n_found = sum(map(len, found))
+    n_found = sum(len(detections) for _, detections in found)
     say(f"{n_found} detections in {len(found)} images, in {options.out}{_uncalibrated(detector)}")
+    if not n_found:
+        surest.tell()
     if left_out:
         raise DataError(
             f"{len(left_out)} of {len(found) + len(left_out)} images could not be read and were left out. "
             f"The first: {left_out[0]}"
         )
+
+
+class Surest:
+    """Remembers the surest detection, to be told where nothing is shown.
+
+    Args:
+        shown: which are; of classes that are not, none is remembered.
+        classes: K names.
+    """
+
+    def __init__(self, shown: Shown, classes: Sequence[str]) -> None:
+        self._classes, self._asked = classes, ~np.isposinf(shown.least)
+        self._score, self._words = -np.inf, ""
+
+    def see(self, found: Detections) -> None:
+        """Look at all detections of an image."""
+        asked = found[self._asked[found.labels]]
+        if len(asked) and asked.scores[0] > self._score:
+            self._score = float(asked.scores[0])
+            name = self._classes[asked.labels[0]]
+            self._words = f"{name} at {self._score:.3f} in {found.image_id}"
+
+    def tell(self) -> None:
+        """Say which it was, if there was any."""
+        if self._words:
+            say(f"Nothing reaches the threshold: the surest of all is {self._words}. Lower --threshold.")
 
 
 def _uncalibrated(detector: Detector) -> str:
@@ -137,14 +303,37 @@ def _words(found: Detections, detector: Detector) -> str:
     return ", ".join(f"{n} {detector.classes[k]}" for k, n in zip(names, counts, strict=True))
 
 
-def _threshold(options: argparse.Namespace, detector: Detector) -> Callable[[Detections], Detections]:
-    """Return what keeps the detections that are to be shown."""
-    if options.all:
-        return lambda found: found
-    if options.threshold is None and detector.thresholds is None and detector.whole_images:
-        return lambda found: found[:1]
-    least = least_scores(options.threshold, detector)
-    return lambda found: found[found.scores >= least[found.labels]]
+def _shown(options: argparse.Namespace, detector: Detector) -> Shown:
+    """Return which detections are to be shown."""
+    asked = _asked_classes(options, detector.classes, options.detector) or detector.classes
+    least: NDArray[np.floating] = np.full(len(detector.classes), -np.inf)
+    most = options.max_detections
+    if not options.all:
+        if options.threshold is None and detector.thresholds is None and detector.whole_images:
+            most = 1
+        else:
+            least = least_scores(options.threshold, detector)
+    known = np.array([name in asked for name in detector.classes])
+    return Shown(np.where(known, least, np.inf), most)
+
+
+def _asked_classes(options: argparse.Namespace, known: Sequence[str], where: Path) -> tuple[str, ...]:
+    """Return the classes that are asked for, none where nothing is said.
+
+    Raises:
+        ConfigError: one of them is not known.
+    """
+    from rcnn_svm.datasets import read_classes
+
+    asked = shared.names_of(options)
+    asked = asked and read_classes(asked)
+    unknown = [name for name in asked if name not in known]
+    if unknown:
+        raise ConfigError(
+            f"--classes: must be some of {', '.join(known)}, the classes of {where}, "
+            f"got {', '.join(unknown)}."
+        )
+    return asked
 
 
 def least_scores(threshold: float | None, detector: Detector) -> NDArray[np.floating]:
@@ -176,10 +365,18 @@ def _evaluate(options: argparse.Namespace) -> None:
     from rcnn_svm.evaluation.voc import evaluate_voc
     from rcnn_svm.files import write_json
 
+    written = []
     if options.out is not None:
-        written = [options.out / name for name in ("detections.json", "comp4", "evaluation.json")]
-        refuse_to_overwrite(written, [options.detections])
-    found, dataset = _read(options)
+        names = ("detections.json", "comp4", "evaluation.json", "coco_results.json", "coco_data.json")
+        written += [options.out / name for name in names]
+    if options.report is not None:
+        from rcnn_svm.report.evaluation import evaluation_files
+
+        written += evaluation_files(options.report)
+    elif options.threshold is not None:
+        raise ConfigError("--threshold is of the report: give --report DIR too.")
+    refuse_to_overwrite(written, [options.detections])
+    found, dataset, thresholds = _read(options)
     truths = [sample.truth for sample in dataset]
     voc = evaluate_voc(found, truths, dataset.classes)
     coco = None if dataset.whole else evaluate_coco(found, truths, dataset.classes)
@@ -192,21 +389,66 @@ def _evaluate(options: argparse.Namespace) -> None:
         write_json(options.out / "evaluation.json", values)
         _write_coco_results(options, found, dataset)
         say(f"Figures and exchange formats in {options.out}")
+    if options.report is not None:
+        _report(options, found, dataset, voc, coco, thresholds)
     _print_table(voc, coco, classified)  # last: its reader may leave, as `head` does
 
 
+def _report(
+    options: argparse.Namespace,
+    found: Sequence[Detections],
+    dataset: Dataset,
+    voc: EvalResult,
+    coco: CocoResult | None,
+    thresholds: Mapping[str, float] | None,
+) -> None:
+    """Write the page about the detections, at the thresholds that are asked for or known."""
+    from rcnn_svm.evaluation.diagnosis import diagnose
+    from rcnn_svm.evaluation.thresholds import choose_thresholds
+    from rcnn_svm.report.evaluation import write_evaluation
+    from rcnn_svm.report.provenance import provenance, typed
+
+    matches, chosen = voc.matches, "of --threshold"
+    if options.threshold is not None:
+        if math.isnan(options.threshold):
+            raise ConfigError("--threshold must be a number, got nan.")
+        least = np.full(len(dataset.classes), options.threshold, np.float32)
+        if not (matches.score >= options.threshold).any() and len(matches.score):
+            surest = int(matches.score.argmax())
+            name = dataset.classes[matches.label[surest]]
+            say(
+                f"No detection reaches --threshold {options.threshold:g}: the surest is {name} at "
+                f"{matches.score[surest]:.3f}. The report believes nothing."
+            )
+    elif thresholds is not None:
+        chosen = "of the detector"
+        least = np.array([thresholds.get(name, np.inf) for name in dataset.classes], np.float32)
+    else:
+        chosen = "chosen on these images, by F1, which flatters a little"
+        least = choose_thresholds(matches).scores
+    truths = [sample.truth for sample in dataset]
+    diagnosis = diagnose(options.detections.resolve().name, found, truths, voc, least)
+    about = provenance(seed=0, command=" ".join(["rcnn-svm", *map(typed, options.words)]))
+    page = write_evaluation(options.report, diagnosis, coco, dataset, chosen=chosen, about=about)
+    say(f"Report: {page}")
+
+
 def _write_coco_results(options: argparse.Namespace, found: Sequence[Detections], dataset: Dataset) -> None:
-    """Write COCO's results format too where the labels are COCO's and say its numbers."""
+    """Write COCO's results: with the numbers of the labels where they are COCO's, else with a data file."""
     from rcnn_svm.datasets import coco_category_ids, coco_image_ids, detect_format, list_splits
     from rcnn_svm.evaluation.exchange import write_coco_results
+    from rcnn_svm.formats import write_coco_files
 
     outside = bool(options.allow_outside)
     kind = _format(options) or detect_format(options.data, allow_outside=outside)
+    results = options.out / "coco_results.json"
     if kind != "coco" or dataset.split not in list_splits(options.data, format=kind, allow_outside=outside):
+        images = list(zip(dataset, found, strict=True))
+        write_coco_files(results, options.out / "coco_data.json", images, dataset.classes)
         return
     numbers = coco_category_ids(options.data, allow_outside=outside)
     write_coco_results(
-        options.out / "coco_results.json",
+        results,
         found,
         [numbers[name] for name in dataset.classes],
         coco_image_ids(options.data, dataset.split, allow_outside=outside),
@@ -246,8 +488,11 @@ def _print_table(voc: EvalResult, coco: CocoResult | None, classified: Classific
         print(LOCALISATION)
 
 
-def _read(options: argparse.Namespace) -> tuple[list[Detections], Dataset]:
-    """Return detections and the labelled images that they are of, both with the classes to measure."""
+def _read(options: argparse.Namespace) -> tuple[list[Detections], Dataset, Mapping[str, float] | None]:
+    """Return detections and the labelled images that they are of, both with the classes to measure.
+
+    And from which score on a detector believes in a class, None where nothing has chosen that.
+    """
     from rcnn_svm.datasets import load_dataset
 
     path = options.detections
@@ -266,16 +511,15 @@ def _read(options: argparse.Namespace) -> tuple[list[Detections], Dataset]:
 
         classes = _classes_to_measure(options, dataset, dataset.classes, options.data)
         found = read_comp4(path, classes, [sample.image_id for sample in dataset], split=split)
-        return found, replace(dataset.with_classes(classes), split=split)
+        return found, replace(dataset.with_classes(classes), split=split), None
     known, found = _listed(options, dataset)
     classes = _classes_to_measure(options, dataset, known, path)
-    return [one.with_classes(known, classes) for one in found], replace(
-        dataset.with_classes(classes), split=split
-    )
+    dataset = replace(dataset.with_classes(classes), split=split)
+    return [one.with_classes(known, classes) for one in found], dataset, None
 
 
-def _detected(options: argparse.Namespace) -> tuple[list[Detections], Dataset]:
-    """Return what a detector finds in the images that it is to be measured on, and these."""
+def _detected(options: argparse.Namespace) -> tuple[list[Detections], Dataset, Mapping[str, float] | None]:
+    """Return what a detector finds in the images that it is to be measured on, these, and its thresholds."""
     from rcnn_svm.datasets import SplitRecord, images_to_measure
     from rcnn_svm.detector import load_detector
 
@@ -297,7 +541,9 @@ def _detected(options: argparse.Namespace) -> tuple[list[Detections], Dataset]:
         one.with_classes(detector.classes, classes)
         for one in track(detector.detect_all(dataset.samples), "detect", total=len(dataset))
     ]
-    return found, dataset.with_classes(classes)
+    thresholds = detector.thresholds
+    scores = None if thresholds is None else dict(zip(detector.classes, thresholds.scores, strict=True))
+    return found, dataset.with_classes(classes), scores
 
 
 def _listed(options: argparse.Namespace, dataset: Dataset) -> tuple[tuple[str, ...], list[Detections]]:
@@ -332,17 +578,7 @@ def _classes_to_measure(
 
     Classes of detections, labels and the command are matched by name.
     """
-    from rcnn_svm.datasets import read_classes
-
-    asked = shared.names_of(options)
-    asked = asked and read_classes(asked)
-    unknown = [name for name in asked if name not in known]
-    if unknown:
-        raise ConfigError(
-            f"--classes: must be some of {', '.join(known)}, the classes of {where}, "
-            f"got {', '.join(unknown)}."
-        )
-    classes = asked or tuple(known)
+    classes = _asked_classes(options, known, where) or tuple(known)
     if not set(classes) & set(dataset.classes):
         raise DataError(
             f"{options.data}: must label one of the classes {', '.join(classes)}, labels "

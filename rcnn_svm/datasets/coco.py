@@ -35,7 +35,7 @@ from rcnn_svm.datasets.records import (
 from rcnn_svm.errors import DataError
 from rcnn_svm.files import read_json
 
-__all__ = ["CocoSource", "coco_category_ids", "coco_image_ids"]
+__all__ = ["CocoSource", "coco_category_ids", "coco_image_ids", "is_label_studio"]
 
 Id: TypeAlias = int | str
 """What COCO's records are known by: a whole number, or a text in some exports."""
@@ -298,6 +298,19 @@ def coco_image_ids(path: str | Path, split: str, *, allow_outside: bool = False)
     if split not in source.jsons:
         raise DataError(f"{path}: has no split {split!r}, only {', '.join(source.splits())}.")
     return source.image_ids(split)
+
+
+def is_label_studio(file: Path) -> bool:
+    """Tell whether a file is Label Studio's own JSON, a list of tasks, which no reader takes."""
+    try:
+        content = read_json(file)
+    except DataError:
+        return False
+    kinds = ("annotations", "predictions", "completions")
+    return isinstance(content, list) and any(
+        isinstance(task, dict) and "data" in task and any(kind in task for kind in kinds)
+        for task in content[:1]
+    )
 
 
 def _source(path: str | Path, allow_outside: bool) -> CocoSource:

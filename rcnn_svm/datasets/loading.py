@@ -13,7 +13,7 @@ from typing import Literal, TypeAlias, get_args
 import numpy as np
 
 from rcnn_svm.datasets.archive import unpack
-from rcnn_svm.datasets.coco import CocoSource
+from rcnn_svm.datasets.coco import CocoSource, is_label_studio
 from rcnn_svm.datasets.drawing import classes_to_train, draw_parts
 from rcnn_svm.datasets.folders import FolderSource
 from rcnn_svm.datasets.layout import ROLES, Files, image_ids, read_lines, role_of
@@ -495,13 +495,19 @@ def open_source(path: str | Path, format: str | None = None, *, allow_outside: b
         if format == "folders" or (format is None and not any(found.values())):
             found["folders"] = FolderSource.find(files, insist=format == "folders")
     elif only.suffix.lower() == ".json" and format in (None, "coco"):
-        found["coco"] = CocoSource.find(files, only)
+        found["coco"] = None if is_label_studio(only) else CocoSource.find(files, only)
     elif only.suffix.lower() in (".yaml", ".yml", ".data") and format in (None, "yolo"):
         found["yolo"] = YoloSource.find(files, only)
     elif only.suffix.lower() in TABLE_SUFFIXES and format in (None, "csv"):
         found["csv"] = ListSource.find(files, only)
     sources = {name: source for name, source in found.items() if source is not None}
     if not sources:
+        for file in files.of(".json") if only is None else [only]:
+            if is_label_studio(file):
+                raise _NoDataset(
+                    f"{file}: must be labels in a format that is read, is Label Studio's own JSON. Export "
+                    f"the project as COCO: of turned boxes and polygons that has the box around them."
+                )
         what = {
             None: "a data set with VOC's Annotations/*.xml, COCO's annotations/*.json or YOLO's data.yaml, "
             "or whole images in a folder for each of two or more classes or in a CSV of images and labels",

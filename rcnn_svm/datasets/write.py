@@ -4,9 +4,9 @@ What a format cannot hold is said, not hidden:
 
 * VOC has whole pixels: boxes are rounded, and kept two pixels wide and high, since the reader takes one
   pixel for a click without a drag. Crowd regions become `difficult`.
-* COCO keeps all; `difficult` is an extra field of the annotation.
+* COCO keeps all else; `difficult` is an extra field of the annotation.
 * YOLO has neither `difficult` nor crowd: such objects become plain ones, with one line that counts them.
-* VOC and YOLO have no area but the box's.
+* VOC and YOLO have no area but the box's, COCO and YOLO no flags such as `truncated`.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 from xml.etree import ElementTree
 
 import numpy as np
 import yaml
+from numpy.typing import NDArray
 from PIL import Image as pillow
 
 from rcnn_svm.boxes import Boxes, round_half_away
@@ -31,7 +32,7 @@ from rcnn_svm.errors import ConfigError, DataError, DiskSpaceError
 from rcnn_svm.progress import say, track
 from rcnn_svm.structures import Dataset, Sample
 
-__all__ = ["BoxFormat", "write_dataset"]
+__all__ = ["BoxFormat", "coco_records", "voc_xml", "write_dataset", "yolo_rows"]
 
 BoxFormat = Literal["voc", "coco", "yolo"]
 Encoding = Literal["png", "jpg"]
@@ -162,7 +163,11 @@ def _write_voc(parts: Mapping[str, Dataset], root: Path, encoding: Encoding) -> 
     for name, part in parts.items():
         for sample in track(part, f"write {name}"):
             image = _put_image(sample, folder / "JPEGImages" / _file_name(sample), encoding)
-            text = _voc_xml(sample, part.classes, image.name)
+            truth = sample.truth
+            names = [part.classes[k] for k in truth.labels]
+            flags = {**truth.flags, "difficult": truth.difficult | truth.crowd}
+            more = [{name: int(flag[g]) for name, flag in flags.items()} for g in range(len(truth))]
+            text = voc_xml(image.name, sample.size, truth.boxes, names, more, least=2)
             _put(folder / "Annotations" / f"{_file_name(sample)}.xml", text)
         ids = [_file_name(sample) for sample in part]
         _put(folder / "ImageSets" / "Main" / f"{name}.txt", "\n".join(ids) + "\n")
@@ -172,8 +177,29 @@ def _write_voc(parts: Mapping[str, Dataset], root: Path, encoding: Encoding) -> 
     _put(folder / "classes.txt", "\n".join(next(iter(parts.values())).classes) + "\n")
 
 
-def _voc_xml(sample: Sample, classes: tuple[str, ...], file_name: str) -> str:
-    height, width = sample.size
+def voc_xml(
+    file_name: str,
+    size: tuple[int, int],
+    boxes: Boxes,
+    names: Sequence[str],
+    more: Sequence[Mapping[str, object]],
+    *,
+    least: int = 1,
+) -> str:
+    """Return the annotation of an image as Pascal VOC writes it: pixels are counted from 1, both ends inside.
+
+    Args:
+        file_name: of the image.
+        size: (height, width).
+        boxes: (N, 4) half-open pixels, which are rounded and kept inside the image.
+        names: the class of each.
+        more: further elements of each object, or others in place of those that it has.
+        least: pixels that a box is kept wide and high.
+
+    Raises:
+        DataError: the image is smaller than that.
+    """
+    height, width = size
     tree = ElementTree.Element("annotation")
 
     def add(parent: ElementTree.Element, **children: object) -> None:
@@ -182,61 +208,72 @@ def _voc_xml(sample: Sample, classes: tuple[str, ...], file_name: str) -> str:
 
     add(tree, folder="VOC2007", filename=file_name)
     add(ElementTree.SubElement(tree, "size"), width=width, height=height, depth=3)
-    truth, boxes = sample.truth, _whole_pixels(sample)
-    for g, (x1, y1, x2, y2) in enumerate(boxes.tolist()):
+    for box, name, own in zip(_whole_pixels(boxes, size, least, file_name), names, more, strict=True):
         element = ElementTree.SubElement(tree, "object")
-        flags = {"truncated": 0} | {name: int(flag[g]) for name, flag in truth.flags.items()}
-        difficult = int(truth.difficult[g] | truth.crowd[g])
-        add(element, name=classes[truth.labels[g]], pose="Unspecified", **flags, difficult=difficult)
+        add(element, **({"name": name, "pose": "Unspecified", "truncated": 0, "difficult": 0} | dict(own)))
+        x1, y1, x2, y2 = box.tolist()
         add(ElementTree.SubElement(element, "bndbox"), xmin=x1 + 1, ymin=y1 + 1, xmax=x2, ymax=y2)
     ElementTree.indent(tree)
     return ElementTree.tostring(tree, encoding="unicode") + "\n"
 
 
-def _whole_pixels(sample: Sample) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Round boxes to whole pixels inside the image, at least two each way; (G, 4) half-open."""
-    boxes = round_half_away(sample.truth.boxes).reshape(-1, 4)
-    for low, high, side in ((0, 2, sample.size[1]), (1, 3, sample.size[0])):
-        if len(boxes) and side < 2:
-            raise DataError(
-                f"Sample({sample.image_id!r}): must be 2 or more pixels wide and high for VOC, "
-                f"got {sample.size}."
-            )
-        boxes[:, low] = np.clip(boxes[:, low], 0, max(side - 2, 0))
-        boxes[:, high] = np.clip(boxes[:, high], boxes[:, low] + 2, max(side, 2))
-    return boxes
+def _whole_pixels(boxes: Boxes, size: tuple[int, int], least: int, image: str) -> NDArray[np.int64]:
+    """Round boxes to whole pixels inside an image, at least so many each way; (N, 4) half-open."""
+    whole = round_half_away(boxes).reshape(-1, 4)
+    for low, high, side in ((0, 2, size[1]), (1, 3, size[0])):
+        if len(whole) and side < least:
+            raise DataError(f"{image}: must be {least} or more pixels wide and high for VOC, got {size}.")
+        whole[:, low] = np.clip(whole[:, low], 0, max(side - least, 0))
+        whole[:, high] = np.clip(whole[:, high], whole[:, low] + least, max(side, least))
+    return whole
 
 
 def _write_coco(parts: Mapping[str, Dataset], root: Path, encoding: Encoding) -> None:
     for name, part in parts.items():
-        images: list[dict[str, Any]] = []
-        annotations: list[dict[str, Any]] = []
-        for sample in track(part, f"write {name}"):
-            file = _put_image(sample, root / "images" / _file_name(sample), encoding)
-            height, width = sample.size
-            images.append({"id": len(images) + 1, "file_name": file.name, "height": height, "width": width})
-            truth = sample.truth
-            for box, label, difficult, crowd, area in zip(
-                truth.boxes.astype(np.float64),
-                truth.labels,
-                truth.difficult,
-                truth.crowd,
-                truth.area,
-                strict=True,
-            ):
-                x1, y1, x2, y2 = box.tolist()
-                record: dict[str, Any] = {
-                    "id": len(annotations) + 1,
-                    "image_id": len(images),
-                    "category_id": int(label) + 1,
-                    "bbox": [x1, y1, x2 - x1, y2 - y1],
-                    "area": float(area),
-                    "iscrowd": int(crowd),
-                }
-                annotations.append(record | ({"difficult": 1} if difficult else {}))
-        categories = [{"id": i, "name": class_name} for i, class_name in enumerate(part.classes, start=1)]
-        content = {"images": images, "annotations": annotations, "categories": categories}
+        files = [
+            _put_image(sample, root / "images" / _file_name(sample), encoding).name
+            for sample in track(part, f"write {name}")
+        ]
+        content = coco_records(part.samples, files, part.classes)
         _put(root / "annotations" / f"instances_{name}.json", json.dumps(content) + "\n")
+
+
+def coco_records(
+    samples: Iterable[Sample], files: Iterable[str], classes: Sequence[str]
+) -> dict[str, list[dict[str, Any]]]:
+    """Return the images, annotations and categories of a COCO JSON; all three are numbered from 1.
+
+    Args:
+        samples: the images.
+        files: the name of each image's file.
+        classes: K names, of which label k is category k + 1.
+    """
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for sample, file in zip(samples, files, strict=True):
+        height, width = sample.size
+        images.append({"id": len(images) + 1, "file_name": file, "height": height, "width": width})
+        truth = sample.truth
+        for box, label, difficult, crowd, area in zip(
+            truth.boxes.astype(np.float64),
+            truth.labels,
+            truth.difficult,
+            truth.crowd,
+            truth.area,
+            strict=True,
+        ):
+            x1, y1, x2, y2 = box.tolist()
+            record: dict[str, Any] = {
+                "id": len(annotations) + 1,
+                "image_id": len(images),
+                "category_id": int(label) + 1,
+                "bbox": [x1, y1, x2 - x1, y2 - y1],
+                "area": float(area),
+                "iscrowd": int(crowd),
+            }
+            annotations.append(record | ({"difficult": 1} if difficult else {}))
+    categories = [{"id": i, "name": name} for i, name in enumerate(classes, start=1)]
+    return {"images": images, "annotations": annotations, "categories": categories}
 
 
 def _write_yolo(parts: Mapping[str, Dataset], root: Path, encoding: Encoding) -> None:
@@ -246,13 +283,8 @@ def _write_yolo(parts: Mapping[str, Dataset], root: Path, encoding: Encoding) ->
         for sample in track(part, f"write {name}"):
             stem = _file_name(sample)
             _put_image(sample, root / "images" / name / stem, encoding, sized=False)
-            rows = [
-                f"{label} {' '.join(repr(value) for value in row)}"
-                for label, row in zip(
-                    sample.truth.labels, _relative(sample.truth.boxes, sample.size), strict=True
-                )
-            ]
-            _put(root / "labels" / name / f"{stem}.txt", "".join(f"{row}\n" for row in rows))
+            text = yolo_rows(sample.truth.boxes, sample.truth.labels, sample.size)
+            _put(root / "labels" / name / f"{stem}.txt", text)
             n_flagged += int((sample.truth.difficult | sample.truth.crowd).sum())
     config: dict[str, Any] = {name: f"images/{name}" for name in parts}
     config["names"] = dict(enumerate(next(iter(parts.values())).classes))
@@ -261,12 +293,29 @@ def _write_yolo(parts: Mapping[str, Dataset], root: Path, encoding: Encoding) ->
         say(f"YOLO has no flags: {n_flagged} difficult or crowd objects were written as plain ones.")
 
 
-def _relative(boxes: Boxes, size: tuple[int, int]) -> list[list[float]]:
-    """Return centre and sides in shares of the image, in double precision."""
+def yolo_rows(
+    boxes: Boxes,
+    labels: NDArray[np.int64],
+    size: tuple[int, int],
+    confidences: NDArray[np.floating] | None = None,
+) -> str:
+    """Return a line for each of N boxes: class, centre and sides in shares of the image, and its confidence.
+
+    Args:
+        boxes: (N, 4) half-open pixels.
+        labels: (N,).
+        size: (height, width) of the image.
+        confidences: (N,), or None for labels, which have none.
+    """
     height, width = size
     b = boxes.astype(np.float64) / (width, height, width, height)
-    rows: list[list[float]] = np.concatenate([(b[:, :2] + b[:, 2:]) / 2, b[:, 2:] - b[:, :2]], 1).tolist()
-    return rows
+    columns = [(b[:, :2] + b[:, 2:]) / 2, b[:, 2:] - b[:, :2]]
+    if confidences is not None:
+        columns.append(confidences.astype(np.float64)[:, None])
+    rows = np.concatenate(columns, axis=1).tolist()
+    return "".join(
+        f"{label} {' '.join(map(repr, row))}\n" for label, row in zip(labels.tolist(), rows, strict=True)
+    )
 
 
 def _put(file: Path, text: str) -> None:

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from rcnn_svm.boxes import Boxes, area
 from rcnn_svm.errors import ConfigError
 from rcnn_svm.evaluation.coco import AREA_RANGES
-from rcnn_svm.evaluation.thresholds import Thresholds
 from rcnn_svm.evaluation.voc import FALSE, HIT, Matches, Rule, average_precision
 from rcnn_svm.structures import Detections, GroundTruth
 
@@ -256,11 +255,13 @@ class Disagreement:
         return worth[:, 0] - worth[:, 1]
 
 
-def compare_images(first: tuple[Matches, Thresholds], second: tuple[Matches, Thresholds]) -> Disagreement:
+def compare_images(
+    first: tuple[Matches, NDArray[np.floating]], second: tuple[Matches, NDArray[np.floating]]
+) -> Disagreement:
     """Compare what two detectors believe, image by image.
 
     Args:
-        first: matches of all detections, and the thresholds from which on they are believed.
+        first: matches of all detections, and the (K,) scores from which on they are believed.
         second: of the other detector, on the same split.
 
     Raises:
@@ -274,8 +275,8 @@ def compare_images(first: tuple[Matches, Thresholds], second: tuple[Matches, Thr
         )
     n_images = len(truth.n_objects)
     objects, false_alarms = [], []
-    for matches, thresholds in (first, second):
-        believed = matches.score >= thresholds.scores[matches.label]
+    for matches, least in (first, second):
+        believed = matches.score >= least[matches.label]
         hits = believed & (matches.outcome == HIT)
         objects.append(set(zip(matches.image[hits].tolist(), matches.target[hits].tolist(), strict=True)))
         wrong = matches.image[believed & (matches.outcome == FALSE)]

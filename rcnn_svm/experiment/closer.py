@@ -15,16 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rcnn_svm.detector import Detector, Model
-from rcnn_svm.evaluation.breakdown import (
-    COCO_SIZES,
-    Breakdown,
-    Disagreement,
-    aspect_terciles,
-    break_down,
-    compare_images,
-    labelled_flags,
-    size_terciles,
-)
 from rcnn_svm.evaluation.calibration import (
     Calibrator,
     IsotonicScaling,
@@ -34,10 +24,9 @@ from rcnn_svm.evaluation.calibration import (
     equal_width_edges,
     measure_reliability,
 )
-from rcnn_svm.evaluation.errors import FalsePositives, false_positive_types
+from rcnn_svm.evaluation.diagnosis import Diagnosis, diagnose
 from rcnn_svm.evaluation.thresholds import Thresholds, choose_thresholds
-from rcnn_svm.evaluation.tide import TideResult, evaluate_tide
-from rcnn_svm.evaluation.voc import HIT, IGNORED, EvalResult, Matches, evaluate_voc
+from rcnn_svm.evaluation.voc import HIT, IGNORED, Matches, evaluate_voc
 from rcnn_svm.experiment.learning import Representation
 from rcnn_svm.experiment.recipe import Prepared, detector_of
 from rcnn_svm.experiment.regions import StoredBlocks
@@ -45,9 +34,8 @@ from rcnn_svm.experiment.selection import ScoredImage, detected, score_images
 from rcnn_svm.features.scaling import FeatureScaler
 from rcnn_svm.heads.recipe import HeadRecipe
 from rcnn_svm.postprocess import Postprocess
-from rcnn_svm.structures import Detections
 
-__all__ = ["Belief", "CloserLook", "Probabilities", "disagreement", "look_closer", "probabilities_of"]
+__all__ = ["Belief", "CloserLook", "Probabilities", "look_closer", "probabilities_of"]
 
 _REGIONS = 100
 """Regions of an image whose probabilities are judged, drawn at random: a few hundred images say enough."""
@@ -85,30 +73,18 @@ class Probabilities:
     detections: Mapping[str, Belief]
 
 
-@dataclass(frozen=True, eq=False)
-class CloserLook:
-    """One head, trained on `train`.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class CloserLook(Diagnosis):
+    """One head, trained on `train`, diagnosed on test.
 
     Attributes:
-        name: for people.
-        thresholds: with the best F1 on val.
-        detections: on test.
-        evaluation: of them.
+        thresholds: with the best F1 on val, from which `least` is.
         probabilities: made of its scores.
-        tide: what each type of mistake costs.
-        false_positives: the types of Hoiem and others among the surest.
-        by: recall and AP by groups of objects.
         detector: what made the detections, to look at further regions with it.
     """
 
-    name: str
     thresholds: Thresholds
-    detections: Sequence[Detections]
-    evaluation: EvalResult
     probabilities: Probabilities
-    tide: TideResult
-    false_positives: FalsePositives
-    by: Mapping[str, Breakdown]
     detector: Detector
 
 
@@ -159,24 +135,12 @@ def look_closer(
         ),
     )
     thresholds = choose_thresholds(matches["val"])
-    groupings = (COCO_SIZES, size_terciles(truths), aspect_terciles(truths), *labelled_flags(truths))
+    diagnosis = diagnose(name, found["test"], truths, evaluation, thresholds.scores)
     return CloserLook(
-        name,
-        thresholds,
-        found["test"],
-        evaluation,
-        probabilities,
-        evaluate_tide(found["test"], truths, classes),
-        false_positive_types(evaluation.matches, found["test"], truths),
-        {g.name: break_down(evaluation.matches, found["test"], truths, g, rule=rule) for g in groupings},
-        detector_of(name, parts, learned, model, detect, thresholds, classes),
-    )
-
-
-def disagreement(first: CloserLook, second: CloserLook) -> Disagreement:
-    """Return how two heads differ image by image, each at its thresholds."""
-    return compare_images(
-        (first.evaluation.matches, first.thresholds), (second.evaluation.matches, second.thresholds)
+        **vars(diagnosis),
+        thresholds=thresholds,
+        probabilities=probabilities,
+        detector=detector_of(name, parts, learned, model, detect, thresholds, classes),
     )
 
 

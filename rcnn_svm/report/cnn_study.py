@@ -11,11 +11,11 @@ import numpy as np
 
 from rcnn_svm.evaluation.bootstrap import Interval
 from rcnn_svm.experiment.cnn_study import FACTORS, CnnFactor, CnnStudy, Comparison
-from rcnn_svm.files import atomic_path, remove_marker, write_json, write_text
+from rcnn_svm.files import atomic_path, csv_text, remove_marker, write_json, write_text
 from rcnn_svm.report import palette
 from rcnn_svm.report.plots import style, svg
 from rcnn_svm.report.provenance import provenance
-from rcnn_svm.report.tables import csv_text, signed
+from rcnn_svm.report.tables import signed
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

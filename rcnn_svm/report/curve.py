@@ -9,11 +9,11 @@ from typing import Any
 
 from rcnn_svm.evaluation.bootstrap import Interval
 from rcnn_svm.experiment.curve import Curve
-from rcnn_svm.files import atomic_path, remove_marker, write_json, write_text
+from rcnn_svm.files import atomic_path, csv_text, remove_marker, write_json, write_text
 from rcnn_svm.report.plots import svg
 from rcnn_svm.report.provenance import provenance
 from rcnn_svm.report.study_plots import curve_figure
-from rcnn_svm.report.tables import csv_text, in_columns, signed, span
+from rcnn_svm.report.tables import in_columns, signed, span
 from rcnn_svm.structures import Dataset
 
 __all__ = ["curve_json", "curve_sentences", "point_rows", "write_curve"]

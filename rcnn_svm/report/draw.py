@@ -14,14 +14,17 @@ from PIL import Image as PillowImage
 from PIL import ImageDraw, ImageFont
 
 from rcnn_svm.errors import ConfigError
-from rcnn_svm.files import atomic_path
-from rcnn_svm.structures import Detections, GroundTruth, Image
+from rcnn_svm.files import atomic_path, file_name, inside, remove_marker
+from rcnn_svm.structures import Detections, GroundTruth, Image, Sample
 
 __all__ = [
     "Colour",
+    "CropWriter",
     "Mark",
+    "PictureWriter",
     "class_colours",
     "corners",
+    "cut",
     "draw_detections",
     "draw_marks",
     "rgb",
@@ -219,6 +222,16 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(str(path), size)
 
 
+def cut(image: Image, box: NDArray[np.float32]) -> tuple[Image, tuple[int, int, int, int]]:
+    """Return the pixels of an (H, W, 3) image that a box touches, at least one, and their place."""
+    height, width = image.shape[:2]
+    x1, y1 = (int(value) for value in np.floor(box[:2]))
+    x1, y1 = min(max(x1, 0), width - 1), min(max(y1, 0), height - 1)
+    x2, y2 = (int(value) for value in np.ceil(box[2:]))
+    x2, y2 = min(max(x2, x1 + 1), width), min(max(y2, y1 + 1), height)
+    return image[y1:y2, x1:x2], (x1, y1, x2, y2)
+
+
 def save_picture(path: Path, picture: Image) -> None:
     """Write an RGB picture as PNG, atomically.
 
@@ -228,3 +241,75 @@ def save_picture(path: Path, picture: Image) -> None:
     """
     with atomic_path(path) as temporary:
         PillowImage.fromarray(picture).save(temporary, format="PNG")
+
+
+@dataclass(frozen=True)
+class PictureWriter:
+    """A `formats.DetectionWriter` of `IMAGE.png`, the image with its detections drawn on it.
+
+    Attributes:
+        folder: where pictures go.
+        classes: K names.
+    """
+
+    folder: Path
+    classes: Sequence[str]
+
+    def files(self, samples: Sequence[Sample]) -> list[Path]:
+        """Return the picture of each image."""
+        return [inside(self.folder, sample.image_id, ".png") for sample in samples]
+
+    def add(self, sample: Sample, found: Detections) -> None:
+        """Write the picture of an image."""
+        drawn = draw_detections(sample.read(), found, self.classes)
+        save_picture(self.files([sample])[0], drawn)
+
+    def finish(self, images: Sequence[tuple[Sample, Detections]]) -> None:
+        """Write nothing."""
+
+
+@dataclass(frozen=True)
+class CropWriter:
+    """A `formats.DetectionWriter` of `crops/CLASS/IMAGE-1.png` and so on: the pixels of each detection.
+
+    Those of an image and class are numbered from the surest on.
+
+    Attributes:
+        folder: where `crops` goes.
+        classes: K names.
+    """
+
+    folder: Path
+    classes: Sequence[str]
+
+    def files(self, samples: Sequence[Sample]) -> list[Path]:
+        """Return none: how many there will be is not known.
+
+        Raises:
+            ConfigError: an image is a crop itself.
+        """
+        crops = (self.folder / "crops").resolve()
+        for sample in samples:
+            if sample.path is not None and crops in sample.path.resolve().parents:
+                raise ConfigError(
+                    f"{sample.path}: must not lie in {self.folder / 'crops'}, where crops are written. "
+                    f"Choose another --out."
+                )
+        return []
+
+    def add(self, sample: Sample, found: Detections) -> None:
+        """Write the crops of an image; what an earlier run had more of them goes."""
+        pixels = sample.read() if len(found) else np.zeros((1, 1, 3), np.uint8)
+        for k, name in enumerate(self.classes):
+            folder = self.folder / "crops" / file_name(name)
+            boxes = found.boxes[found.labels == k]
+            for i, box in enumerate(boxes, start=1):
+                crop = np.ascontiguousarray(cut(pixels, box)[0])
+                save_picture(inside(folder, sample.image_id, f"-{i}.png"), crop)
+            older = len(boxes) + 1
+            while (path := inside(folder, sample.image_id, f"-{older}.png")).exists():
+                remove_marker(path)
+                older += 1
+
+    def finish(self, images: Sequence[tuple[Sample, Detections]]) -> None:
+        """Write nothing."""

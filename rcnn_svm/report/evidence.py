@@ -16,6 +16,7 @@ from rcnn_svm.evidence import Cells, Evidence
 from rcnn_svm.files import atomic_path, remove_marker, write_json, write_text
 from rcnn_svm.networks.taps import TapSpec
 from rcnn_svm.report import palette
+from rcnn_svm.report.draw import cut
 from rcnn_svm.report.html import environment, inline
 from rcnn_svm.report.plots import style, svg
 from rcnn_svm.structures import Image, TrainingRegions
@@ -29,7 +30,6 @@ __all__ = [
     "FOR",
     "Explained",
     "crops_of",
-    "cut",
     "evidence_figure",
     "evidence_files",
     "strongest",
@@ -269,16 +269,6 @@ def _rectangle(box: NDArray[np.floating], **look: Any) -> Any:
 
 def _extent(image: Image) -> tuple[float, float, float, float]:
     return 0, image.shape[1], image.shape[0], 0
-
-
-def cut(image: Image, box: NDArray[np.float32]) -> tuple[Image, tuple[int, int, int, int]]:
-    """Return the pixels of an image that a box touches, at least one, and their place."""
-    height, width = image.shape[:2]
-    x1, y1 = (int(value) for value in np.floor(box[:2]))
-    x1, y1 = min(max(x1, 0), width - 1), min(max(y1, 0), height - 1)
-    x2, y2 = (int(value) for value in np.ceil(box[2:]))
-    x2, y2 = min(max(x2, x1 + 1), width), min(max(y2, y1 + 1), height)
-    return image[y1:y2, x1:x2], (x1, y1, x2, y2)
 
 
 def _thumbnail(pixels: Image, longer_side: int) -> Image:

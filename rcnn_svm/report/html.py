@@ -56,7 +56,7 @@ from rcnn_svm.report.tables import (
 )
 from rcnn_svm.structures import Dataset, Detections, Image
 
-__all__ = ["environment", "inline", "photograph", "write_html_report"]
+__all__ = ["environment", "inline", "missed_object", "photograph", "write_html_report"]
 
 _PICTURE, _CROP = 480, 240  # pixels, longer side: sharp at twice the density of the page's columns
 _MIN_PRECISION = 0.5
@@ -357,24 +357,9 @@ class _Pictures:
         }
 
     def _missed(self, others: int, i: int, g: int) -> dict[str, Any]:
-        """Cut out an object that the best head missed, and say how close its detections come."""
-        sample, truth, found = self._dataset.samples[i], self._truths[i], self._detections[self._best][i]
-        box, label = truth.boxes[g], truth.labels[g]
-        same = found[found.labels == label] if len(found) else found
-        reach = float(iou(box[None], same.boxes).max()) if len(same) else 0.0
-        if reach >= self._evals[self._best].matches.min_iou:
-            reason = f"a box fits (IoU {reach:.2f}) but its score is too low, or another object took it"
-        elif reach > 0:
-            reason = f"the closest box fits too loosely (IoU {reach:.2f})"
-        else:
-            reason = "no box of this class touches it"
-        width, height = box[2:] - box[:2]
-        return photograph(_crop(sample.read(), box)) | {
-            "class": self._dataset.classes[label],
-            "image_id": sample.image_id,
-            "size": f"{width:.0f} × {height:.0f} px",
-            "reason": reason,
-            "others": others,
+        min_iou = self._evals[self._best].matches.min_iou
+        return missed_object(self._dataset, i, g, self._detections[self._best][i], min_iou) | {
+            "others": others
         }
 
     def _row(self, i: int, names: Iterable[str]) -> list[dict[str, Any]]:
@@ -405,6 +390,41 @@ class _Pictures:
             box = corners(found.boxes[matches.row[d]])
             marks.append(Mark(box, rgb(colour), sign + classes[matches.label[d]]))
         return marks
+
+
+def missed_object(dataset: Dataset, i: int, g: int, found: Detections, min_iou: float) -> dict[str, Any]:
+    """Cut out an object that was missed, and say how close detections come.
+
+    Args:
+        dataset: of the image.
+        i: position of the image.
+        g: row of the object.
+        found: all detections of the image.
+        min_iou: from which a detection reaches an object.
+
+    Returns:
+        A `photograph` with `class`, `image_id`, `size` and `reason` in words.
+
+    Raises:
+        DataError: the image cannot be read.
+    """
+    sample = dataset.samples[i]
+    box, label = sample.truth.boxes[g], sample.truth.labels[g]
+    same = found[found.labels == label] if len(found) else found
+    reach = float(iou(box[None], same.boxes).max()) if len(same) else 0.0
+    if reach >= min_iou:
+        reason = f"a box fits (IoU {reach:.2f}) but its score is too low, or another object took it"
+    elif reach > 0:
+        reason = f"the closest box fits too loosely (IoU {reach:.2f})"
+    else:
+        reason = "no box of this class touches it"
+    width, height = box[2:] - box[:2]
+    return photograph(_crop(sample.read(), box)) | {
+        "class": dataset.classes[label],
+        "image_id": sample.image_id,
+        "size": f"{width:.0f} × {height:.0f} px",
+        "reason": reason,
+    }
 
 
 def _spread_over(missed: Sequence[tuple[int, int, int]], n: int) -> list[tuple[int, int, int]]:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rcnn_svm.evaluation.errors import ERROR_TYPES, FalsePositives
-from rcnn_svm.evaluation.voc import FALSE, HIT, EvalResult
+from rcnn_svm.evaluation.voc import FALSE, HIT, Curve, EvalResult
 from rcnn_svm.report import palette
 from rcnn_svm.report.tables import is_classified, ranked_heads
 
@@ -32,14 +32,18 @@ __all__ = [
     "headline_figure",
     "legend",
     "precision_recall_figure",
+    "sampled",
     "score_figure",
     "style",
     "svg",
+    "threshold_figure",
 ]
 
 WIDTH = 11.1  # inches: the text column of the page at 96 pixels per inch
 
 
+_TELLING = 0.05
+"""Precision below which a score is of no interest to somebody who looks for a threshold."""
 _MOST_COUNTED = 24  # classes of a confusion matrix whose cells show numbers
 
 
@@ -181,6 +185,57 @@ def precision_recall_figure(evals: Mapping[str, EvalResult], heads: Mapping[str,
         for axes in cells[max(0, len(shown) - n_columns) : len(shown)]:
             axes.set_xlabel("recall")
         if len(shown):
+            legend(figure, cells[0])
+    return figure
+
+
+def sampled(curve: Curve, most: int) -> NDArray[np.intp]:
+    """Return at most so many rows of a curve, rising, denser at the top, each the last of its score."""
+    last = np.flatnonzero(np.append(np.diff(curve.scores) < 0, len(curve.scores) > 0))
+    if len(last) <= most:
+        return last
+    even = np.linspace(0, len(last) - 1, most // 2).round().astype(np.intp)
+    dense = np.geomspace(1, len(last), most // 2).round().astype(np.intp) - 1
+    return last[np.union1d(even, dense)]
+
+
+def threshold_figure(result: EvalResult, least: NDArray[np.floating]) -> Figure:
+    """Draw precision, recall and F1 of each class against the score from which on detections are believed.
+
+    Args:
+        result: of a detector.
+        least: (K,) the scores that were chosen; drawn where they lie among those of the class.
+
+    Scores below which nearly everything is false, and no threshold lies, are left out.
+    """
+    shown = [k for k, curve in enumerate(result.curves) if len(curve.scores)]
+    n_columns = min(4, max(1, len(shown)))
+    n_rows = max(1, -(-len(shown) // n_columns))
+    width = WIDTH if n_columns > 1 else 5.6
+    colours = {"precision": palette.BLUE, "recall": palette.ORANGE, "F1": palette.INK}
+    with style():
+        figure, cells_of = grid(n_rows, n_columns, (width, width / n_columns * n_rows + 0.9))
+        cells = [axes for row in cells_of for axes in row]
+        for axes, k in zip(cells, shown, strict=False):
+            curve = result.curves[k]
+            rows = sampled(curve, 400)
+            telling = rows[(curve.precision[rows] >= _TELLING) | (curve.scores[rows] >= least[k])]
+            rows = telling if len(telling) > 1 else rows
+            score, precision, recall = (v[rows] for v in (curve.scores, curve.precision, curve.recall))
+            f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
+            for (name, colour), values in zip(colours.items(), (precision, recall, f1), strict=True):
+                axes.plot(score, values, color=colour, linewidth=1.7, label=name)
+            if score[-1] <= least[k] <= score[0]:
+                axes.axvline(float(least[k]), color=palette.GREY, linestyle="--", linewidth=1.4)
+            axes.set_ylim(0, 1.03)
+            axes.set_yticks([0, 0.5, 1])
+            axes.tick_params(axis="x", labelsize=10)
+            axes.set_title(result.classes[k], fontsize=12, loc="left", parse_math=False)
+        for axes in cells[len(shown) :]:
+            axes.set_visible(False)
+        for axes in cells[max(0, len(shown) - n_columns) : len(shown)]:
+            axes.set_xlabel("score")
+        if shown:
             legend(figure, cells[0])
     return figure
 

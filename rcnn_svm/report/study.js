@@ -76,15 +76,16 @@ function explore() {
     const strip = byId("strip");
     slider.disabled = !points.length;
     if (!points.length) {
-      byId("told").textContent = n_objects ? "Nothing was detected." : "Test has no object of this class.";
+      byId("told").textContent = n_objects ? "Nothing was detected." : "There is no object of this class.";
       strip.replaceChildren();
       return;
     }
     const [score, precision, recall] = points[slider.value];
     const against = threshold === null ? "nothing of it is believed"
-      : `the threshold chosen on val is ${threshold}`;
-    const told = `Score ${score}: precision ${percent(precision)}, recall ${percent(recall)}`;
-    byId("told").textContent = `${told} of ${n_objects} objects; ${against}.`;
+      : `the threshold, ${live.chosen}, is ${threshold}`;
+    const f1 = precision + recall ? 2 * precision * recall / (precision + recall) : 0;
+    const told = `Score ${score}: precision ${percent(precision)}, recall ${percent(recall)}, F1 ${percent(f1)}`;
+    byId("told").textContent = `${told}; ${n_objects} objects; ${against}.`;
     slider.setAttribute("aria-valuetext", told);
     dot.setAttribute("cx", x(recall));
     dot.setAttribute("cy", y(precision));

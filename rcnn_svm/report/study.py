@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 
 from rcnn_svm.evaluation.bootstrap import Interval
+from rcnn_svm.evaluation.diagnosis import disagreement
 from rcnn_svm.evaluation.effects import Effect
-from rcnn_svm.evaluation.tide import TIDE_TYPES
-from rcnn_svm.experiment.closer import disagreement
 from rcnn_svm.experiment.curve import Curve
 from rcnn_svm.experiment.design import BOXES, SOFTMAX, SVM, Factor
 from rcnn_svm.experiment.study import Study
-from rcnn_svm.files import atomic_path, remove_marker, write_json, write_text
+from rcnn_svm.files import atomic_path, csv_text, remove_marker, write_json, write_text
 from rcnn_svm.report.curve import curve_json, curve_sentences, point_rows
+from rcnn_svm.report.looks import group_rows, mistake_rows
 from rcnn_svm.report.plots import svg
 from rcnn_svm.report.provenance import portable_path, provenance
 from rcnn_svm.report.study_page import write_study_page
@@ -29,7 +29,7 @@ from rcnn_svm.report.study_plots import (
     reliability_figure,
     shares_figure,
 )
-from rcnn_svm.report.tables import csv_text, in_columns, signed, span
+from rcnn_svm.report.tables import in_columns, signed, span
 
 __all__ = ["verdict", "write_study"]
 
@@ -193,8 +193,8 @@ def write_study(folder: str | Path, study: Study, curve: Curve | None = None, *,
         tables |= {
             "probabilities": list(_probabilities(study)),
             "reliability": list(_bins(study)),
-            "mistakes": list(_mistakes(study)),
-            "groups": list(_groups(study)),
+            "mistakes": list(mistake_rows(study.looks)),
+            "groups": list(group_rows(study.looks)),
         }
         figures["mistakes"] = mistakes_figure(study.looks)
         for what in ("regions", "detections"):
@@ -356,36 +356,6 @@ def _bins(study: Study) -> Iterator[dict[str, Any]]:
                     }
 
 
-def _mistakes(study: Study) -> Iterator[dict[str, Any]]:
-    """Yield what each type of mistake costs, in points of AP, and how many there are."""
-    for look in study.looks:
-        counts = dict(zip(TIDE_TYPES, look.tide.counts.sum(axis=0), strict=True))
-        for kind, cost in look.tide.costs().items():
-            n = counts.get(kind)
-            yield {
-                "head": look.name,
-                "AP50": 100 * look.tide.map(),
-                "mistake": kind,
-                "cost": 100 * cost,
-                "count": None if n is None else int(n),
-            }
-
-
-def _groups(study: Study) -> Iterator[dict[str, Any]]:
-    for look in study.looks:
-        for by, broken in look.by.items():
-            columns = (broken.grouping.groups, broken.n_objects.sum(axis=1), broken.recall(), broken.map())
-            for group, n, recall, value in zip(*columns, strict=True):
-                yield {
-                    "head": look.name,
-                    "by": by,
-                    "group": group,
-                    "n_objects": int(n),
-                    "recall": _or_none(recall),
-                    "mAP": _or_none(value),
-                }
-
-
 def _flips(study: Study) -> Iterator[dict[str, Any]]:
     """Yield the test images, those first in which the first head is furthest ahead of the softmax."""
     first, second = study.looks[0], study.looks[-1]
@@ -405,10 +375,6 @@ def _flips(study: Study) -> Iterator[dict[str, Any]]:
                 for side, look in enumerate((first, second))
             },
         }
-
-
-def _or_none(value: float) -> float | None:
-    return None if np.isnan(value) else 100 * float(value)
 
 
 def _change(value: Interval) -> dict[str, float | None]:

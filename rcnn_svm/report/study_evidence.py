@@ -14,12 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as PillowImage
 
+from rcnn_svm.evaluation.diagnosis import disagreement
 from rcnn_svm.evaluation.voc import FALSE, HIT
 from rcnn_svm.evidence import Cells, Evidence, explain
-from rcnn_svm.experiment.closer import CloserLook, disagreement
+from rcnn_svm.experiment.closer import CloserLook
 from rcnn_svm.report import palette
-from rcnn_svm.report.draw import Mark, corners, draw_marks, rgb
-from rcnn_svm.report.evidence import AGAINST, FOR, cut, strongest, terms_of, words_of
+from rcnn_svm.report.draw import Mark, corners, cut, draw_marks, rgb
+from rcnn_svm.report.evidence import AGAINST, FOR, strongest, terms_of, words_of
 from rcnn_svm.report.html import photograph
 from rcnn_svm.structures import Dataset, Image
 
@@ -83,7 +84,7 @@ def _believed(look: CloserLook, image: int, outcome: int) -> NDArray[np.int64]:
     """Return the detections of an image that come out so, surest of their class first, at the thresholds."""
     matches = look.evaluation.matches
     own = np.flatnonzero((matches.image == image) & (matches.outcome == outcome))
-    over = matches.score[own] - look.thresholds.scores[matches.label[own]]
+    over = matches.score[own] - look.least[matches.label[own]]
     order = np.argsort(-over, kind="stable")
     return own[order][over[order] >= 0]
 
@@ -116,7 +117,7 @@ def evidence_shown(looks: Sequence[CloserLook], train: Dataset, test: Dataset) -
         heads = []
         for look in looks:
             (evidence,) = explain(look.detector, pixels, telling.box[None], [telling.label])
-            threshold = float(look.thresholds.scores[telling.label])
+            threshold = float(look.least[telling.label])
             head: dict[str, Any] = {
                 "name": look.name,
                 "score": evidence.score,

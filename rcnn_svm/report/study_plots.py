@@ -9,6 +9,7 @@ import numpy as np
 
 from rcnn_svm.evaluation.bootstrap import Interval
 from rcnn_svm.evaluation.calibration import Reliability
+from rcnn_svm.evaluation.diagnosis import Diagnosis
 from rcnn_svm.evaluation.effects import Effect, Share
 from rcnn_svm.evaluation.tide import SPECIAL_TYPES, TIDE_TYPES
 from rcnn_svm.experiment.closer import Belief, CloserLook
@@ -74,7 +75,7 @@ def curve_figure(curve: Curve) -> Figure:
         figure, ((axes,),) = grid(1, 1, (WIDTH, 5.2))
         n = np.array(curve.n_images)
         for name in curve.heads:
-            colour = palette.THREE_HEADS.get(name, palette.SOFT)
+            colour = palette.THREE_HEADS.get(name, palette.BLUE)
             spans = [point.interval for point in curve.points[name]]
             low, value, high = (
                 100 * np.array([getattr(s, k) for s in spans]) for k in ("low", "value", "high")
@@ -131,7 +132,7 @@ def _reliability(axes: Axes, judged: Reliability, way: str, colour: str) -> None
     )
 
 
-def mistakes_figure(looks: Sequence[CloserLook]) -> Figure:
+def mistakes_figure(looks: Sequence[Diagnosis]) -> Figure:
     """Draw what mending each type of mistake would bring, one bar per head."""
     kinds = (*TIDE_TYPES, *SPECIAL_TYPES)
     with style():
@@ -140,7 +141,7 @@ def mistakes_figure(looks: Sequence[CloserLook]) -> Figure:
         for i, look in enumerate(looks):
             costs = look.tide.costs()
             at = np.arange(len(kinds)) + (i - (len(looks) - 1) / 2) * width
-            colour = palette.THREE_HEADS.get(look.name, palette.SOFT)
+            colour = palette.THREE_HEADS.get(look.name, palette.BLUE)
             axes.bar(at, [100 * costs[kind] for kind in kinds], width, color=colour, label=look.name)
         axes.set_xticks(range(len(kinds)), [kind.replace(" ", "\n") for kind in kinds])
         axes.set_ylabel("points of AP that mending it would bring")

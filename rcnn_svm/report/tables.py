@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +13,7 @@ from rcnn_svm.evaluation.calibration import ClassCurves
 from rcnn_svm.evaluation.classification import Classification
 from rcnn_svm.evaluation.coco import CocoResult
 from rcnn_svm.evaluation.voc import EvalResult
-from rcnn_svm.files import write_json, write_text
+from rcnn_svm.files import csv_text, write_json, write_text
 from rcnn_svm.progress import printable
 
 __all__ = [
@@ -27,7 +25,6 @@ __all__ = [
     "comparison_rows",
     "comparison_table",
     "confusion_table",
-    "csv_text",
     "difference_cells",
     "difference_rows",
     "head_metrics",
@@ -514,28 +511,9 @@ def markdown_table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     return "\n".join([line(head), rule, *map(line, body)]) + "\n"
 
 
-def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return records of the same keys as CSV, one line each below their names."""
-    stream = io.StringIO()
-    if rows:
-        writer = csv.DictWriter(stream, fieldnames=list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({key: _inert(value) for key, value in row.items()} for row in rows)
-    return stream.getvalue()
-
-
 def markdown_text(text: str) -> str:
     """Return a text that Markdown shows as it stands and that does not end its cell."""
     return printable(text).translate(_MARKS)
-
-
-def _inert(value: Any) -> Any:
-    """Return a cell of a spreadsheet; a text that it would run as a formula is marked as a text."""
-    return (
-        f"'{value}"
-        if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
-        else value
-    )
 
 
 _MARKS = str.maketrans({"|": "\\|", "<": "&lt;", ">": "&gt;", "&": "&amp;", "\n": " ", "\t": " "})

@@ -23,9 +23,9 @@ from rcnn_svm.detector import load_detector
 from rcnn_svm.errors import ConfigError, DataError, RcnnSvmError, ShapeError, WeightsError
 from rcnn_svm.evaluation.exchange import read_coco_results, read_comp4, read_detections
 from rcnn_svm.experiment.config import ExperimentConfig
-from rcnn_svm.files import atomic_path, file_digest
+from rcnn_svm.files import atomic_path, csv_text, file_digest
 from rcnn_svm.networks.backbone import load_backbone
-from rcnn_svm.report.tables import csv_text, markdown_table
+from rcnn_svm.report.tables import markdown_table
 from tests.campaign.scene import picture, save_detector
 from tests.datasets import cases
 

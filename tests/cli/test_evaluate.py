@@ -6,6 +6,7 @@ import functools
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -235,3 +236,41 @@ def test_a_quick_look_keeps_the_class_of_one_image(
     assert run("train", root, *few, *TINY) == 0
     assert "im1" in json.loads((out / "splits.json").read_text())["train"]
     assert json.loads((out / "detector.json").read_text())["classes"] == list(classes)
+
+
+def test_a_report_about_somebody_elses_results(
+    run: Run, coco: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    test, out = load_dataset(coco, "test"), tmp_path / "report"
+    found = [replace(one, labels=one.labels[::-1]) if i else one for i, one in enumerate(perfect(test))]
+    results = tmp_path / "theirs.json"
+    write_coco_results(results, found, [1, 2], {"im2": 1, "im3": 2})
+    assert run("evaluate", results, coco, "--report", out) == 0
+    assert capsys.readouterr().err.splitlines()[-1] == f"Report: {out / 'report.html'}"
+    page = (out / "report.html").read_text()
+    assert "theirs.json on " in page
+    assert "thresholds chosen on these images, by F1" in page
+    confusion = (out / "confusion.csv").read_text().splitlines()
+    assert sorted(confusion[1:]) == ["bar,bar,1", "bar,disc,1", "disc,bar,1", "disc,disc,1"]
+    assert run("evaluate", results, coco, "--report", out, "--threshold", "7") == 0
+    said = capsys.readouterr().err
+    assert "No detection reaches --threshold 7: the surest is " in said
+    assert (out / "confusion.csv").read_text().splitlines()[1:] == ["disc,missed,2", "bar,missed,2"]
+    assert run("evaluate", results, coco, "--threshold", "7") == 2
+    assert "--threshold is of the report: give --report DIR too." in capsys.readouterr().err
+
+
+def test_labels_that_are_not_cocos_get_a_data_file_that_pycocotools_reads(
+    run: Run, folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    coco_module = pytest.importorskip("pycocotools.coco")
+    cocoeval = pytest.importorskip("pycocotools.cocoeval")
+    assert run("evaluate", *folders, "--out", tmp_path, "--report", tmp_path / "report") == 0
+    assert "of the detector" in (tmp_path / "report" / "report.html").read_text()
+    truth = coco_module.COCO(str(tmp_path / "coco_data.json"))
+    judged = cocoeval.COCOeval(truth, truth.loadRes(str(tmp_path / "coco_results.json")), "bbox")
+    judged.evaluate()
+    judged.accumulate()
+    judged.summarize()
+    own = json.loads((tmp_path / "evaluation.json").read_text())["coco"]["summary"]
+    assert 100 * judged.stats[0] == pytest.approx(own["AP"], abs=1e-6)

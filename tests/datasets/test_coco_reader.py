@@ -135,3 +135,17 @@ def test_the_way_back_needs_a_coco_folder(tmp_path, make_coco):
     with pytest.raises(DataError) as caught:
         coco_image_ids(root, "val")
     assert str(caught.value) == f"{root}: has no split 'val', only train."
+
+
+def test_label_studios_own_json_says_what_to_export(tmp_path):
+    turned = {"x": 10, "y": 10, "width": 20, "height": 10, "rotation": 30, "rectanglelabels": ["a"]}
+    result = [{"type": "rectanglelabels", "value": turned}, {"type": "polygonlabels", "value": {}}]
+    file = tmp_path / "project-1.json"
+    file.write_text(json.dumps([{"data": {"image": "x.jpg"}, "annotations": [{"result": result}]}]))
+    for path in (tmp_path, file):
+        with pytest.raises(DataError) as caught:
+            load_dataset(path, "all")
+        assert str(caught.value) == (
+            f"{file}: must be labels in a format that is read, is Label Studio's own JSON. Export the "
+            "project as COCO: of turned boxes and polygons that has the box around them."
+        )

@@ -133,7 +133,9 @@ def test_images_are_sorted_from_those_of_the_first_to_those_of_the_second():
         Detections("1", [box], [0.9], [0]),
         Detections.empty("2"),
     ]
-    both = [(match(found, truths, CLASSES), thresholds(low)) for found, low in ((first, 5), (second, 0.5))]
+    both = [
+        (match(found, truths, CLASSES), thresholds(low).scores) for found, low in ((first, 5), (second, 0.5))
+    ]
     result = compare_images(*both)
     assert result.image.tolist() == [2, 1, 0]
     assert result.ahead().tolist() == [2, 0, -2]
@@ -153,7 +155,8 @@ def test_the_turned_comparison_says_the_same(seed):
         (matches, choose_thresholds(matches))
         for matches in (match(found, truths, CLASSES) for found in (detections, others))
     )
-    there, back = compare_images(first, second), compare_images(second, first)
+    a, b = ((matches, chosen.scores) for matches, chosen in (first, second))
+    there, back = compare_images(a, b), compare_images(b, a)
     assert (np.diff(there.ahead()) <= 0).all()
     a, b = np.argsort(there.image), np.argsort(back.image)
     for name in ("found", "only", "false_alarms"):
@@ -172,7 +175,7 @@ def test_other_splits_cannot_be_compared():
     one = match([Detections.empty("a")], [GroundTruth([box], [0])], CLASSES)
     two = match([Detections.empty("a")], [GroundTruth([box], [1])], CLASSES)
     with pytest.raises(ConfigError, match="both must be of one split"):
-        compare_images((one, thresholds(0)), (two, thresholds(0)))
+        compare_images((one, thresholds(0).scores), (two, thresholds(0).scores))
 
 
 def test_a_flag_parts_objects_and_leaves_false_detections_in_both():

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +19,31 @@ from rcnn_svm.evaluation.coco import evaluate_coco
 from rcnn_svm.evaluation.voc import evaluate_voc
 from rcnn_svm.report.tables import head_metrics
 from rcnn_svm.structures import Dataset, Detections, GroundTruth, Sample
+
+Browse = Callable[[Path, str], dict[str, Any]]
+
+# Around what a reader would do: what came of it stands at the end of the page.
+DRIVEN = """
+<script>
+window.addEventListener("load", () => {
+  const told = {};
+  const ask = (what) => [...document.querySelectorAll(what)];
+  const press = (element) => {
+    element.focus();
+    told.focus = document.activeElement === element;
+    element.click();
+  };
+  const change = (element, value, kind) => { element.value = value; element.dispatchEvent(new Event(kind)); };
+  SCRIPT
+  told.errors = errors;
+  told.wide = document.documentElement.scrollWidth > document.documentElement.clientWidth;
+  const done = document.createElement("pre");
+  done.id = "driven";
+  done.textContent = JSON.stringify(told);
+  document.body.append(done);
+});
+</script>
+"""
 
 HEADS = {
     "linear-svm": 0.5,
@@ -117,3 +149,34 @@ def comparison():
 @pytest.fixture(scope="session")
 def build_comparison():
     return build
+
+
+@pytest.fixture
+def browse(tmp_path: Path) -> Browse:
+    """Return what opens a page in a browser as wide as a phone, does there what a script says, and tells.
+
+    The script has `ask`, `press` and `change`, and puts what it finds into `told`, where `errors` and whether
+    the page is too wide stand as well.
+    """
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("there is no chromium")
+    listen = "<script>const errors = []; for (const kind of ['error', 'securitypolicyviolation']) "
+    listen += "window.addEventListener(kind, (e) => errors.push(e.message || e.blockedURI), true);</script>"
+
+    def call(page: Path, script: str) -> dict[str, Any]:
+        text = page.read_text(encoding="utf-8").replace("<title>", listen + "<title>", 1)
+        driven = tmp_path / "driven.html"
+        driven.write_text(
+            text.replace("</body>", DRIVEN.replace("SCRIPT", script) + "</body>"), encoding="utf-8"
+        )
+        words = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+        words += ["--window-size=390,800", "--virtual-time-budget=3000", "--dump-dom", driven.as_uri()]
+        done = subprocess.run([browser, *words], capture_output=True, text=True, timeout=120, check=True)
+        (found,) = re.findall(r'<pre id="driven">(.*?)</pre>', done.stdout)
+        told: dict[str, Any] = json.loads(
+            found.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")
+        )
+        return told
+
+    return call

@@ -6,8 +6,6 @@ import base64
 import csv
 import json
 import re
-import shutil
-import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,11 +16,9 @@ import pytest
 
 from rcnn_svm.datasets import Splits
 from rcnn_svm.detector import Detector, Model
-from rcnn_svm.evaluation.breakdown import COCO_SIZES, break_down
 from rcnn_svm.evaluation.classification import classify
-from rcnn_svm.evaluation.errors import false_positive_types
+from rcnn_svm.evaluation.diagnosis import diagnose
 from rcnn_svm.evaluation.thresholds import choose_thresholds
-from rcnn_svm.evaluation.tide import evaluate_tide
 from rcnn_svm.evaluation.voc import HIT, evaluate_voc
 from rcnn_svm.experiment.closer import CloserLook, Probabilities, probabilities_of
 from rcnn_svm.experiment.config import ExperimentConfig
@@ -35,10 +31,11 @@ from rcnn_svm.networks.backbone import load_backbone
 from rcnn_svm.postprocess import PAPER
 from rcnn_svm.proposals import GridConfig
 from rcnn_svm.report import study_page
+from rcnn_svm.report.looks import confusion_of
 from rcnn_svm.report.study import write_study
 from rcnn_svm.report.study_evidence import evidence_shown, telling_regions
-from rcnn_svm.report.study_page import confusion_of
 from rcnn_svm.structures import Dataset, Detections, GroundTruth, Sample, TrainingRegions
+from tests.report.conftest import Browse
 from tests.report.test_html import Page
 
 EVIL = "\"'><script>x</script>&amp;"
@@ -54,16 +51,13 @@ def look(name: str, detections: list[Detections], test: Dataset) -> CloserLook:
     judged = (m.score, m.outcome == HIT, m.label, m.image)
     words: dict[str, Any] = {"n_images": len(test), "n_resamples": 20, "seed": 0}
     ways = probabilities_of(judged, judged, len(test.classes), name == "softmax", **words)
+    thresholds = choose_thresholds(m)
+    diagnosis = diagnose(name, detections, truths, result, thresholds.scores)
     return CloserLook(
-        name,
-        choose_thresholds(m),
-        detections,
-        result,
-        Probabilities(ways, ways),
-        evaluate_tide(detections, truths, test.classes),
-        false_positive_types(m, detections, truths),
-        {"size": break_down(m, detections, truths, COCO_SIZES)},
-        detector(name, test.classes),
+        **vars(diagnosis),
+        thresholds=thresholds,
+        probabilities=Probabilities(ways, ways),
+        detector=detector(name, test.classes),
     )
 
 
@@ -148,9 +142,11 @@ def test_the_page_is_whole_and_asks_for_nothing(page: Path) -> None:
     for path in page.parent.glob("*.svg"):
         assert base64.b64encode(path.read_bytes()).decode() in text, path.name
     order = [
-        parsed.ids.index(name) for name in ("effects", "interactions", "probabilities", "mistakes", "scores")
+        parsed.ids.index(name) for name in ("effects", "interactions", "probabilities", "sizes", "mistakes")
     ]
-    order += [parsed.ids.index(name) for name in ("pictures", "evidence", "confusion", "cells", "origin")]
+    order += [
+        parsed.ids.index(name) for name in ("scores", "pictures", "confusion", "evidence", "cells", "origin")
+    ]
     assert order == sorted(order)
     study = json.loads((page.parent / "study.json").read_text())
     words = "".join(parsed.text)
@@ -219,7 +215,7 @@ def test_every_object_and_every_believed_detection_is_in_the_confusion_once() ->
     # A hit, b taken for a, b on the difficult one, a's object once more as b, as a, and nothing.
     found = Detections("i", there, np.array([9.0, 8, 7, 6, 5, 4]), np.array([0, 0, 1, 1, 0, 1]))
     own = look("softmax", [found], test)
-    own = replace(own, thresholds=replace(own.thresholds, scores=np.array([4.5, 4.0], np.float32)))
+    own = replace(own, least=np.array([4.5, 4.0], np.float32))
     counts, events = confusion_of(own, test)
     np.testing.assert_array_equal(counts, [[1, 0, 0], [1, 0, 0], [1, 2, 0]])
     assert len(events) == counts.sum()
@@ -270,77 +266,41 @@ def test_contrast_is_that_of_wcag_aa_in_both_themes() -> None:
             assert contrast(theme["strong"], theme[paper]) >= 3  # borders of controls
 
 
-# What a reader would do; what came of it stands at the end of the page.
+# What a reader would do; see `browse`.
 DRIVE = """
-<script>
-window.addEventListener("load", () => {
-  const told = {};
-  const ask = (what) => [...document.querySelectorAll(what)];
-  const press = (element) => {
-    element.focus();
-    told.focus = document.activeElement === element;
-    element.click();
-  };
-  const change = (element, value, kind) => { element.value = value; element.dispatchEvent(new Event(kind)); };
-  const table = ask("#cells ~ .wide table.sortable")[0];
-  const at = [...table.tHead.rows[0].cells].findIndex((head) => head.textContent === "mAP");
-  const column = () => [...table.tBodies[0].rows].map((row) => parseFloat(row.cells[at].textContent));
-  press(table.tHead.rows[0].cells[at].firstChild);
-  told.rising = column();
-  press(table.tHead.rows[0].cells[at].firstChild);
-  told.falling = column();
-  told.sort = table.tHead.rows[0].cells[at].getAttribute("aria-sort");
-  change(table.parentElement.previousElementSibling.querySelector("input"), "softmax regressed", "input");
-  told.left = [...table.tBodies[0].rows].filter((row) => !row.hidden).map((row) => row.textContent);
-  const slider = document.getElementById("slider");
-  change(slider, 0, "input");
-  told.first = document.getElementById("told").textContent;
-  told.thumbs = ask("#strip img").map((img) => img.src.slice(0, 11));
-  change(slider, slider.max, "input");
-  told.last = document.getElementById("told").textContent;
-  change(document.getElementById("class"), 2, "change");
-  told.ghost = document.getElementById("told").textContent;
-  const box = ask("[data-toggles='1']")[0];
-  const shown = () => ask("[data-layer='1']").map((g) => getComputedStyle(g).display);
-  told.before = shown();
-  press(box);
-  told.after = shown();
-  press(ask(".confusion:not([hidden]) .pick")[0]);
-  told.behind = ask("#behind img").length;
-  change(document.getElementById("confused"), 1, "change");
-  told.matrices = ask(".confusion").map((each) => each.hidden);
-  told.errors = errors;
-  told.wide = document.documentElement.scrollWidth > document.documentElement.clientWidth;
-  const done = document.createElement("pre");
-  done.id = "driven";
-  done.textContent = JSON.stringify(told);
-  document.body.append(done);
-});
-</script>
+const table = ask("#cells ~ .wide table.sortable")[0];
+const at = [...table.tHead.rows[0].cells].findIndex((head) => head.textContent === "mAP");
+const column = () => [...table.tBodies[0].rows].map((row) => parseFloat(row.cells[at].textContent));
+press(table.tHead.rows[0].cells[at].firstChild);
+told.rising = column();
+press(table.tHead.rows[0].cells[at].firstChild);
+told.falling = column();
+told.sort = table.tHead.rows[0].cells[at].getAttribute("aria-sort");
+change(table.parentElement.previousElementSibling.querySelector("input"), "softmax regressed", "input");
+told.left = [...table.tBodies[0].rows].filter((row) => !row.hidden).map((row) => row.textContent);
+const slider = document.getElementById("slider");
+change(slider, 0, "input");
+told.first = document.getElementById("told").textContent;
+told.thumbs = ask("#strip img").map((img) => img.src.slice(0, 11));
+change(slider, slider.max, "input");
+told.last = document.getElementById("told").textContent;
+change(document.getElementById("class"), 2, "change");
+told.ghost = document.getElementById("told").textContent;
+const box = ask("[data-toggles='1']")[0];
+const shown = () => ask("[data-layer='1']").map((g) => getComputedStyle(g).display);
+told.before = shown();
+press(box);
+told.after = shown();
+press(ask(".confusion:not([hidden]) .pick")[0]);
+told.behind = ask("#behind img").length;
+change(document.getElementById("confused"), 1, "change");
+told.matrices = ask(".confusion").map((each) => each.hidden);
 """
 
 
 @pytest.mark.slow
-def test_a_browser_can_work_it(page: Path, tmp_path: Path) -> None:
-    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if browser is None:
-        pytest.skip("there is no chromium")
-    listen = "<script>const errors = []; for (const kind of ['error', 'securitypolicyviolation']) "
-    listen += "window.addEventListener(kind, (e) => errors.push(e.message || e.blockedURI), true);</script>"
-    text = page.read_text(encoding="utf-8").replace("<title>", listen + "<title>", 1)
-    driven = tmp_path / "driven.html"
-    driven.write_text(text.replace("</body>", DRIVE + "</body>"), encoding="utf-8")
-    words = [
-        browser,
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        f"--user-data-dir={tmp_path / 'profile'}",
-    ]
-    words += ["--window-size=390,800", "--virtual-time-budget=3000", "--dump-dom", driven.as_uri()]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=True)
-    (found,) = re.findall(r'<pre id="driven">(.*?)</pre>', done.stdout)
-    told = json.loads(found.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))
+def test_a_browser_can_work_it(page: Path, browse: Browse) -> None:
+    told = browse(page, DRIVE)
     assert told["errors"] == []
     assert told["rising"] == sorted(told["rising"])
     assert told["falling"] == told["rising"][::-1]
@@ -351,7 +311,7 @@ def test_a_browser_can_work_it(page: Path, tmp_path: Path) -> None:
     assert told["first"].startswith("Score ")
     assert told["first"] != told["last"]
     assert set(told["thumbs"]) == {"data:image/"}
-    assert told["ghost"] == "Test has no object of this class."
+    assert told["ghost"] == "There is no object of this class."
     assert set(told["before"]) == {"inline"}
     assert set(told["after"]) == {"none"}
     assert told["focus"]
