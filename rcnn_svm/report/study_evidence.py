@@ -194,7 +194,7 @@ def _cells(cells: Cells, largest: float) -> Iterator[dict[str, Any]]:
 
 
 def _letters(cells: Cells, size: tuple[int, int]) -> float | None:
-    """Return the height of letters that fit into a cell, in pixels of the image; None where they are small."""
+    """Return the height of letters that fit a cell, in pixels of the image; None where they are too small."""
     rows, columns = cells.shares.shape
     width, height = cells.box[2:] - cells.box[:2]
     letters = float(min(width / columns / 3.9, height / rows / 2.4))
