@@ -139,10 +139,9 @@ def _detect(options: argparse.Namespace) -> None:
     from rcnn_svm.files import file_digest
 
     formats = _formats(options)
-    for name, least in (("max_detections", 1), ("explain", 1)):
-        value = getattr(options, name)
-        if value is not None and value < least:
-            raise ConfigError(f"--{name.replace('_', '-')} must be at least {least}, got {value}.")
+    for name, value in (("max-detections", options.max_detections), ("explain", options.explain)):
+        if value is not None and value < 1:
+            raise ConfigError(f"--{name} must be at least 1, got {value}.")
     detector = load_detector(options.detector, device=shared.device_of(options))
     shown = _shown(options, detector)
     made_by = {
@@ -424,7 +423,7 @@ def _report(
         chosen = "of the detector"
         least = np.array([thresholds.get(name, np.inf) for name in dataset.classes], np.float32)
     else:
-        chosen = "chosen on these images, by F1, which flatters a little"
+        chosen = "chosen on these very images (best F1)"
         least = choose_thresholds(matches).scores
     truths = [sample.truth for sample in dataset]
     diagnosis = diagnose(options.detections.resolve().name, found, truths, voc, least)

@@ -42,7 +42,7 @@ class Video:
             raise DataError(f"{path}: no such video file.")
         os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # it would write to stderr by itself
         self.path, self.n_read = path, 0
-        self._capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
+        self._capture = cv2.VideoCapture(str(path.resolve()), cv2.CAP_FFMPEG)  # a full path is no address
         if not self._capture.isOpened():
             raise DataError(f"{path}: is no video that can be read, or is cut off. Replace it.")
         rate = self._capture.get(cv2.CAP_PROP_FPS)

@@ -249,7 +249,7 @@ def test_a_report_about_somebody_elses_results(
     assert capsys.readouterr().err.splitlines()[-1] == f"Report: {out / 'report.html'}"
     page = (out / "report.html").read_text()
     assert "theirs.json on " in page
-    assert "thresholds chosen on these images, by F1" in page
+    assert "thresholds chosen on these very images (best F1)" in page
     confusion = (out / "confusion.csv").read_text().splitlines()
     assert sorted(confusion[1:]) == ["bar,bar,1", "bar,disc,1", "disc,bar,1", "disc,disc,1"]
     assert run("evaluate", results, coco, "--report", out, "--threshold", "7") == 0
