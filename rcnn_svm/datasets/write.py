@@ -12,11 +12,12 @@ What a format cannot hold is said, not hidden:
 from __future__ import annotations
 
 import errno
+import functools
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 from xml.etree import ElementTree
@@ -31,10 +32,12 @@ from rcnn_svm.errors import ConfigError, DataError, DiskSpaceError
 from rcnn_svm.progress import say, track
 from rcnn_svm.structures import Dataset, Sample
 
-__all__ = ["BoxFormat", "write_dataset"]
+__all__ = ["BoxFormat", "whole_pixels", "write_dataset"]
 
 BoxFormat = Literal["voc", "coco", "yolo"]
 Encoding = Literal["png", "jpg"]
+_PutImage = Callable[..., Path]
+"""(sample, stem, sized=) -> the file that it was written to."""
 _JPEG_QUALITY = 95
 
 
@@ -44,6 +47,7 @@ def write_dataset(
     format: BoxFormat = "voc",
     *,
     encoding: Encoding = "png",
+    link: bool = False,
 ) -> Path:
     """Write splits as one data set that `load_splits` reads back.
 
@@ -57,6 +61,8 @@ def write_dataset(
         root: a folder that is absent or empty. It appears only once everything in it is whole.
         format: `voc`, `coco` or `yolo`.
         encoding: of rendered images: `png` keeps every pixel, `jpg` (quality 95) is smaller.
+        link: make hard links to image files instead of copies: the same file under a second name, which takes
+            no room and stays where the first is removed.
 
     Returns:
         `root`.
@@ -84,8 +90,9 @@ def write_dataset(
         )
     except OSError as error:
         raise _failure(root, error) from error
+    put = functools.partial(_put_image, encoding=encoding, link=link)
     try:
-        {"voc": _write_voc, "coco": _write_coco, "yolo": _write_yolo}[format](parts, temporary, encoding)
+        {"voc": _write_voc, "coco": _write_coco, "yolo": _write_yolo}[format](parts, temporary, put)
         os.chmod(temporary, 0o755)
         os.replace(temporary, root)  # takes the place of an empty folder
     except OSError as error:
@@ -127,13 +134,16 @@ def _file_name(sample: Sample) -> str:
     return sample.image_id.replace("/", "_").replace("\\", "_")
 
 
-def _put_image(sample: Sample, stem: Path, encoding: Encoding, *, sized: bool = True) -> Path:
-    """Copy or encode the image as `stem` plus suffix; written once where splits share it.
+def _put_image(
+    sample: Sample, stem: Path, *, encoding: Encoding, link: bool = False, sized: bool = True
+) -> Path:
+    """Copy, link or encode the image as `stem` plus suffix; written once where splits share it.
 
     Args:
         sample: the image.
         stem: of the new file, without suffix.
         encoding: of pixels that have no file.
+        link: do not copy a file, link to it.
         sized: labels state the size; where they do not, a file whose upright size is another than the
             sample's is encoded anew.
     """
@@ -147,9 +157,19 @@ def _put_image(sample: Sample, stem: Path, encoding: Encoding, *, sized: bool = 
     target.parent.mkdir(parents=True, exist_ok=True)
     if copied and sample.path is not None:
         try:
-            shutil.copyfile(sample.path, target)
+            if link:
+                os.link(sample.path.resolve(strict=True), target)
+            else:
+                shutil.copyfile(sample.path, target)
         except FileNotFoundError as error:
             raise DataError(f"{sample.path}: no such image file.") from error
+        except OSError as error:
+            if not link or error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise ConfigError(
+                f"{sample.path}: cannot be linked from {target.parent.parent.parent} ({error.strerror}), as "
+                f"on another file system. Copy the images (--copy), or write to the same one."
+            ) from error
     elif encoding == "png":
         pillow.fromarray(sample.read()).save(target, compress_level=1)
     else:
@@ -157,11 +177,11 @@ def _put_image(sample: Sample, stem: Path, encoding: Encoding, *, sized: bool = 
     return target
 
 
-def _write_voc(parts: Mapping[str, Dataset], root: Path, encoding: Encoding) -> None:
+def _write_voc(parts: Mapping[str, Dataset], root: Path, put: _PutImage) -> None:
     folder = root / "VOC2007"
     for name, part in parts.items():
         for sample in track(part, f"write {name}"):
-            image = _put_image(sample, folder / "JPEGImages" / _file_name(sample), encoding)
+            image = put(sample, folder / "JPEGImages" / _file_name(sample))
             text = _voc_xml(sample, part.classes, image.name)
             _put(folder / "Annotations" / f"{_file_name(sample)}.xml", text)
         ids = [_file_name(sample) for sample in part]
@@ -184,7 +204,7 @@ def _voc_xml(sample: Sample, classes: tuple[str, ...], file_name: str) -> str:
     add(ElementTree.SubElement(tree, "size"), width=width, height=height, depth=3)
     truth = sample.truth
     flags = truth.difficult | truth.crowd
-    for box, label, difficult in zip(_whole_pixels(sample), truth.labels, flags, strict=True):
+    for box, label, difficult in zip(whole_pixels(sample), truth.labels, flags, strict=True):
         element = ElementTree.SubElement(tree, "object")
         add(element, name=classes[label], pose="Unspecified", truncated=0, difficult=int(difficult))
         x1, y1, x2, y2 = box.tolist()
@@ -193,7 +213,7 @@ def _voc_xml(sample: Sample, classes: tuple[str, ...], file_name: str) -> str:
     return ElementTree.tostring(tree, encoding="unicode") + "\n"
 
 
-def _whole_pixels(sample: Sample) -> np.ndarray[Any, np.dtype[np.int64]]:
+def whole_pixels(sample: Sample) -> np.ndarray[Any, np.dtype[np.int64]]:
     """Round boxes to whole pixels inside the image, at least two each way; (G, 4) half-open."""
     boxes = round_half_away(sample.truth.boxes).reshape(-1, 4)
     for low, high, side in ((0, 2, sample.size[1]), (1, 3, sample.size[0])):
@@ -207,12 +227,12 @@ def _whole_pixels(sample: Sample) -> np.ndarray[Any, np.dtype[np.int64]]:
     return boxes
 
 
-def _write_coco(parts: Mapping[str, Dataset], root: Path, encoding: Encoding) -> None:
+def _write_coco(parts: Mapping[str, Dataset], root: Path, put: _PutImage) -> None:
     for name, part in parts.items():
         images: list[dict[str, Any]] = []
         annotations: list[dict[str, Any]] = []
         for sample in track(part, f"write {name}"):
-            file = _put_image(sample, root / "images" / _file_name(sample), encoding)
+            file = put(sample, root / "images" / _file_name(sample))
             height, width = sample.size
             images.append({"id": len(images) + 1, "file_name": file.name, "height": height, "width": width})
             truth = sample.truth
@@ -239,13 +259,13 @@ def _write_coco(parts: Mapping[str, Dataset], root: Path, encoding: Encoding) ->
         _put(root / "annotations" / f"instances_{name}.json", json.dumps(content) + "\n")
 
 
-def _write_yolo(parts: Mapping[str, Dataset], root: Path, encoding: Encoding) -> None:
+def _write_yolo(parts: Mapping[str, Dataset], root: Path, put: _PutImage) -> None:
     n_flagged = 0
     for name, part in parts.items():
         (root / "images" / name).mkdir(parents=True)
         for sample in track(part, f"write {name}"):
             stem = _file_name(sample)
-            _put_image(sample, root / "images" / name / stem, encoding, sized=False)
+            put(sample, root / "images" / name / stem, sized=False)
             rows = [
                 f"{label} {' '.join(repr(value) for value in row)}"
                 for label, row in zip(
