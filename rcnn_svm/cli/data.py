@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rcnn_svm.cli import options as shared
+from rcnn_svm.cli.labelling import add_next, add_review
 from rcnn_svm.config import choices
 from rcnn_svm.errors import ConfigError
 from rcnn_svm.experiment.config import DataConfig
@@ -76,6 +77,9 @@ def add_data(data: argparse.ArgumentParser) -> None:
     divide.add_argument("--seed", type=int, default=0)
     shared.add_label_options(divide, "write these classes, in this order")
     divide.set_defaults(run=_split)
+
+    add_review(actions)
+    add_next(actions)
 
 
 def _digits(options: argparse.Namespace) -> None:
