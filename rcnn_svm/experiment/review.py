@@ -27,10 +27,11 @@ from rcnn_svm.experiment.parts import Parts, Run
 from rcnn_svm.experiment.recipe import propose
 from rcnn_svm.experiment.regions import SplitRegions, StoredBlocks
 from rcnn_svm.features.store import FeatureStore, to_float32
+from rcnn_svm.heads.linear_svm import PATH_TOL, LinearSVMHead
 from rcnn_svm.progress import Stages, track
 from rcnn_svm.structures import Dataset, GroundTruth
 
-__all__ = ["KINDS", "REGIONS", "Finding", "Kind", "Review", "review_labels", "review_stages"]
+__all__ = ["KINDS", "REGIONS", "Finding", "Kind", "Review", "review_labels"]
 
 Kind = Literal["class", "box", "rejected", "unlabelled", "leakage", "copy"]
 KINDS: dict[Kind, str] = {
@@ -110,32 +111,30 @@ class Review:
     n_unjudged: int
 
 
-def review_stages() -> Stages:
-    """Return the stages that `review_labels` goes through."""
-    return Stages(("proposals", "features", "folds", "copies"))
-
-
-def review_labels(
-    parts: Parts, datasets: Sequence[Dataset], run: Run, *, n_folds: int = 5, stages: Stages | None = None
-) -> Review:
+def review_labels(parts: Parts, datasets: Sequence[Dataset], run: Run, *, n_folds: int = 5) -> Review:
     """Rank the labels of all images by how much SVMs that did not see them disagree.
 
     Args:
-        parts: for their proposals, their features, and their first head, a linear SVM.
+        parts: for their proposals, their features, and their first head, a linear SVM, which is trained to a
+            duality gap of 1 %: enough to rank scores.
         datasets: splits of the same classes; an image that is in several counts in the first.
         run: how.
         n_folds: at least 2.
-        stages: those of `review_stages`; None for new ones.
 
     Raises:
-        ConfigError: fewer than 2 folds, or something is trained before the heads.
+        ConfigError: fewer than 2 folds, something is trained before the heads, or the first is no linear SVM.
         DataError: a class has no object, or an image cannot be read.
     """
     if n_folds < 2:
         raise ConfigError(f"folds must be 2 or more, so that each is judged by the others, got {n_folds}.")
     if not isinstance(parts.learner, Frozen):
         raise ConfigError("review_labels: features must be frozen. Set learn=nothing.")
-    stages = stages or review_stages()
+    if not isinstance(parts.heads[0].head, LinearSVMHead):
+        raise ConfigError(
+            f"review_labels: the first head must be a linear SVM, got {parts.heads[0].name}. Set "
+            f"heads.names=linear-svm."
+        )
+    stages = Stages(("proposals", "features", "folds", "copies"))
     split_of: dict[str, str] = {}
     samples = []
     for dataset in datasets:
@@ -183,6 +182,7 @@ def _models(
 ) -> tuple[Model, dict[str, Model]]:
     """Return the SVMs trained with all images, and for each image those trained without its fold."""
     recipe, regions = parts.heads[0], blocks.regions
+    recipe = replace(recipe, head=recipe.head.clone().set_params(tol=PATH_TOL))
     scaler = Scalers(blocks).get(recipe.scaling)
 
     def trained(part: SplitRegions) -> Model:

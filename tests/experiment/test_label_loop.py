@@ -153,6 +153,9 @@ def test_one_fold_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="folds must be 2 or more"):
         review_labels(parts(), [squares(4)], Run(tmp_path), n_folds=1)
     learned = ExperimentConfig(heads=HeadsConfig(names=("linear-svm",))).build()
+    kernel = ExperimentConfig(learn="nothing", heads=HeadsConfig(names=("rbf-svm",))).build()
+    with pytest.raises(ConfigError, match="must be a linear SVM, got rbf-svm"):
+        review_labels(kernel, [squares(4)], Run(tmp_path))
     with pytest.raises(ConfigError, match="Set learn=nothing"):
         review_labels(learned, [squares(4)], Run(tmp_path))
 
