@@ -62,6 +62,8 @@ def convert_dataset(
         parts = _as_yolo_names(parts, path)
     for sentence in _lost(parts, to):
         say(sentence)
+    if {"train", "val"} <= parts.keys():
+        parts.pop("trainval", None)  # readers put it together from the two
     write_dataset(parts, out, to)
     return parts
 

@@ -12,12 +12,13 @@ from rcnn_svm.boxes import Boxes, nms
 from rcnn_svm.detector import Detector
 from rcnn_svm.errors import ConfigError
 from rcnn_svm.features.store import to_float32
+from rcnn_svm.heads.scorers import SoftmaxScorer
 from rcnn_svm.proposals import regions_of
 from rcnn_svm.structures import Image
 
 __all__ = ["Doubt", "choose_images", "doubt_of", "look_for_doubt"]
 
-_WIDTH = 0.5  # of the band on either side of a threshold where scores say little; margins or log-odds
+_MARGINS, _LOG_ODDS = 0.5, 2.0  # width of the band on either side of a threshold where scores say little
 _MAX_IOU = 0.3
 _MOST = 20  # regions of an image
 _LEAST = 1e-6  # images without doubt differ by their looks alone
@@ -28,8 +29,8 @@ class Doubt:
     """How unsure a detector is of an image.
 
     Attributes:
-        value: sum over the regions of how near each is to the threshold of its class: 1 on it, 0 from half a
-            margin away.
+        value: sum over the regions of how near each is to the threshold of its class: 1 on it, 0 from
+            `width` away.
         feature: (D,) float32 of length 1, what the image looks like: the mean of the rows of its regions,
             weighted by the exponentials of their scores.
         boxes: (M, 4) the regions, best first; none overlaps a better one with IoU above 0.3.
@@ -47,7 +48,11 @@ class Doubt:
 
 
 def doubt_of(
-    boxes: Boxes, rows: NDArray[np.float32], scores: NDArray[np.float32], thresholds: ArrayLike
+    boxes: Boxes,
+    rows: NDArray[np.float32],
+    scores: NDArray[np.float32],
+    thresholds: ArrayLike,
+    width: float = _MARGINS,
 ) -> Doubt:
     """Sum up how unsure a detector is of the regions of one image; the 20 best count.
 
@@ -56,11 +61,12 @@ def doubt_of(
         rows: (R, D) their features.
         scores: (R, K).
         thresholds: (K,) from which score on a detection of each class is believed.
+        width: how far from its threshold a score is beyond doubt: half a margin of an SVM.
     """
     above = scores - np.asarray(thresholds, np.float32)
     best, label = above.max(axis=1), above.argmax(axis=1)
     kept = nms(boxes, best, _MAX_IOU)[:_MOST]
-    doubt = np.clip(1 - np.abs(best[kept]) / _WIDTH, 0, None)
+    doubt = np.clip(1 - np.abs(best[kept]) / width, 0, None)
     weights = np.exp(best[kept] - best[kept].max())
     mean = (weights[:, None] * rows[kept]).sum(axis=0)
     feature = (mean / max(float(np.linalg.norm(mean)), 1e-12)).astype(np.float32)
@@ -71,7 +77,8 @@ def look_for_doubt(detector: Detector, image: Image, image_id: str) -> Doubt:
     """Look at one image with a detector; box regression, mirror images and soft-NMS play no part.
 
     Args:
-        detector: one that has chosen thresholds; without them 0 is taken, the middle of the margin.
+        detector: one that has chosen thresholds; without them 0 is taken, the middle of the margin. Doubt
+            ends half a margin from the threshold; of a softmax, whose scores are log-odds, 2 from it.
         image: uint8 (H, W, 3) RGB.
         image_id: by which the proposer knows it.
     """
@@ -82,7 +89,8 @@ def look_for_doubt(detector: Detector, image: Image, image_id: str) -> Doubt:
     thresholds = (
         np.zeros(len(detector.classes)) if detector.thresholds is None else detector.thresholds.scores
     )
-    return doubt_of(boxes, rows, detector.model.scores(rows), thresholds)
+    width = _LOG_ODDS if isinstance(detector.model.scorer, SoftmaxScorer) else _MARGINS
+    return doubt_of(boxes, rows, detector.model.scores(rows), thresholds, width)
 
 
 def choose_images(doubts: Sequence[Doubt], n: int) -> list[int]:
