@@ -2,8 +2,8 @@
 
 All combinations of all levels would be thousands of trainings. What belongs together is crossed in full (a
 plane: label rule, negatives and loss; kernel and rows), and what the rows are made of is crossed with the
-loss alone, which is the question. What a plane does not name stays at its first level, so that planes share
-cells.
+loss alone, which is the question. The intersection kernel, which takes many times as long as the others,
+meets the linear one alone. What a plane does not name stays at its first level, so that planes share cells.
 """
 
 from __future__ import annotations
@@ -137,6 +137,7 @@ and `proposals` depend on the experiment (`design`)."""
 
 BOXES = Factor("boxes", "What does box regression add?", {"as proposed": False, "regressed": True})
 
+_SLOW_KERNEL = "intersection"
 _CROSSED = (("label", "negatives", "loss"), ("kernel", "rows"))
 _WITH_LOSS = ("layer", "proposals")
 _QUESTION = ("hinge", "softmax")
@@ -258,7 +259,8 @@ def design(names: Sequence[str], parts: Parts, *, thorough: bool = False) -> Des
         names: of `FACTORS`.
         parts: of the experiment that they are varied around.
         thorough: take the levels that take many times as long, too: negatives mined once, class by class, and
-            a dense grid of proposals, whose features take ten times the disk.
+            a dense grid of proposals, whose features take ten times the disk. The intersection kernel is
+            crossed with the scaling of rows then, too.
 
     Raises:
         ConfigError: no factor, an unknown one, one twice, or one that this experiment has one level of.
@@ -277,10 +279,15 @@ def design(names: Sequence[str], parts: Parts, *, thorough: bool = False) -> Des
     planes = []
     for group in _CROSSED:
         if picked := tuple(name for name in group if name in names):
-            planes.append(Plane({name: list(factors[name].levels) for name in picked}, picked))
+            crossed = {name: list(factors[name].levels) for name in picked}
+            if "kernel" in crossed and not thorough:
+                crossed["kernel"].remove(_SLOW_KERNEL)
+            planes.append(Plane(crossed, picked))
     for name in _WITH_LOSS:
         if name in names:
             planes.append(Plane({name: list(factors[name].levels), "loss": _QUESTION}, (name,)))
+    if "kernel" in names and not thorough:
+        planes.append(Plane({"kernel": ["linear", _SLOW_KERNEL]}, ("kernel",)))
     home = _home(factors)
     cells: dict[tuple[str, ...], Cell] = {}
     for plane in planes:

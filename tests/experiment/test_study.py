@@ -53,6 +53,12 @@ def test_cells_of_the_same_rows_stand_together_and_planes_share_cells() -> None:
     assert plan.parts_of(few, PARTS).test_regions == 300
 
 
+def test_the_slow_kernel_is_crossed_where_all_is_thorough() -> None:
+    plan = design(["kernel", "rows"], PARTS)
+    kernels = [cell.levels["kernel"] for cell in plan.trained]
+    assert sorted(kernels) == ["RBF"] * 3 + ["intersection"] + ["linear"] * 3
+
+
 def test_a_cell_takes_the_seed_in_all_that_is_random() -> None:
     plan = design(["negatives", "loss"], PARTS)
     for cell in plan.trained:
