@@ -12,7 +12,7 @@ import numpy as np
 from rcnn_svm.boxes import area
 from rcnn_svm.datasets.images import read_image
 from rcnn_svm.datasets.layout import ROLES, role_of
-from rcnn_svm.datasets.loading import Classes, Format, open_source
+from rcnn_svm.datasets.loading import Classes, Format, distinct_splits, open_source
 from rcnn_svm.datasets.records import WARNINGS, Collector, Defect, Report
 from rcnn_svm.errors import DataError
 from rcnn_svm.files import file_digest
@@ -84,7 +84,7 @@ class CheckReport:
     @property
     def distinct(self) -> list[Dataset]:
         """The splits without those that only join others, as trainval does."""
-        return _distinct(self.datasets)
+        return distinct_splits(self.datasets)
 
     def to_json(self) -> dict[str, Any]:
         """Return everything as JSON-able values; percentiles are those of 0, 5, 25, 50, 75, 95, 100."""
@@ -188,7 +188,7 @@ def check_dataset(
         parts.append(part)
     files = {sample.path: sample.size for part in parts for sample in part if sample.path is not None}
     digests = _look_at_images(files, decode, collector)
-    _compare_images(_distinct(parts), digests, collector)
+    _compare_images(distinct_splits(parts), digests, collector)
     order = list(_KINDS)
     defects = sorted(collector.defects, key=lambda one: order.index(one.kind))
     return CheckReport(opened.path, opened.format, tuple(parts), tuple(defects))
@@ -232,17 +232,6 @@ def _compare_images(parts: Sequence[Dataset], digests: Mapping[Path, str], repor
                 report(
                     Defect("contradiction", first, f"{first.parent}: the same image is labelled {listed}.")
                 )
-
-
-def _distinct(parts: Sequence[Dataset]) -> list[Dataset]:
-    """Return the splits without those that only join others, as trainval does."""
-    ids = [{sample.path for sample in part} for part in parts]
-    joins = [
-        any(ids[i] > other for other in ids if other)
-        and ids[i] == set().union(*(other for other in ids if other < ids[i]))
-        for i in range(len(parts))
-    ]
-    return [part for part, join in zip(parts, joins, strict=True) if not join]
 
 
 def _describe(part: Dataset) -> dict[str, Any]:

@@ -43,11 +43,13 @@ __all__ = [
     "Splits",
     "dataset_name",
     "detect_format",
+    "distinct_splits",
     "divide",
     "find_split",
     "holds_dataset",
     "labels_whole_images",
     "list_splits",
+    "load_all_splits",
     "load_chosen",
     "load_dataset",
     "load_splits",
@@ -270,6 +272,52 @@ def load_chosen(
     dataset = opened.build(name, choose(listed), collector)
     collector.say_summary()
     return dataset
+
+
+def load_all_splits(
+    path: str | Path,
+    *,
+    format: str | None = None,
+    classes: Classes = None,
+    drop_bad_boxes: bool = False,
+    skip_bad: bool = False,
+    allow_outside: bool = False,
+) -> dict[str, Dataset]:
+    """Read every split of a data set, by the name that its files give it.
+
+    A split without an image is left out, and so is one that only joins others, as trainval does.
+
+    Args:
+        path: as in `load_dataset`.
+        format: as in `load_dataset`.
+        classes: as in `load_dataset`.
+        drop_bad_boxes: as in `load_dataset`.
+        skip_bad: as in `load_dataset`.
+        allow_outside: as in `load_dataset`.
+
+    Raises:
+        DataError: as `load_dataset`; or no split has an image.
+        ConfigError: an unknown format, or a bad class list.
+    """
+    opened = open_source(path, format, allow_outside=allow_outside)
+    collector = _collector(drop_bad_boxes, skip_bad)
+    opened.class_names(classes, collector)
+    parts = [opened.load(split, collector, decode=skip_bad) for split in opened.source.splits()]
+    collector.say_summary()
+    if not any(parts):
+        raise DataError(f"{opened.source.root}: must hold an image in some split, has none.")
+    return {part.split: part for part in distinct_splits([part for part in parts if part])}
+
+
+def distinct_splits(parts: Sequence[Dataset]) -> list[Dataset]:
+    """Return the splits without those that only join others, as trainval does."""
+    ids = [{sample.path for sample in part} for part in parts]
+    joins = [
+        any(ids[i] > other for other in ids if other)
+        and ids[i] == set().union(*(other for other in ids if other < ids[i]))
+        for i in range(len(parts))
+    ]
+    return [part for part, join in zip(parts, joins, strict=True) if not join]
 
 
 def load_splits(

@@ -12,11 +12,12 @@ What a format cannot hold is said, not hidden:
 from __future__ import annotations
 
 import errno
+import functools
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 from xml.etree import ElementTree
@@ -32,10 +33,12 @@ from rcnn_svm.errors import ConfigError, DataError, DiskSpaceError
 from rcnn_svm.progress import say, track
 from rcnn_svm.structures import Dataset, Sample
 
-__all__ = ["BoxFormat", "coco_records", "voc_xml", "write_dataset", "yolo_rows"]
+__all__ = ["BoxFormat", "coco_records", "voc_xml", "whole_pixels", "write_dataset", "yolo_rows"]
 
 BoxFormat = Literal["voc", "coco", "yolo"]
 Encoding = Literal["png", "jpg"]
+_PutImage = Callable[..., Path]
+"""(sample, stem, sized=) -> the file that it was written to."""
 _JPEG_QUALITY = 95
 
 
@@ -45,6 +48,7 @@ def write_dataset(
     format: BoxFormat = "voc",
     *,
     encoding: Encoding = "png",
+    link: bool = False,
 ) -> Path:
     """Write splits as one data set that `load_splits` reads back.
 
@@ -58,6 +62,8 @@ def write_dataset(
         root: a folder that is absent or empty. It appears only once everything in it is whole.
         format: `voc`, `coco` or `yolo`.
         encoding: of rendered images: `png` keeps every pixel, `jpg` (quality 95) is smaller.
+        link: make hard links to image files instead of copies: the same file under a second name, which takes
+            no room and stays where the first is removed.
 
     Returns:
         `root`.
@@ -85,8 +91,9 @@ def write_dataset(
         )
     except OSError as error:
         raise _failure(root, error) from error
+    put = functools.partial(_put_image, encoding=encoding, link=link)
     try:
-        {"voc": _write_voc, "coco": _write_coco, "yolo": _write_yolo}[format](parts, temporary, encoding)
+        {"voc": _write_voc, "coco": _write_coco, "yolo": _write_yolo}[format](parts, temporary, put)
         os.chmod(temporary, 0o755)
         os.replace(temporary, root)  # takes the place of an empty folder
     except OSError as error:
@@ -128,13 +135,16 @@ def _file_name(sample: Sample) -> str:
     return sample.image_id.replace("/", "_").replace("\\", "_")
 
 
-def _put_image(sample: Sample, stem: Path, encoding: Encoding, *, sized: bool = True) -> Path:
-    """Copy or encode the image as `stem` plus suffix; written once where splits share it.
+def _put_image(
+    sample: Sample, stem: Path, *, encoding: Encoding, link: bool = False, sized: bool = True
+) -> Path:
+    """Copy, link or encode the image as `stem` plus suffix; written once where splits share it.
 
     Args:
         sample: the image.
         stem: of the new file, without suffix.
         encoding: of pixels that have no file.
+        link: do not copy a file, link to it.
         sized: labels state the size; where they do not, a file whose upright size is another than the
             sample's is encoded anew.
     """
@@ -148,9 +158,19 @@ def _put_image(sample: Sample, stem: Path, encoding: Encoding, *, sized: bool = 
     target.parent.mkdir(parents=True, exist_ok=True)
     if copied and sample.path is not None:
         try:
-            shutil.copyfile(sample.path, target)
+            if link:
+                os.link(sample.path.resolve(strict=True), target)
+            else:
+                shutil.copyfile(sample.path, target)
         except FileNotFoundError as error:
             raise DataError(f"{sample.path}: no such image file.") from error
+        except OSError as error:
+            if not link or error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise ConfigError(
+                f"{sample.path}: cannot be linked from {target.parent.parent.parent} ({error.strerror}), as "
+                f"on another file system. Copy the images (--copy), or write to the same one."
+            ) from error
     elif encoding == "png":
         pillow.fromarray(sample.read()).save(target, compress_level=1)
     else:
@@ -158,11 +178,11 @@ def _put_image(sample: Sample, stem: Path, encoding: Encoding, *, sized: bool = 
     return target
 
 
-def _write_voc(parts: Mapping[str, Dataset], root: Path, encoding: Encoding) -> None:
+def _write_voc(parts: Mapping[str, Dataset], root: Path, put: _PutImage) -> None:
     folder = root / "VOC2007"
     for name, part in parts.items():
         for sample in track(part, f"write {name}"):
-            image = _put_image(sample, folder / "JPEGImages" / _file_name(sample), encoding)
+            image = put(sample, folder / "JPEGImages" / _file_name(sample))
             truth = sample.truth
             names = [part.classes[k] for k in truth.labels]
             flags = {**truth.flags, "difficult": truth.difficult | truth.crowd}
@@ -217,6 +237,11 @@ def voc_xml(
     return ElementTree.tostring(tree, encoding="unicode") + "\n"
 
 
+def whole_pixels(sample: Sample) -> NDArray[np.int64]:
+    """Return the boxes of a sample as VOC gets them: (G, 4) whole half-open pixels, at least two each way."""
+    return _whole_pixels(sample.truth.boxes, sample.size, 2, f"Sample({sample.image_id!r})")
+
+
 def _whole_pixels(boxes: Boxes, size: tuple[int, int], least: int, image: str) -> NDArray[np.int64]:
     """Round boxes to whole pixels inside an image, at least so many each way; (N, 4) half-open."""
     whole = round_half_away(boxes).reshape(-1, 4)
@@ -228,11 +253,10 @@ def _whole_pixels(boxes: Boxes, size: tuple[int, int], least: int, image: str) -
     return whole
 
 
-def _write_coco(parts: Mapping[str, Dataset], root: Path, encoding: Encoding) -> None:
+def _write_coco(parts: Mapping[str, Dataset], root: Path, put: _PutImage) -> None:
     for name, part in parts.items():
         files = [
-            _put_image(sample, root / "images" / _file_name(sample), encoding).name
-            for sample in track(part, f"write {name}")
+            put(sample, root / "images" / _file_name(sample)).name for sample in track(part, f"write {name}")
         ]
         content = coco_records(part.samples, files, part.classes)
         _put(root / "annotations" / f"instances_{name}.json", json.dumps(content) + "\n")
@@ -276,13 +300,13 @@ def coco_records(
     return {"images": images, "annotations": annotations, "categories": categories}
 
 
-def _write_yolo(parts: Mapping[str, Dataset], root: Path, encoding: Encoding) -> None:
+def _write_yolo(parts: Mapping[str, Dataset], root: Path, put: _PutImage) -> None:
     n_flagged = 0
     for name, part in parts.items():
         (root / "images" / name).mkdir(parents=True)
         for sample in track(part, f"write {name}"):
             stem = _file_name(sample)
-            _put_image(sample, root / "images" / name / stem, encoding, sized=False)
+            put(sample, root / "images" / name / stem, sized=False)
             text = yolo_rows(sample.truth.boxes, sample.truth.labels, sample.size)
             _put(root / "labels" / name / f"{stem}.txt", text)
             n_flagged += int((sample.truth.difficult | sample.truth.crowd).sum())

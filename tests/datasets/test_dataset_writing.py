@@ -107,12 +107,13 @@ def test_all_splits_return(tmp_path, format):
 
 def test_voc_rounds_and_keeps_two_pixels():
     truth = GroundTruth([[0.4, 1.5, 10.49, 9.5], [51.6, 36.5, 53, 37], [3, 3, 3.2, 3.2]], [0, 0, 0])
+    sample = Sample("a", SIZE, truth)
     np.testing.assert_array_equal(
-        write._whole_pixels(truth.boxes, SIZE, 2, "a"), [[0, 2, 10, 10], [51, 35, 53, 37], [3, 3, 5, 5]]
+        write.whole_pixels(sample), [[0, 2, 10, 10], [51, 35, 53, 37], [3, 3, 5, 5]]
     )
     with pytest.raises(DataError) as caught:
-        write._whole_pixels(truth.boxes, (1, 9), 2, "a.png")
-    assert str(caught.value) == "a.png: must be 2 or more pixels wide and high for VOC, got (1, 9)."
+        write.whole_pixels(Sample("a", (1, 9), GroundTruth([[0, 0, 1, 1]], [0])))
+    assert str(caught.value) == "Sample('a'): must be 2 or more pixels wide and high for VOC, got (1, 9)."
 
 
 def test_flags_that_a_format_lacks(tmp_path, capsys):
