@@ -65,10 +65,15 @@ def measured(found: Sequence[Detections], truths: Sequence[GroundTruth], classes
     hits, tight_hits = (int((one.matches.outcome == HIT).sum()) for one in (voc, tight))
     return {
         "mAP": 100 * voc.map("voc07"),
-        **{f"coco_{name}": 100 * value for name, value in coco.summary().items()},
+        **{f"coco_{name}": percent(value) for name, value in coco.summary().items()},
         "share_of_hits_from_0.7": tight_hits / max(hits, 1),
-        "coco_AP_by_class": dict(zip(classes, (100 * coco.ap()).tolist(), strict=True)),
+        "coco_AP_by_class": dict(zip(classes, map(percent, coco.ap().tolist()), strict=True)),
     }
+
+
+def percent(value: float) -> float | None:
+    """Return a fraction in percent, None where there was no object of that size or class."""
+    return None if np.isnan(value) else 100 * value
 
 
 def intervals(
