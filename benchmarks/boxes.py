@@ -3,10 +3,10 @@
     python benchmarks/boxes.py DATA [--sets NAME ...] [--preset NAME] [--test]
 
 DATA is the folder of `voc2007-mini`, `fruit`, `bccd` and `raccoon`; sets that are run replace their rows. For
-each set a detector is trained on `train` and looks at `val`: with boxes as proposed, regressed half and all of
-the way, and each of these refined (`detect.refined`). The oracles say what perfect ranking of the same boxes, and
-perfect boxes for the same scores, would reach there. With `--test` the recipe with refinement and the one
-without are trained on trainval as `rcnn-svm train` does, and measured on test once.
+each set a detector is trained on `train` and looks at `val`: with boxes as proposed, regressed half and all
+of the way, and each of these refined (`detect.refined`). The oracles say what perfect ranking of the same
+boxes, and perfect boxes for the same scores, would reach there. With `--test` the recipe with refinement and
+the one without are trained on trainval as `rcnn-svm train` does, and measured on test once.
 
 A row whose `alone` is false was measured with `--busy`, beside other work: its seconds are too many.
 """
