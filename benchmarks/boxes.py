@@ -3,10 +3,10 @@
     python benchmarks/boxes.py DATA [--sets NAME ...] [--preset NAME] [--test]
 
 DATA is the folder of `voc2007-mini`, `fruit`, `bccd` and `raccoon`; sets that are run replace their rows. For
-each set a detector is trained on `train` and looks at `val`: with boxes as proposed, regressed half and all of the
-way, and each of these refined (`detect.refined`). The oracles say what perfect ranking of the same boxes, and
-perfect boxes for the same scores, would reach there. With `--test` the recipe with refinement and the one
-without are trained on trainval as `rcnn-svm train` does, and measured on test once.
+each set a detector is trained on `train` and looks at `val`: with boxes as proposed, regressed half and all
+of the way, and each of these refined (`detect.refined`). The oracles say what perfect ranking of the same
+boxes, and perfect boxes for the same scores, would reach there. With `--test` the recipe with refinement and
+the one without are trained on trainval as `rcnn-svm train` does, and measured on test once.
 
 A row whose `alone` is false was measured with `--busy`, beside other work: its seconds are too many.
 """
@@ -65,10 +65,15 @@ def measured(found: Sequence[Detections], truths: Sequence[GroundTruth], classes
     hits, tight_hits = (int((one.matches.outcome == HIT).sum()) for one in (voc, tight))
     return {
         "mAP": 100 * voc.map("voc07"),
-        **{f"coco_{name}": 100 * value for name, value in coco.summary().items()},
+        **{f"coco_{name}": percent(value) for name, value in coco.summary().items()},
         "share_of_hits_from_0.7": tight_hits / max(hits, 1),
-        "coco_AP_by_class": dict(zip(classes, (100 * coco.ap()).tolist(), strict=True)),
+        "coco_AP_by_class": dict(zip(classes, map(percent, coco.ap().tolist()), strict=True)),
     }
+
+
+def percent(value: float) -> float | None:
+    """Return a fraction in percent, None where there was no object of that size or class."""
+    return None if np.isnan(value) else 100 * value
 
 
 def intervals(
