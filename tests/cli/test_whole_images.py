@@ -74,11 +74,18 @@ def test_a_classifier_is_trained_saved_and_used(
     assert all(f": {Path(line.split(':')[0]).parent.name} " in line for line in lines)  # the class, its score
     found = json.loads((tmp_path / "found" / "detections.json").read_text())
     assert all(one["boxes"] == [[0, 0, 32, 24]] for one in found["images"])
-    assert run("detect", detector, balls, "--out", tmp_path / "all", "--all", "--no-pictures") == 0
+    words = ["--all", "--no-pictures", "--format", "yolo,labelstudio", "--label-studio-root", balls]
+    assert run("detect", detector, balls, "--out", tmp_path / "all", *words) == 0
+    texts = sorted((tmp_path / "all" / "yolo" / "labels").rglob("*.txt"))
+    assert all(
+        line.split()[1:5] == ["0.5", "0.5", "1.0", "1.0"] for line in texts[0].read_text().splitlines()
+    )
     found = json.loads((tmp_path / "all" / "detections.json").read_text())
     assert all(sorted(one["labels"]) == [0, 1] for one in found["images"])
     capsys.readouterr()
-    assert run("evaluate", detector, balls, "--out", tmp_path / "evaluation") == 0
+    report = tmp_path / "report"
+    assert run("evaluate", detector, balls, "--out", tmp_path / "evaluation", "--report", report) == 0
+    assert 'id="confusion"' in (report / "report.html").read_text()
     assert "Accuracy 100.0 %, balanced 100.0 %, 4 images" in capsys.readouterr().out
     values = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())
     assert set(values) == {"voc", "classification"}
