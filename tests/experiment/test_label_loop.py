@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import importlib.util
 import io
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -245,3 +246,12 @@ def test_planted_errors_are_as_they_say():
         assert (overlap == 1, bool(same_class)) == (
             (False, True) if error["kind"] == "moved" else (True, False)
         )
+
+
+def test_the_page_of_the_results_says_what_they_hold():
+    folder = ROOT / "results" / "label-loop"
+    results = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    page = benchmark().page(sorted(results, key=lambda one: one["part"] == "next"))
+    assert (folder / "README.md").read_text(encoding="utf-8") == page
+    for result in results:
+        assert not result["provenance"]["commit"].endswith("-dirty")
