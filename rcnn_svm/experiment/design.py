@@ -14,7 +14,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rcnn_svm.errors import ConfigError
-from rcnn_svm.experiment.learning import FcOnFrozen, FineTuned, Frozen, Learner, Representation
+from rcnn_svm.experiment.learning import (
+    FcOnFrozen,
+    FineTuned,
+    Frozen,
+    Learner,
+    Representation,
+    TunedTrunk,
+)
 from rcnn_svm.experiment.parts import Parts
 from rcnn_svm.features.fc_layers import HiddenLayer
 from rcnn_svm.features.store import DerivedStore
@@ -341,7 +348,9 @@ def _layers(parts: Parts) -> dict[str, Layer]:
             "fc7 of our own on the frozen": Layer(FcOnFrozen(fc)),
             "before the softmax, frozen": Layer(Frozen()),
         }
-    return {"fc7, learned": Layer(), "fc6, learned": Layer(depth=1), **frozen}
+    deep = isinstance(learner, FcOnFrozen | TunedTrunk) and len(learner.fc.hidden) > 1
+    below = {"fc6, learned": Layer(depth=1)} if deep else {}  # of one layer the first is the last
+    return {"fc7, learned": Layer(), **below, **frozen}
 
 
 def _proposals(proposer: Proposer, *, thorough: bool) -> dict[str, Proposer]:

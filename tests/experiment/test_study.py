@@ -28,6 +28,7 @@ from rcnn_svm.heads.base import DrawnBlocks
 from rcnn_svm.proposals import GridConfig
 from rcnn_svm.report.study import verdict
 from rcnn_svm.structures import Detections, GroundTruth
+from rcnn_svm.training.config import FcConfig
 from tests.cli.conftest import Run as Verb
 from tests.cli.conftest import digits_folder, run  # noqa: F401
 
@@ -49,7 +50,8 @@ def test_a_design_holds_every_combination_once() -> None:
 
 
 def test_cells_of_the_same_rows_stand_together_and_planes_share_cells() -> None:
-    plan = design(list(FACTORS), PARTS, thorough=True)
+    parts = ExperimentConfig(fc=FcConfig(hidden=(64, 32))).build()
+    plan = design(list(FACTORS), parts, thorough=True)
     rows = [(cell.levels["proposals"], cell.levels["layer"]) for cell in plan.trained]
     assert len(set(rows)) == len([1 for _ in itertools.groupby(rows)]) == 3 + 3
     assert len(plan.cells) == 36 + (3 * 3 - 1) + (3 - 1) * 2 + (4 - 1) * 2
@@ -85,6 +87,12 @@ def test_a_factor_of_one_level_is_refused() -> None:
         ConfigError, match=r"^--factors: layer has one level alone .* pooled, frozen\. Leave it"
     ):
         design(["layer"], frozen)
+
+
+def test_one_layer_is_not_studied_as_two() -> None:
+    for hidden, names in (((64,), ["fc7", "pooled"]), ((64, 32), ["fc7", "fc6", "pooled"])):
+        parts = ExperimentConfig(fc=FcConfig(hidden=hidden)).build()
+        assert [name.split(",")[0] for name in design(["layer"], parts).factors["layer"].levels] == names
 
 
 def test_a_network_that_is_trained_stands_beside_layers_that_are_and_none() -> None:
