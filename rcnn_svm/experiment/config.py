@@ -448,7 +448,9 @@ PRESETS: Mapping[str, Preset] = {
         "a first look: 40 images of each split, 300 regions an image, short training", quick_config
     ),
     "default": Preset("what `train` does with nothing else said: minutes without a GPU", lambda base: base),
-    "best": Preset("larger images, mirrored too, of two sizes, boxes refined: several times as long", best_config),
+    "best": Preset(
+        "larger images, mirrored too, of two sizes, boxes refined: several times as long", best_config
+    ),
 }
 """The recipes that `--preset` names, the fastest first."""
 
