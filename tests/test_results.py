@@ -17,10 +17,7 @@ from rcnn_svm.report.tables import signed
 ROOT = Path(__file__).parents[1]
 EXPERIMENTS = sorted((ROOT / "results").glob("*/metrics.json"))
 STUDIES = sorted((ROOT / "results").glob("*/study.json"))
-<<<<<<< HEAD
 CURVES = sorted((ROOT / "results").glob("*/curve.json"))
-=======
->>>>>>> next
 BENCHMARKS = [
     *sorted((ROOT / "results" / "benchmarks").glob("*.json")),
     ROOT / "results/thresholds/thresholds.json",
