@@ -420,7 +420,7 @@ def quick_config(base: ExperimentConfig) -> ExperimentConfig:
 
 
 def best_config(base: ExperimentConfig) -> ExperimentConfig:
-    """Return `base` with all that paid on folds, whatever it takes: larger images, two sizes, refined boxes."""
+    """Return `base` with all that paid on folds, whatever it takes: larger images, two sizes, finer boxes."""
     return replace(
         base,
         features=replace(base.features, longer_sides=(640,), mirror=True),
