@@ -11,6 +11,7 @@ from rcnn_svm.evaluation.bootstrap import BootstrapResult, paired_accuracy, pair
 from rcnn_svm.evaluation.exchange import write_detections
 from rcnn_svm.evaluation.voc import RULE_NAMES
 from rcnn_svm.experiment.choosing import HeldOut
+from rcnn_svm.experiment.ladder import Climb
 from rcnn_svm.experiment.parts import Parts
 from rcnn_svm.experiment.recipe import Experiment
 from rcnn_svm.files import remove_marker, write_json, write_text
@@ -42,7 +43,12 @@ def cross_validated(held_out: HeldOut, *, seed: int, n_bootstrap: int) -> dict[s
 
 
 def experiment_metrics(
-    name: str, experiment: Experiment, bootstrap: BootstrapResult, *, command: str
+    name: str,
+    experiment: Experiment,
+    bootstrap: BootstrapResult,
+    *,
+    command: str,
+    climbed: Climb | None = None,
 ) -> dict[str, Any]:
     """Return the figures of an experiment in the form of `metrics.json`.
 
@@ -51,6 +57,7 @@ def experiment_metrics(
         experiment: finished.
         bootstrap: over its heads.
         command: what made it.
+        climbed: the recipes that were tried, where a time was set; None where none was.
     """
     splits, parts = experiment.splits, experiment.parts
     classified = {
@@ -91,17 +98,24 @@ def experiment_metrics(
             for head, held_out in _crossed(experiment).items()
         },
         **({"accuracy_differences": difference_rows(accuracy["accuracy"].differences)} if accuracy else {}),
+        **({} if climbed is None else {"minutes": climbed.to_json()}),
         "stages_s": experiment.stages_s,
         "provenance": provenance(seed=parts.seed, command=command),
     }
 
 
 def write_experiment(
-    folder: str | Path, experiment: Experiment, *, command: str, html: bool = True
+    folder: str | Path,
+    experiment: Experiment,
+    *,
+    command: str,
+    html: bool = True,
+    climbed: Climb | None = None,
 ) -> tuple[dict[str, Any], BootstrapResult]:
     """Write `metrics.json`, `config.json`, tables, README and, if wanted, `report.html`.
 
-    Where folds were held out, `out_of_fold/HEAD.json` holds what was found in each image unseen.
+    Where a time was set, `climbed` are the recipes that were tried, `experiment` among them. Where folds were
+    held out, `out_of_fold/HEAD.json` holds what was found in each image unseen.
 
     Returns:
         The metrics, and the bootstrap over the heads.
@@ -113,7 +127,7 @@ def write_experiment(
     folder, parts = Path(folder), experiment.parts
     evals = {head: result.evaluation for head, result in experiment.heads.items()}
     bootstrap = paired_bootstrap(evals, n_resamples=parts.n_bootstrap, seed=parts.seed, rule=parts.rule)
-    metrics = experiment_metrics(folder.name, experiment, bootstrap, command=command)
+    metrics = experiment_metrics(folder.name, experiment, bootstrap, command=command, climbed=climbed)
     values = copy.deepcopy(dict(parts.described))
     remove_marker(folder / "metrics.json")  # of an earlier run: where it lies, the rest is whole
     values["data"]["path"] = portable_path(values["data"]["path"])
