@@ -18,7 +18,7 @@ __all__ = ["LADDER", "Climb", "Rung", "Step", "climb", "seconds_of_features"]
 
 LADDER: Mapping[str, float] = {"quick": 1.0, "default": 3.0, "best": 6.0}
 """The presets that are tried, the fastest first, and how many times as long as with the one before all takes
-but proposals and features: the upper end of what results/benchmarks/presets.json has of five data sets."""
+but proposals and features: about what results/benchmarks/presets.json has of five data sets."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -170,7 +170,7 @@ def _readme(
         f"# {metrics['experiment']}\n\n"
         f"Trained on {metrics['n_train_images']} images ({metrics['train_split']}) of {metrics['dataset']}, "
         f"measured once on {metrics['n_test_images']} ({metrics['test_split']}). "
-        f"{' '.join(_choices(parts))} "
+        f"{' '.join(_choices(parts, climbed='minutes' in metrics))} "
         + ("Each image is its only region, and each class ranks all images. " if parts.boxes is None else "")
         + f"mAP and the AP of classes are by the rule of {RULE_NAMES[parts.rule]}, in percent, with 95 % "
         f"intervals of a paired bootstrap over the test images.\n\n"
@@ -181,14 +181,25 @@ def _readme(
     )
 
 
-def _choices(parts: Parts) -> list[str]:
-    """Return one sentence on each thing that was settled before the look at test, and by what."""
+def _choices(parts: Parts, *, climbed: bool) -> list[str]:
+    """Return one sentence on each thing that was settled before the look at test, and by what.
+
+    Args:
+        parts: of the experiment.
+        climbed: whether it is the best of several recipes on held-out images.
+    """
     if parts.choose:
         return ["Settings were chosen by training on train and measuring on val."]
     fixed = "No setting was chosen on these images: all were fixed beforehand."
-    if parts.folds == 0 or parts.boxes is None:
+    decided = [
+        *(["the recipe"] if climbed else []),
+        *([] if parts.folds == 0 or parts.boxes is None else ["thresholds of scores", "how far boxes move"]),
+    ]
+    if not decided:
         return [fixed]
+    *others, last = decided
+    named = f"{', '.join(others)} and {last}" if others else last
     return [
-        fixed[:-1] + ", but for thresholds of scores and how far boxes move.",
+        f"{fixed[:-1]}, but for {named}.",
         "These were decided on images held out of a first training; the final one is on all of them.",
     ]

@@ -52,6 +52,10 @@ def test_the_curve_stands_in_the_pages(trained: Path) -> None:
     folder = trained / "out" / "evaluation"
     table = "| recipe  | done after minutes | held out | mAP on test |"
     assert table in (folder / "README.md").read_text()
+    assert (
+        "but for the recipe, thresholds of scores and how far boxes move."
+        in (folder / "README.md").read_text()
+    )
     page = (folder / "report.html").read_text()
     assert '<h2 id="minutes">What the time gave</h2>' in page
     assert "Test decided nothing" in page
