@@ -74,6 +74,7 @@ class Stages:
     Args:
         names: of all stages, in the order in which they will come.
         clock: returns seconds that never fall; read now, for the start of the run.
+        before: called before each stage; what it raises ends the run there.
 
     Example:
         >>> stages = Stages(["proposals", "features"])
@@ -83,10 +84,16 @@ class Stages:
         ['proposals']
     """
 
-    def __init__(self, names: Sequence[str], *, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(
+        self,
+        names: Sequence[str],
+        *,
+        clock: Callable[[], float] = time.perf_counter,
+        before: Callable[[], None] = lambda: None,
+    ) -> None:
         self.names = tuple(names)
         self.seconds: dict[str, float] = {}
-        self._clock = clock
+        self._clock, self._before = clock, before
         self._started = clock()
 
     @contextmanager
@@ -97,6 +104,7 @@ class Stages:
             name: one of `names`.
             words: what is done, and with how much.
         """
+        self._before()
         self._say(f"{self.names.index(name) + 1} of {len(self.names)}, {name}: {words}")
         started = self._clock()
         yield

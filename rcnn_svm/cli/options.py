@@ -198,7 +198,7 @@ def add_experiment_options(parser: argparse.ArgumentParser, *, without: Collecti
         help="one key, such as heads.loss=squared_hinge",
     )
     group.add_argument(
-        "--preset", choices=tuple(PRESETS), default="default", help="a recipe (see `rcnn-svm presets`)"
+        "--preset", choices=tuple(PRESETS), help="a recipe (default: default; see `rcnn-svm presets`)"
     )
     group.add_argument(
         "--quick", dest="preset", action="store_const", const="quick", help="the same as --preset quick"
@@ -237,7 +237,7 @@ def experiment_config(options: argparse.Namespace, base: ExperimentConfig) -> Ex
     config = base
     if given(options, "paper").get("paper"):
         config = paper_config(config)
-    config = PRESETS[options.preset].apply(config)
+    config = PRESETS[options.preset or "default"].apply(config)
     whole = given(options, "config", "set")
     config = with_overrides(config, whole.get("config"), whole.get("set", ()))
     features = replace(config.features, **given(options, "backbone", "weights", "taps", "path"))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +31,8 @@ from rcnn_svm.progress import Stages, say
 if TYPE_CHECKING:
     from rcnn_svm.datasets import Splits
     from rcnn_svm.evaluation.bootstrap import BootstrapResult
+    from rcnn_svm.experiment.ladder import Rung
+    from rcnn_svm.experiment.parts import Parts
     from rcnn_svm.experiment.recipe import Experiment, HeadResult
 
 __all__ = ["add_compare", "add_demo", "add_finetune", "add_presets", "add_train", "configured"]
@@ -84,6 +88,13 @@ def add_train(train: argparse.ArgumentParser) -> None:
         "probabilities, and what was found in each image unseen (default: val, or 3 where it is small)",
     )
     train.add_argument("--no-bbox", action="store_true", help="save the detector without box regression")
+    train.add_argument(
+        "--minutes",
+        type=float,
+        metavar="N",
+        help="the best detector that N minutes give: presets of rising cost one after the other, each saved "
+        "if it is better on held-out images than those before",
+    )
     train.add_argument("--dry-run", action="store_true", help="say what it would cost, and stop")
     shared.add_experiment_options(train)
     train.set_defaults(run=_train, resumes=True)
@@ -171,21 +182,14 @@ def _run(
     finished: Callable[[HeadResult, Splits], None] | None = None,
 ) -> tuple[Experiment, dict[str, Any], BootstrapResult]:
     """Run an experiment and write its report to `folder`; return it with its metrics and their intervals."""
-    from rcnn_svm.experiment.data import for_these_data, load_data, too_small
+    from rcnn_svm.experiment.data import for_these_data
     from rcnn_svm.experiment.recipe import run_experiment, stages_of
     from rcnn_svm.report.experiment import write_experiment
 
     config = replace(config, data=for_these_data(config.data))
     parts, run = config.build(), shared.run_of(options)
     stages = Stages((*stages_of(parts), "report"))
-    splits = load_data(config.data, seed=config.seed)
-    remove_marker(folder / "metrics.json")  # where one lies, the rest of the folder belongs to it
-    warning = too_small(splits.trainval, config.proposals.min_size)
-    if warning:
-        say(warning)
-    write_json(options.out / "config.json", to_dict(config, finite=True))
-    for line in words.opening(config, splits, options.out):
-        say(line)
+    splits = _open(options, config, folder)
     keep = None if finished is None else lambda result: finished(result, splits)
     experiment = run_experiment(parts, splits, run, finished=keep, stages=stages)
     with stages("report", "intervals, tables and figures"):
@@ -194,53 +198,189 @@ def _run(
     return experiment, metrics, bootstrap
 
 
-def _train(options: argparse.Namespace) -> None:
+def _open(options: argparse.Namespace, config: ExperimentConfig, folder: Path) -> Splits:
+    """Load the images and say what is about to be done with them; `folder` is that of the report."""
+    from rcnn_svm.experiment.data import load_data, too_small
+
+    splits = load_data(config.data, seed=config.seed)
+    remove_marker(folder / "metrics.json")  # where one lies, the rest of the folder belongs to it
+    warning = too_small(splits.trainval, config.proposals.min_size)
+    if warning:
+        say(warning)
+    write_json(options.out / "config.json", to_dict(config, finite=True))
+    for line in words.opening(config, splits, options.out):
+        say(line)
+    return splits
+
+
+def _configured_training(options: argparse.Namespace) -> ExperimentConfig:
+    """Return the configuration of `train`, which is of one head."""
     config = configured(options, (_HEAD,), (options.head,) if options.head is not None else ())
     if config.learn == "nothing" and config.heads.names == (_HEAD,) and options.head is None:
         config = replace(config, heads=replace(config.heads, names=(_HEAD_OF_NOTHING,)))
     config = replace(config, **shared.given(options, "false_alarms", "precision", "folds"))
-    head, *others = config.heads.names
-    if others:
+    if len(config.heads.names) > 1:
         raise ConfigError(
             f"heads.names: `train` saves the detector of one head, got {', '.join(config.heads.names)}. "
             f"Name one with --head, or train them all with `rcnn-svm compare`."
         )
+    return config
+
+
+def _train(options: argparse.Namespace) -> None:
+    if options.minutes is not None:
+        _train_for(options, options.minutes)
+        return
+    config = _configured_training(options)
     if options.dry_run:
         _estimate(options, config)
         return
     saved: list[str] = []
 
     def save(result: HeadResult, splits: Splits) -> None:
-        if result.detector.head == head if options.no_bbox else result.preferred:
+        if _taken(options, config, result):
             if result.unreached is not None:
                 raise result.unreached
             saved.append(result.detector.head)
-            record = SplitRecord.of(splits, seed=config.seed)
-            record.remove(options.out)  # of an older detector: it must never lie beside this one
-            remove_card(options.out)
-            source = provenance(seed=config.seed, command=words.command(options))
-            figures = figures_of(
-                result,
-                len(splits.trainval),
-                seed=config.seed,
-                n_bootstrap=config.n_bootstrap,
-                provenance=source,
-            )
-            detector = replace(result.detector, info={**result.detector.info, "figures": figures})
-            detector.save(options.out)
-            record.write(options.out)
-            write_card(options.out, detector)
-
-    from rcnn_svm.datasets import SplitRecord
-    from rcnn_svm.report.card import figures_of, remove_card, write_card
-    from rcnn_svm.report.provenance import provenance
-    from rcnn_svm.report.tables import markdown
+            _save(options, config, result, splits)
 
     folder = options.out / "evaluation"
     experiment, metrics, bootstrap = _run(options, config, folder, finished=save)
+    _close(options, config, saved[0], experiment, metrics, bootstrap)
+
+
+def _train_for(options: argparse.Namespace, minutes: float) -> None:
+    """Train the best detector that so many minutes give."""
+    from rcnn_svm.experiment.ladder import climb, seconds_of_features
+    from rcnn_svm.experiment.recipe import run_experiment, stages_of
+    from rcnn_svm.report.experiment import write_experiment
+
+    started = time.perf_counter()
+    rungs = _rungs(options, minutes)
+    configs = {rung.name: config for rung, config in rungs}
+    first, run, folder = rungs[0][1], shared.run_of(options), options.out / "evaluation"
+    splits = _open(options, first, folder)
+
+    def train(parts: Parts, in_time: Callable[[], None]) -> Experiment:
+        return run_experiment(parts, splits, run, stages=Stages(stages_of(parts), before=in_time))
+
+    def save(rung: Rung, experiment: Experiment, result: HeadResult) -> None:
+        _save(options, configs[rung.name], result, experiment.splits)
+        write_json(options.out / "config.json", to_dict(configs[rung.name], finite=True))
+
+    climbed = climb(
+        [rung for rung, _ in rungs],
+        60 * minutes,
+        foresee=lambda parts: seconds_of_features(parts, splits, run),
+        train=train,
+        taken=lambda result: _taken(options, first, result),
+        save=save,
+        started=started,
+    )
+    say(climbed.ended)
+    experiment, config = climbed.experiment, configs[climbed.recipe]
+    metrics, bootstrap = write_experiment(folder, experiment, command=words.command(options), climbed=climbed)
+    head = next(name for name, result in experiment.heads.items() if _taken(options, config, result))
+    _close(options, config, head, experiment, metrics, bootstrap)
+
+
+def _rungs(options: argparse.Namespace, minutes: float) -> list[tuple[Rung, ExperimentConfig]]:
+    """Return the recipes that `--minutes` tries, the fastest first, with their configurations.
+
+    They differ in nothing that decides which images are held out. One that the other options make the same as
+    the one before is left out, and so is, with a word, one whose parts do not work together with them.
+    """
+    from rcnn_svm.experiment.data import for_these_data
+    from rcnn_svm.experiment.ladder import LADDER, Rung
+
+    if not 0 < minutes < math.inf:
+        raise ConfigError(f"--minutes must be above 0, got {minutes:g}.")
+    for option, value in (
+        ("--preset", options.preset),
+        ("--choice", options.choice),
+        ("--paper", options.paper),
+        ("--dry-run", options.dry_run),
+    ):
+        if value:
+            raise ConfigError(
+                f"--minutes tries recipes of its own, got {option} as well. Leave out one of the two."
+            )
+    base = _configured_training(options)
+    if base.choose or base.folds == 0:
+        got = "choose=true" if base.choose else "folds=0"
+        raise ConfigError(
+            f"--minutes judges recipes on images held out of a training, got {got}. Set "
+            f"choose=false, and folds to 1 or more."
+        )
+    if base.learn not in ("nothing", "fc"):
+        raise ConfigError(
+            f"--minutes cannot foresee how long a network is tuned, got learn={base.learn}. Set "
+            f"learn=fc, or name a recipe with --preset."
+        )
+    data = for_these_data(base.data)
+    # Of whole images none would be held out, since nothing but the choice of the recipe hangs on them.
+    folds = 3 if data.whole_images and base.folds is None else base.folds
+    rungs: list[tuple[Rung, ExperimentConfig]] = []
+    growth, unfit = 1.0, None
+    for name, own in LADDER.items():
+        growth *= own
+        preset = _configured_training(argparse.Namespace(**{**vars(options), "preset": name}))
+        config = replace(preset, data=data, folds=folds, n_bootstrap=base.n_bootstrap)
+        if rungs and config == rungs[-1][1]:
+            continue
+        try:
+            rungs.append((Rung(name, config.build(), growth), config))
+        except ConfigError as error:
+            unfit = error
+            say(f"{name} is not tried, it does not go with the other options: {error}")
+            continue
+        growth = 1.0
+    if not rungs and unfit is not None:
+        raise unfit
+    return rungs
+
+
+def _taken(options: argparse.Namespace, config: ExperimentConfig, result: HeadResult) -> bool:
+    """Whether this result of the head is the detector."""
+    return result.detector.head == config.heads.names[0] if options.no_bbox else result.preferred
+
+
+def _save(options: argparse.Namespace, config: ExperimentConfig, result: HeadResult, splits: Splits) -> None:
+    """Save a detector with its card and the images that it was measured on, in the place of an older one."""
+    from rcnn_svm.datasets import SplitRecord
+    from rcnn_svm.report.card import figures_of, remove_card, write_card
+    from rcnn_svm.report.provenance import provenance
+
+    record = SplitRecord.of(splits, seed=config.seed)
+    record.remove(options.out)  # of an older detector: it must never lie beside this one
+    remove_card(options.out)
+    figures = figures_of(
+        result,
+        len(splits.trainval),
+        seed=config.seed,
+        n_bootstrap=config.n_bootstrap,
+        provenance=provenance(seed=config.seed, command=words.command(options)),
+    )
+    detector = replace(result.detector, info={**result.detector.info, "figures": figures})
+    detector.save(options.out)
+    record.write(options.out)
+    write_card(options.out, detector)
+
+
+def _close(
+    options: argparse.Namespace,
+    config: ExperimentConfig,
+    head: str,
+    experiment: Experiment,
+    metrics: dict[str, Any],
+    bootstrap: BootstrapResult,
+) -> None:
+    """Print the tables of a training, and where its detector is and what to do next."""
+    from rcnn_svm.report.tables import markdown
+
     print(words.wrapped(markdown(metrics, bootstrap)), flush=True)
-    cache = describe(options.cache, shared.cache_limit_of(options))
-    for line in words.closing_of_training(experiment, config, metrics, saved[0], options.out, folder, cache):
+    folder, cache = options.out / "evaluation", describe(options.cache, shared.cache_limit_of(options))
+    for line in words.closing_of_training(experiment, config, metrics, head, options.out, folder, cache):
         say(line)
 
 

@@ -11,6 +11,7 @@ from rcnn_svm.evaluation.bootstrap import BootstrapResult, paired_accuracy, pair
 from rcnn_svm.evaluation.exchange import write_detections
 from rcnn_svm.evaluation.voc import RULE_NAMES
 from rcnn_svm.experiment.choosing import HeldOut
+from rcnn_svm.experiment.ladder import Climb
 from rcnn_svm.experiment.parts import Parts
 from rcnn_svm.experiment.recipe import Experiment
 from rcnn_svm.files import remove_marker, write_json, write_text
@@ -42,7 +43,12 @@ def cross_validated(held_out: HeldOut, *, seed: int, n_bootstrap: int) -> dict[s
 
 
 def experiment_metrics(
-    name: str, experiment: Experiment, bootstrap: BootstrapResult, *, command: str
+    name: str,
+    experiment: Experiment,
+    bootstrap: BootstrapResult,
+    *,
+    command: str,
+    climbed: Climb | None = None,
 ) -> dict[str, Any]:
     """Return the figures of an experiment in the form of `metrics.json`.
 
@@ -51,6 +57,7 @@ def experiment_metrics(
         experiment: finished.
         bootstrap: over its heads.
         command: what made it.
+        climbed: the recipes that were tried, where a time was set; None where none was.
     """
     splits, parts = experiment.splits, experiment.parts
     classified = {
@@ -91,17 +98,24 @@ def experiment_metrics(
             for head, held_out in _crossed(experiment).items()
         },
         **({"accuracy_differences": difference_rows(accuracy["accuracy"].differences)} if accuracy else {}),
+        **({} if climbed is None else {"minutes": climbed.to_json()}),
         "stages_s": experiment.stages_s,
         "provenance": provenance(seed=parts.seed, command=command),
     }
 
 
 def write_experiment(
-    folder: str | Path, experiment: Experiment, *, command: str, html: bool = True
+    folder: str | Path,
+    experiment: Experiment,
+    *,
+    command: str,
+    html: bool = True,
+    climbed: Climb | None = None,
 ) -> tuple[dict[str, Any], BootstrapResult]:
     """Write `metrics.json`, `config.json`, tables, README and, if wanted, `report.html`.
 
-    Where folds were held out, `out_of_fold/HEAD.json` holds what was found in each image unseen.
+    Where a time was set, `climbed` are the recipes that were tried, `experiment` among them. Where folds were
+    held out, `out_of_fold/HEAD.json` holds what was found in each image unseen.
 
     Returns:
         The metrics, and the bootstrap over the heads.
@@ -113,7 +127,7 @@ def write_experiment(
     folder, parts = Path(folder), experiment.parts
     evals = {head: result.evaluation for head, result in experiment.heads.items()}
     bootstrap = paired_bootstrap(evals, n_resamples=parts.n_bootstrap, seed=parts.seed, rule=parts.rule)
-    metrics = experiment_metrics(folder.name, experiment, bootstrap, command=command)
+    metrics = experiment_metrics(folder.name, experiment, bootstrap, command=command, climbed=climbed)
     values = copy.deepcopy(dict(parts.described))
     remove_marker(folder / "metrics.json")  # of an earlier run: where it lies, the rest is whole
     values["data"]["path"] = portable_path(values["data"]["path"])
@@ -156,7 +170,7 @@ def _readme(
         f"# {metrics['experiment']}\n\n"
         f"Trained on {metrics['n_train_images']} images ({metrics['train_split']}) of {metrics['dataset']}, "
         f"measured once on {metrics['n_test_images']} ({metrics['test_split']}). "
-        f"{' '.join(_choices(parts))} "
+        f"{' '.join(_choices(parts, climbed='minutes' in metrics))} "
         + ("Each image is its only region, and each class ranks all images. " if parts.boxes is None else "")
         + f"mAP and the AP of classes are by the rule of {RULE_NAMES[parts.rule]}, in percent, with 95 % "
         f"intervals of a paired bootstrap over the test images.\n\n"
@@ -167,14 +181,25 @@ def _readme(
     )
 
 
-def _choices(parts: Parts) -> list[str]:
-    """Return one sentence on each thing that was settled before the look at test, and by what."""
+def _choices(parts: Parts, *, climbed: bool) -> list[str]:
+    """Return one sentence on each thing that was settled before the look at test, and by what.
+
+    Args:
+        parts: of the experiment.
+        climbed: whether it is the best of several recipes on held-out images.
+    """
     if parts.choose:
         return ["Settings were chosen by training on train and measuring on val."]
     fixed = "No setting was chosen on these images: all were fixed beforehand."
-    if parts.folds == 0 or parts.boxes is None:
+    decided = [
+        *(["the recipe"] if climbed else []),
+        *([] if parts.folds == 0 or parts.boxes is None else ["thresholds of scores", "how far boxes move"]),
+    ]
+    if not decided:
         return [fixed]
+    *others, last = decided
+    named = f"{', '.join(others)} and {last}" if others else last
     return [
-        fixed[:-1] + ", but for thresholds of scores and how far boxes move.",
+        f"{fixed[:-1]}, but for {named}.",
         "These were decided on images held out of a first training; the final one is on all of them.",
     ]

@@ -372,6 +372,33 @@ def threshold_table(metrics: Mapping[str, Any], name: str) -> tuple[str, list[st
     return words, titles, lines
 
 
+def minutes_table(metrics: Mapping[str, Any]) -> tuple[str, list[str], list[list[str]]] | None:
+    """Return what a time gave: sentences, heads of columns, a line per recipe; None where none was set.
+
+    Args:
+        metrics: as in `metrics.json`.
+    """
+    climbed = metrics.get("minutes")
+    if climbed is None:
+        return None
+    words = (
+        f"Recipes of rising cost were trained for {climbed['asked']:g} minutes and judged on held-out images "
+        f"(mean of mAP and COCO AP, of whole images mAP); {climbed['recipe']} is the best and is saved. "
+        f"Test decided nothing: its mAP is that of each detector when it was saved. {climbed['ended']}"
+    )
+    lines = [
+        [
+            step["recipe"],
+            f"{step['minutes']:.1f}",
+            percent(step["held_out"]),
+            percent(step["test_mAP"]) if step["kept"] else "",
+            "saved" if step["kept"] else "not better",
+        ]
+        for step in climbed["curve"]
+    ]
+    return words, ["recipe", "done after minutes", "held out", "mAP on test", "detector"], lines
+
+
 def aim_words(chosen: Mapping[str, Any]) -> str:
     """Return what thresholds were chosen for, and on how many images, after "the threshold, which".
 
@@ -434,6 +461,9 @@ def markdown(metrics: Mapping[str, Any], bootstrap: BootstrapResult | None = Non
     columns, lines = comparison_table(metrics, bootstrap)
     titles = [each.title for each in columns]
     parts = [markdown_table(titles, lines)]
+    if (climbed := minutes_table(metrics)) is not None:
+        words, titles_of_recipes, recipes = climbed
+        parts += [f"{words}\n", markdown_table(titles_of_recipes, recipes)]
     if "AP75" in titles:
         parts.append(f"{LOCALISATION}\n")
     rows = per_class_rows(metrics)
