@@ -38,6 +38,7 @@ __all__ = [
     "VocWriter",
     "YoloWriter",
     "confidences",
+    "label_studio_prediction",
     "write_coco_files",
 ]
 
@@ -298,35 +299,55 @@ class LabelStudioWriter(_Writer):
         return "/data/local-files/?d=" + quote(Path(os.path.relpath(path, root)).as_posix())
 
     def _task(self, sample: Sample, found: Detections) -> dict[str, Any]:
-        """Return an image with its pre-annotation: places in percent, the surest first."""
-        height, width = sample.size
-        sure = confidences(found).round(6).tolist()
-        places = 100 * found.boxes.astype(np.float64) / (width, height, width, height)
-        result = [
-            {
-                "id": bytes_digest(f"{sample.image_id} {i}".encode())[:10],
-                "type": "rectanglelabels",
-                "from_name": "label",
-                "to_name": "image",
-                "original_width": width,
-                "original_height": height,
-                "image_rotation": 0,
-                "value": {
-                    "x": x1,
-                    "y": y1,
-                    "width": x2 - x1,
-                    "height": y2 - y1,
-                    "rotation": 0,
-                    "rectanglelabels": [self.classes[label]],
-                },
-                "score": sure[i],
-            }
-            for i, ((x1, y1, x2, y2), label) in enumerate(
-                zip(places.tolist(), found.labels.tolist(), strict=True)
-            )
-        ]
-        made = {"model_version": self.model, "score": sum(sure) / max(len(sure), 1), "result": result}
+        """Return an image with its pre-annotation."""
+        made = label_studio_prediction(sample, found, self.classes, self.model)
         return {"data": {"image": self._address(sample)}, "predictions": [made]}
+
+
+def label_studio_prediction(
+    sample: Sample,
+    found: Detections,
+    classes: Sequence[str],
+    model: str,
+    *,
+    label: str = "label",
+    image: str = "image",
+) -> dict[str, Any]:
+    """Return detections as a prediction of Label Studio: places in percent, the surest first.
+
+    Args:
+        sample: the image.
+        found: in it.
+        classes: K names.
+        model: what made the detections, as `model_version`.
+        label: name of the `RectangleLabels` of the labelling interface.
+        image: name of the `Image` that they are drawn on.
+    """
+    height, width = sample.size
+    sure = confidences(found).round(6).tolist()
+    places = 100 * found.boxes.astype(np.float64) / (width, height, width, height)
+    result = [
+        {
+            "id": bytes_digest(f"{sample.image_id} {i}".encode())[:10],
+            "type": "rectanglelabels",
+            "from_name": label,
+            "to_name": image,
+            "original_width": width,
+            "original_height": height,
+            "image_rotation": 0,
+            "value": {
+                "x": x1,
+                "y": y1,
+                "width": x2 - x1,
+                "height": y2 - y1,
+                "rotation": 0,
+                "rectanglelabels": [classes[k]],
+            },
+            "score": sure[i],
+        }
+        for i, ((x1, y1, x2, y2), k) in enumerate(zip(places.tolist(), found.labels.tolist(), strict=True))
+    ]
+    return {"model_version": model, "score": sum(sure) / max(len(sure), 1), "result": result}
 
 
 Make = Callable[[Path, Sequence[str]], DetectionWriter]

@@ -23,7 +23,7 @@ LAYERS = [
     {"features", "formats"},
     {"training"},
     {"contracts", "detector"},
-    {"evidence", "experiment"},
+    {"evidence", "experiment", "label_studio"},
     {"report"},
     {"cli"},
     {"__main__"},

@@ -49,6 +49,9 @@ VERBS: Mapping[str, Verb] = {
     "info": Verb("sharing", "what a detector is, reaches and promises: classes, thresholds, licence, origin"),
     "evaluate": Verb("using", "AP of a detector, or of detections in a file, on labelled images"),
     "data": Verb("data", "write the embedded digits in scenes; check any data set"),
+    "label-studio": Verb(
+        "backend", "an ML backend of Label Studio: a detector predicts, and learns what is corrected"
+    ),
     "propose": Verb("regions", "region proposals by selective search, and their recall"),
     "layers": Verb("network", "every layer of a network that can be read, with shapes and weights"),
     "extract": Verb("network", "write a layer's output, before the softmax, to a file"),

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rcnn_svm.detector import Detector
     from rcnn_svm.experiment.config import ExperimentConfig
 
-__all__ = ["add_add_class", "add_info"]
+__all__ = ["add_add_class", "add_info", "settings_of"]
 
 
 def add_info(info: argparse.ArgumentParser) -> None:
@@ -72,7 +72,7 @@ def _add_class(options: argparse.Namespace) -> None:
             f"{options.detector}: --negatives reads all images again that its classes were learned from, "
             f"and classes have joined it before from others. Join new ones without, or train it anew."
         )
-    config, record = _settings(options.detector), SplitRecord.read(options.detector)
+    config, record = settings_of(options.detector), SplitRecord.read(options.detector)
     if options.seed is not None:
         config = replace(config, seed=options.seed)
     run = shared.run_of(options)
@@ -110,7 +110,7 @@ def _add_class(options: argparse.Namespace) -> None:
         say(line)
 
 
-def _settings(folder: Path) -> ExperimentConfig:
+def settings_of(folder: Path) -> ExperimentConfig:
     """Return the settings that a detector was trained with, which lie beside it.
 
     Raises:
@@ -123,7 +123,7 @@ def _settings(folder: Path) -> ExperimentConfig:
     path = folder / "config.json"
     if not path.exists():
         raise DataError(
-            f"{path}: no such file; it holds the settings that new classes are trained with, as `rcnn-svm "
+            f"{path}: no such file; it holds the settings that the detector was trained with, as `rcnn-svm "
             f"train` wrote them. Put it back, or train the detector again."
         )
     return from_dict(ExperimentConfig, read_json(path), where=str(path))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any, Self
 from rcnn_svm.datasets.loading import Splits
 from rcnn_svm.errors import DataError
 from rcnn_svm.files import read_json, remove_marker, write_json
+from rcnn_svm.structures import Sample
 
 __all__ = ["SplitRecord"]
 
@@ -59,6 +60,22 @@ class SplitRecord:
     def known(self) -> frozenset[str]:
         """The digests of all images, those of added data aside."""
         return frozenset(digest for part in self.parts.values() for digest in part.values())
+
+    def with_learned(self, data: str, samples: Sequence[Sample], *, seed: int) -> SplitRecord:
+        """Return the record with further images that are learned from, in place of earlier ones of this name.
+
+        Args:
+            data: name of what they come from.
+            samples: the images.
+            seed: of the training.
+
+        Raises:
+            DataError: an image cannot be read.
+        """
+        learned = {sample.image_id: sample.digest() for sample in samples}
+        parts = {"train": learned, "val": {}, "trainval": learned, "test": {}}
+        others = (one for one in self.added if one.data != data)
+        return replace(self, added=(*others, SplitRecord(data, seed, (), parts)))
 
     def write(self, folder: Path) -> None:
         """Write `splits.json` into `folder`.

@@ -36,6 +36,7 @@ __all__ = [
     "class_table",
     "figures_of",
     "quality_words",
+    "relearned_info",
     "remove_card",
     "write_card",
 ]
@@ -164,6 +165,18 @@ def added_figures(
     return info
 
 
+def relearned_info(detector: Detector, n_images: int, n_corrected: int) -> dict[str, Any]:
+    """Return the `info` of a detector whose SVMs were trained again: what it was measured to reach is gone.
+
+    Args:
+        detector: whose they are.
+        n_images: that they were trained on.
+        n_corrected: so many of them people have corrected.
+    """
+    info = {name: value for name, value in detector.info.items() if name != "figures"}
+    return info | {"relearned": {"n_images": n_images, "n_corrected": n_corrected}}
+
+
 def _finite(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
 
@@ -203,7 +216,12 @@ def class_table(detector: Detector) -> tuple[list[str], list[list[str]]]:
 def quality_words(detector: Detector) -> list[str]:
     """Return sentences on what it reached, what its thresholds promise, and what its scores are."""
     figures, words = detector.info.get("figures"), []
-    if figures is None:
+    if (again := detector.info.get("relearned")) is not None:
+        words.append(
+            f"Its SVMs were trained again on {again['n_images']} images, {again['n_corrected']} of them "
+            f"corrected in Label Studio; what it reaches since then is not measured."
+        )
+    elif figures is None:
         words.append("What it reaches was not kept with it.")
     else:
         coco = figures.get("coco", {}).get("AP")
