@@ -231,7 +231,8 @@ def main() -> None:
             if (row["data"], row["preset"]) != (name, options.preset)
             or (row["split"] == "test" and not options.test)
         ]
-        rows = kept + new
+        about = provenance(seed=config.seed)
+        rows = kept + [{**row, "commit": about["commit"], "command": about["command"]} for row in new]
         for row in new:
             say(
                 f"{name} {row['split']} {row['recipe']}: AP {row['coco_AP']:.1f}, AP75 {row['coco_AP75']:.1f}"
@@ -243,7 +244,7 @@ def main() -> None:
                 "benchmark": "boxes",
                 "targets": targets_of(rows),
                 "rows": rows,
-                "provenance": provenance(seed=config.seed),
+                "provenance": about,
             },
         )
 
