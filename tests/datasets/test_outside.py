@@ -330,8 +330,11 @@ def test_however_a_file_names_a_place_outside_nothing_there_is_opened(
 
 
 def test_the_option_exists_on_the_verbs_that_read_labelled_data(capsys: pytest.CaptureFixture[str]) -> None:
-    reading = {"train", "compare", "study", "curve", "finetune", "propose", "evaluate", "bench", "data check"}
-    for verb in (*build_parser()._subparsers._group_actions[0].choices, "data check", "data digits"):  # type: ignore[union-attr]
+    reading = {"train", "compare", "study", "curve", "finetune", "propose", "evaluate", "bench", "add-class"}
+    of_data = {f"data {verb}" for verb in ("check", "convert", "split", "review")}
+    others = ("data digits", "data next")
+    verbs = build_parser()._subparsers._group_actions[0].choices  # type: ignore[union-attr]
+    for verb in (*verbs, *of_data, *others):
         with pytest.raises(SystemExit):
             build_parser().parse_args([*verb.split(), "--help"])
-        assert ("--allow-outside" in capsys.readouterr().out) == (verb in reading), verb
+        assert ("--allow-outside" in capsys.readouterr().out) == (verb in reading | of_data), verb
