@@ -183,11 +183,11 @@ def ladder(parts: Parts, data: Path, cache: Path) -> list[Row]:
     return rows
 
 
-def on_test(parts: Parts, data: Path, cache: Path) -> Row:
-    """Train as `rcnn-svm train` does, and measure on test once."""
+def on_test(parts: Parts, data: Path) -> Row:
+    """Train as `rcnn-svm train` does, nothing cached, and measure on test once."""
     splits = load_data(DataConfig(str(data), drop_bad_boxes=True), seed=parts.seed)
     before = cpu_seconds()
-    result = train_detector(splits, parts, run=Run(cache))
+    result = train_detector(splits, parts)
     assert result.coco is not None
     seconds = cpu_seconds() - before
     own = measured(result.detections, [sample.truth for sample in splits.test], splits.test.classes)
@@ -223,7 +223,7 @@ def main() -> None:
             new = [{**common, "split": "val", **row} for row in ladder(parts, options.data / name, cache)]
             if options.test:
                 for recipe, own in (("without refinement", config), ("with refinement", refined)):
-                    row = on_test(own.build(heads=["softmax-finetuned"]), options.data / name, cache)
+                    row = on_test(own.build(heads=["softmax-finetuned"]), options.data / name)
                     new.append({**common, "split": "test", "recipe": recipe, **row})
         kept = [
             row
