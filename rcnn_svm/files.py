@@ -372,11 +372,18 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
-def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return records of the same keys as CSV, one line each below their names."""
+def csv_text(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> str:
+    """Return records as CSV, one line each below their names.
+
+    Args:
+        rows: the records.
+        columns: their names in order, which stand there without any record as well, and of which a record
+            may lack some; empty for those of the first, which all have.
+    """
     stream = io.StringIO()
-    if rows:
-        writer = csv.DictWriter(stream, fieldnames=list(rows[0]), lineterminator="\n")
+    names = columns or (list(rows[0]) if rows else [])
+    if names:
+        writer = csv.DictWriter(stream, fieldnames=names, lineterminator="\n")
         writer.writeheader()
         writer.writerows({key: _inert(value) for key, value in row.items()} for row in rows)
     return stream.getvalue()

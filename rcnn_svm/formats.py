@@ -89,9 +89,6 @@ class _Writer:
     folder: Path
     classes: Sequence[str]
 
-    def files(self, samples: Sequence[Sample]) -> list[Path]:
-        raise NotImplementedError
-
     def add(self, sample: Sample, found: Detections) -> None:
         pass
 
@@ -144,7 +141,7 @@ class CsvWriter(_Writer):
                 strict=True,
             )
         ]
-        write_text(self.files([])[0], csv_text(rows) or ",".join(columns) + "\n")
+        write_text(self.files([])[0], csv_text(rows, columns))
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,12 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from rcnn_svm.boxes import Boxes, clip, iou, widen
+from rcnn_svm.boxes import Boxes, iou, widen
 from rcnn_svm.evaluation.diagnosis import Diagnosis, disagreement
 from rcnn_svm.evaluation.tide import TIDE_TYPES
 from rcnn_svm.evaluation.voc import FALSE, HIT, IGNORED
 from rcnn_svm.report import palette
-from rcnn_svm.report.draw import Mark, corners, draw_marks, rgb
+from rcnn_svm.report.draw import Mark, corners, cut, draw_marks, rgb
 from rcnn_svm.report.html import photograph
 from rcnn_svm.structures import Dataset, Image
 
@@ -185,11 +185,9 @@ def _thumbnail(pixels: Image, box: tuple[float, ...]) -> Image:
     if not box:
         return draw_marks(pixels, [], longer_side=_THUMBNAIL)
     place = np.array(box, np.float32)
-    around = clip(widen(place[None], 1.6), pixels.shape[:2])[0]
-    x1, y1 = np.floor(around[:2]).astype(int)
-    x2, y2 = np.maximum(np.ceil(around[2:]).astype(int), (x1 + 1, y1 + 1))
+    part, (x1, y1, _, _) = cut(pixels, widen(place[None], 1.6)[0])
     mark = Mark(corners(place - np.array([x1, y1, x1, y1], np.float32)), rgb(palette.YELLOW))
-    return draw_marks(np.ascontiguousarray(pixels[y1:y2, x1:x2]), [mark], longer_side=_THUMBNAIL)
+    return draw_marks(np.ascontiguousarray(part), [mark], longer_side=_THUMBNAIL)
 
 
 _OUTCOMES = {HIT: "found", FALSE: "false", IGNORED: "not counted"}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rcnn_svm.experiment.next_images import Doubt
-from rcnn_svm.files import remove_marker, write_text
+from rcnn_svm.files import csv_text, remove_marker, write_text
 from rcnn_svm.report.draw import Mark, class_colours, corners, draw_marks
 from rcnn_svm.report.html import environment, photograph
 from rcnn_svm.structures import Sample
@@ -19,6 +17,7 @@ from rcnn_svm.structures import Sample
 __all__ = ["NEXT_FILES", "ToLabel", "write_next"]
 
 NEXT_FILES = ("index.html", "next.csv", "next.txt")
+_COLUMNS = ("rank", "image", "file", "doubt", "near_the_threshold")
 _PICTURE, _SHOWN = 400, 8  # pixels of the longer side; regions drawn on an image
 
 
@@ -72,10 +71,14 @@ def write_next(
     page = environment().get_template("next.html.jinja").render(about=about, shown=shown)
     write_text(folder / "index.html", page)
     write_text(folder / "next.txt", "".join(f"{one.sample.path or one.sample.image_id}\n" for one in chosen))
-    stream = io.StringIO(newline="")
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["rank", "image", "file", "doubt", "near_the_threshold"])
-    for rank, one in enumerate(chosen, 1):
-        row = [rank, one.sample.image_id, one.sample.path or "", f"{one.doubt.value:.4f}", one.words(classes)]
-        writer.writerow(row)
-    write_text(folder / "next.csv", stream.getvalue())
+    rows = [
+        {
+            "rank": rank,
+            "image": one.sample.image_id,
+            "file": str(one.sample.path or ""),
+            "doubt": round(one.doubt.value, 4),
+            "near_the_threshold": one.words(classes),
+        }
+        for rank, one in enumerate(chosen, 1)
+    ]
+    write_text(folder / "next.csv", csv_text(rows, _COLUMNS))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import functools
-import io
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from rcnn_svm.boxes import clip, widen
+from rcnn_svm.boxes import widen
 from rcnn_svm.experiment.review import KINDS, Finding, Review
-from rcnn_svm.files import remove_marker, write_text
+from rcnn_svm.files import csv_text, remove_marker, write_text
 from rcnn_svm.report import palette
-from rcnn_svm.report.draw import Mark, corners, draw_marks, rgb
+from rcnn_svm.report.draw import Mark, corners, cut, draw_marks, rgb
 from rcnn_svm.report.html import environment, photograph
 from rcnn_svm.structures import Image
 
@@ -106,34 +104,32 @@ def write_review(folder: Path, review: Review, about: Mapping[str, Any]) -> None
 
 def review_table(review: Review) -> str:
     """Return the list as a CSV, a line a finding; boxes are half-open pixels, what is unknown is empty."""
-    stream = io.StringIO(newline="")
-    writer = csv.DictWriter(stream, _COLUMNS, restval="", lineterminator="\n")
-    writer.writeheader()
+    rows = []
     images, classes = review.images.samples, review.images.classes
     for rank, one in enumerate(review.findings, 1):
         sample = images[one.image]
         row: dict[str, Any] = {
             "rank": rank,
-            "suspicion": f"{one.suspicion:.4f}",
+            "suspicion": round(float(one.suspicion), 4),
             "kind": one.kind,
             "image": sample.image_id,
             "split": review.split_of[one.image],
-            "file": sample.path or "",
+            "file": str(sample.path or ""),
             "reason": one.reason,
         }
-        row |= {name: f"{value:.4f}" for name, value in one.scores.items()}
+        row |= {name: round(float(value), 4) for name, value in one.scores.items()}
         for prefix, box in (("", one.box), ("better_", one.better_box)):
             if box is not None:
                 names = (f"{prefix}{corner}" for corner in ("x1", "y1", "x2", "y2"))
-                row |= dict(zip(names, (f"{value:g}" for value in box.tolist()), strict=True))
+                row |= dict(zip(names, (round(value, 3) for value in box.tolist()), strict=True))
         if one.label is not None:
             row["class"] = classes[one.label]
         if one.suggested is not None:
             row["suggested_class"] = classes[one.suggested]
         if one.other is not None:
             row["other_image"] = images[one.other].image_id
-        writer.writerow(row)
-    return stream.getvalue()
+        rows.append(row)
+    return csv_text(rows, _COLUMNS)
 
 
 def _picture(review: Review, one: Finding, pixels: Callable[[int], Image]) -> dict[str, Any]:
@@ -169,10 +165,7 @@ def _cut(
     assert one.box is not None
     boxes = np.stack([one.box, one.box if one.better_box is None else one.better_box])
     hull = np.concatenate([boxes[:, :2].min(axis=0), boxes[:, 2:].max(axis=0)])
-    height, width = image.shape[:2]
-    place = clip(widen(hull[None], around), (height, width))[0]
-    x1, y1 = np.floor(place[:2]).astype(int)
-    x2, y2 = np.maximum(np.ceil(place[2:]).astype(int), [x1 + 1, y1 + 1])
+    pixels, (x1, y1, _, _) = cut(image, widen(hull[None], around)[0])
     origin = np.array([x1, y1, x1, y1], np.float32)
     marks = []
     if classes is not None:
@@ -182,4 +175,4 @@ def _cut(
         if one.label is None or one.better_box is not None:
             better = one.box if one.better_box is None else one.better_box
             marks.append(Mark(corners(better - origin), rgb(_INSTEAD), instead))
-    return draw_marks(np.ascontiguousarray(image[y1:y2, x1:x2]), marks, longer_side=longer_side)
+    return draw_marks(np.ascontiguousarray(pixels), marks, longer_side=longer_side)

@@ -229,6 +229,8 @@ def test_no_output_takes_the_place_of_an_input(tmp_path: Path, capsys: pytest.Ca
 def test_names_are_no_formulas_and_no_markup() -> None:
     rows = [{"class": "=1+cmd|calc!A0", "ap": -1.5}, {"class": "@x", "ap": 2}, {"class": "cat", "ap": None}]
     assert csv_text(rows).splitlines()[1:] == ["'=1+cmd|calc!A0,-1.5", "'@x,2", "cat,"]
+    assert csv_text([], ("a", "b")) == "a,b\n"
+    assert csv_text([{"b": 1}], ("a", "b")) == "a,b\n,1\n"
     table = markdown_table(["AP"], [["a|b <script>\x1b[31m"]])
     assert "a\\|b &lt;script&gt;\\x1b[31m" in table
 
