@@ -183,18 +183,30 @@ class Model:
             look: boxes -> (rows, mirrored) as `read` takes them; called for a second look only.
             fine: boxes -> rows of `refinement`; None to let boxes be.
         """
-        if isinstance(postprocess, PostprocessConfig):
-            boxes, scores, deltas = self.looked_again(size, boxes, scores, deltas, postprocess, look)
-            if (
-                self.refinement is not None
-                and fine is not None
-                and postprocess.refined
-                and deltas is not None
-            ):
-                found = candidates_to_refine(image_id, size, boxes, scores, deltas, postprocess)
-                moves, overlaps = self.refinement.refiner(fine(found.boxes), found.labels)
-                return refined(found, moves, overlaps, size, scores.shape[1], postprocess)
-        return postprocess(image_id, size, boxes, scores, deltas)
+        if not isinstance(postprocess, PostprocessConfig):
+            return postprocess(image_id, size, boxes, scores, deltas)
+        return self.trace(image_id, size, boxes, scores, deltas, postprocess, look, fine)[0]
+
+    def trace(
+        self,
+        image_id: str,
+        size: tuple[int, int],
+        boxes: Boxes,
+        scores: NDArray[np.float32],
+        deltas: NDArray[np.float32] | None,
+        config: PostprocessConfig,
+        look: Look,
+        fine: RowReader | None = None,
+    ) -> tuple[Detections, Boxes]:
+        """Run `detect`; also return the region, (M, 4), that each of M detections has its score from."""
+        boxes, scores, deltas = self.looked_again(size, boxes, scores, deltas, config, look)
+        if self.refinement is None or fine is None or deltas is None or not config.refined:
+            found, rows = postprocess_traced(image_id, size, boxes, scores, deltas, config)
+            return found, boxes[rows]
+        first, regions = candidates_to_refine(image_id, size, boxes, scores, deltas, config)
+        moves, overlaps = self.refinement.refiner(fine(first.boxes), first.labels)
+        found, rows = refined(first, moves, overlaps, size, scores.shape[1], config)
+        return found, boxes[regions[rows]]
 
     def looked_again(
         self,
@@ -308,15 +320,14 @@ class Detector:
     def trace(self, image: Image, image_id: str = "image") -> tuple[Detections, Boxes]:
         """Find objects in one image, and say which region each detection has its score from.
 
-        Box regression and voting move a detection away from the region that was scored. Boxes are not
-        refined: a refined one is ranked by how well it lies, too, which is no score of a region.
+        Box regression, voting and refinement move a detection away from the region that was scored.
 
         Args:
             image: uint8 (H, W, 3) RGB.
             image_id: copied into the result.
 
         Returns:
-            What `detect` returns but for refinement, M detections, and (M, 4) their regions.
+            What `detect` returns, M detections, and (M, 4) their regions.
 
         Raises:
             ConfigError: the post-processing is not ours and does not tell.
@@ -327,11 +338,12 @@ class Detector:
                 f"Detector.trace: post-processing must be ours to tell which region a detection is of, got "
                 f"{_name(config)}. Name the regions yourself, as rcnn_svm.evidence.explain takes them."
             )
-        boxes, (look, _), size = self._proposals(image, image_id), self._looks(image), image.shape[:2]
+        boxes, (look, fine) = self._proposals(image, image_id), self._looks(image)
         scores, deltas = self.model.read(*look(boxes), config.min_score)
-        boxes, scores, deltas = self.model.looked_again(size, boxes, scores, deltas, config, look)
-        found, rows = postprocess_traced(image_id, size, boxes, scores, deltas, config)
-        return found if self._refines else self._calibrated(found), boxes[rows]
+        found, regions = self.model.trace(
+            image_id, image.shape[:2], boxes, scores, deltas, config, look, fine
+        )
+        return self._calibrated(found), regions
 
     def views(self, image: Image) -> list[Image]:
         """Return the images whose scores are averaged: the image and, as configured, its mirror image."""
@@ -353,21 +365,14 @@ class Detector:
         likely = self.calibration(found.scores, found.labels).astype(np.float32)
         return replace(found, probabilities=likely)
 
-    @property
-    def _refines(self) -> bool:
-        config = self.postprocess
-        return (
-            self.model.refinement is not None and isinstance(config, PostprocessConfig) and config.refined > 0
-        )
-
     def _looks(self, image: Image) -> tuple[Look, RowReader | None]:
         """Return what reads regions of an image, and boxes that are to be refined; the network runs once."""
         first, *others = self.views(image)
-        fine, refinement = None, self.model.refinement
-        if refinement is not None and self._refines:
-            read, fine = read_together(self.featurizer, refinement.featurizer, first)
+        refinement = self.model.refinement
+        if refinement is None:
+            read, fine = self.featurizer.of_image(first), None
         else:
-            read = self.featurizer.of_image(first)
+            read, fine = read_together(self.featurizer, refinement.featurizer, first)
         readers = [read, *(self.featurizer.of_image(view) for view in others)]
         return look_at([self._layered(one) for one in readers], image.shape[1]), fine
 
@@ -399,6 +404,11 @@ class Detector:
                     f"Detector {self.head}: {type(model.scorer).__name__} would be read back as "
                     f"{base.__name__}. Give it a `kind` of its own."
                 )
+        if model.refinement is not None and self.backbone is None:
+            raise ConfigError(
+                f"Detector {self.head}: what refines boxes reads a network that is not saved with it. Leave "
+                f"it out."
+            )
         parts: dict[str, Mapping[str, NDArray[Any]]] = {"scorer": model.scorer.to_arrays()}
         if model.regressor is not None:
             parts["regressor"] = model.regressor.to_arrays()
@@ -519,7 +529,9 @@ def _read(
         files.get("backbone"), values["network"], features, parts, device, where=where
     )
     thresholds, refinement = values["thresholds"], None
-    if (part := _part(arrays, "refiner")) and backbone is not None:
+    if part := _part(arrays, "refiner"):
+        if backbone is None:
+            raise ValueError("its refinement has no network to read")
         fine = replace(features, taps=str(values["refiner_taps"]))
         refinement = Refinement(build_featurizer(fine, backbone, device=device), BoxRefiner.from_arrays(part))
     return Detector(

@@ -67,7 +67,7 @@ class Evidence:
     Attributes:
         box: (4,) the region.
         label: the class.
-        score: what the detector gives the region, float32 before any soft-NMS.
+        score: what the detector gives the region, float32 before any soft-NMS or refinement.
         cells: of a linear or softmax head, one entry a tap; none of a kernel machine.
         constants: what no cell and no support vector adds, by name: `BIAS` of the head, `LAYERS` for what
             biases of fully connected layers add, and for a softmax `DOUBT`, less the entropy (in nats) of

@@ -199,8 +199,8 @@ def candidates_to_refine(
     scores: NDArray[np.float32],
     deltas: NDArray[np.float32],
     config: PostprocessConfig,
-) -> Detections:
-    """Return the surest boxes, as `postprocess` does, of which only near copies are suppressed."""
+) -> tuple[Detections, NDArray[np.int64]]:
+    """Return the surest boxes, as `postprocess_traced` does, of which only near copies are suppressed."""
     near_copies = replace(
         config,
         max_iou=_NEAR_COPY,
@@ -209,7 +209,7 @@ def candidates_to_refine(
         vote_iou=None,
         max_detections=config.refined,
     )
-    return postprocess(image_id, size, boxes, scores, deltas, near_copies)
+    return postprocess_traced(image_id, size, boxes, scores, deltas, near_copies)
 
 
 def refined(
@@ -219,8 +219,8 @@ def refined(
     size: tuple[int, int],
     n_classes: int,
     config: PostprocessConfig,
-) -> Detections:
-    """Return detections of refined boxes: moved, ranked anew, and suppressed as configured.
+) -> tuple[Detections, NDArray[np.int64]]:
+    """Return detections of refined boxes: moved, ranked anew, and suppressed as configured; and their rows.
 
     Args:
         found: what `candidates_to_refine` returned, M boxes.
@@ -237,7 +237,7 @@ def refined(
     ranked = found.scores + config.overlap_power * np.log(overlaps)
     scores[np.arange(len(found)), found.labels] = np.maximum(ranked, _LEAST)
     final = replace(config, regression="off", vote_iou=None, min_score=_LEAST)
-    return postprocess(found.image_id, size, moved, scores, None, final)
+    return postprocess_traced(found.image_id, size, moved, scores, None, final)
 
 
 def moved_regions(

@@ -149,9 +149,10 @@ def test_a_second_look_reads_the_moved_regions_and_lets_them_compete() -> None:
 def test_boxes_to_refine_are_the_surest_without_near_copies(seed: int, n: int) -> None:
     boxes, scores = scene(seed)
     deltas = np.random.default_rng(seed).normal(size=(40, 3, 4)).astype(np.float32) / 3
-    found = candidates_to_refine("a", (100, 100), boxes, scores, deltas, PostprocessConfig(refined=n))
+    found, rows = candidates_to_refine("a", (100, 100), boxes, scores, deltas, PostprocessConfig(refined=n))
     everything = PostprocessConfig(max_iou=0.7, vote_iou=None, max_detections=None)
     whole = postprocess("a", (100, 100), boxes, scores, deltas, everything)
+    np.testing.assert_array_equal(found.scores, scores[rows, found.labels])
     for name in ("boxes", "scores", "labels"):
         np.testing.assert_array_equal(getattr(found, name), getattr(whole, name)[:n])
 
@@ -163,15 +164,16 @@ def test_refined_boxes_are_moved_ranked_and_suppressed(seed: int, sigma: float |
     rng = np.random.default_rng(seed)
     config = PostprocessConfig(refined=20, soft_nms_sigma=sigma, overlap_power=2.0)
     still = np.zeros((40, 3, 4), np.float32)
-    found = candidates_to_refine("a", (100, 100), boxes, scores, still, config)
+    found, _ = candidates_to_refine("a", (100, 100), boxes, scores, still, config)
     moves = rng.normal(size=(len(found), 4)).astype(np.float32) / 10
     overlaps = rng.uniform(0.01, 0.99, len(found)).astype(np.float32)
-    final = refined(found, moves, overlaps, (100, 100), 3, config)
+    final, rows = refined(found, moves, overlaps, (100, 100), 3, config)
     moved = clip(decode_deltas(found.boxes, moves), (100, 100))
     gone = (moved[:, 2:] - moved[:, :2] < 1).any(axis=1)
     moved[gone] = found.boxes[gone]
     ranked = found.scores + 2 * np.log(overlaps)
     assert set(map(tuple, final.boxes.tolist())) <= set(map(tuple, moved.tolist()))
+    np.testing.assert_array_equal(final.boxes, moved[rows])
     best = int(ranked.argmax())
     assert final.scores[0] == pytest.approx(ranked[best])
     assert final.labels[0] == found.labels[best]
@@ -184,7 +186,8 @@ def test_refined_boxes_are_moved_ranked_and_suppressed(seed: int, sigma: float |
 def test_one_refined_box_that_would_vanish_stays() -> None:
     found = Detections("a", np.array([[10, 10, 20, 20]], np.float32), np.array([1.0]), np.array([1]))
     shrunk = np.array([[0, 0, -4, -4]], np.float32)
-    final = refined(found, shrunk, np.array([0.5], np.float32), (50, 50), 2, PostprocessConfig(refined=1))
+    half = np.array([0.5], np.float32)
+    final, _ = refined(found, shrunk, half, (50, 50), 2, PostprocessConfig(refined=1))
     np.testing.assert_array_equal(final.boxes, found.boxes)
 
 

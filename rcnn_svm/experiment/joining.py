@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,10 +17,10 @@ from rcnn_svm.detector import Detector, Model
 from rcnn_svm.errors import ConfigError
 from rcnn_svm.evaluation.thresholds import Thresholds
 from rcnn_svm.experiment.config import ExperimentConfig
-from rcnn_svm.experiment.learning import Network, Representation
+from rcnn_svm.experiment.learning import Frozen, Network, Representation
 from rcnn_svm.experiment.parts import BoxRecipe, Parts, PostprocessGrid, Run
 from rcnn_svm.experiment.recipe import HeadResult, run_experiment
-from rcnn_svm.experiment.regions import SplitRegions, StoredBlocks
+from rcnn_svm.experiment.regions import SplitRegions
 from rcnn_svm.features.scaling import FeatureScaler
 from rcnn_svm.features.store import DerivedStore, FeatureStore
 from rcnn_svm.files import bytes_digest
@@ -33,7 +33,7 @@ __all__ = ["Kept", "add_classes", "digest_of", "more_images", "read_by", "requir
 
 
 @dataclass(frozen=True, eq=False)
-class Kept:
+class Kept(Frozen):
     """The network and layers of a detector, as they are: nothing is trained before the heads.
 
     Attributes:
@@ -41,25 +41,12 @@ class Kept:
     """
 
     detector: Detector
-    has_softmax: ClassVar[bool] = False
-    has_boxes: ClassVar[bool] = False
-    tunes_network: ClassVar[bool] = False
-    reads_first: ClassVar[bool] = True
-
-    def check(self, parts: Parts) -> None:
-        """See `Learner`."""
 
     def prepare(
         self, parts: Parts, train: SplitRegions, proposals: Mapping[str, RegionSet], run: Run
     ) -> Network:
         """See `Learner`."""
         return Network(self.detector.backbone, self.detector.featurizer, None, 0.0, 0.0)
-
-    def views(
-        self, parts: Parts, network: Network, base: FeatureStore, regions: SplitRegions
-    ) -> list[StoredBlocks]:
-        """See `Learner`."""
-        return [StoredBlocks(base, regions)]
 
     def learn(
         self, parts: Parts, network: Network, base: FeatureStore, regions: SplitRegions, run: Run
@@ -78,7 +65,7 @@ def require_joinable(detector: Detector, where: str) -> None:
         where: its folder, for the message.
 
     Raises:
-        ConfigError: its scores are not those of linear SVMs, or it classifies whole images.
+        ConfigError: it has no linear SVMs, classifies whole images, or refines boxes.
     """
     if type(detector.model.scorer) is not LinearScorer:
         raise ConfigError(
@@ -88,6 +75,11 @@ def require_joinable(detector: Detector, where: str) -> None:
     if detector.whole_images:
         raise ConfigError(
             f"{where}: classes can join a detector of objects, this one classifies whole images."
+        )
+    if detector.model.refinement is not None:
+        raise ConfigError(
+            f"{where}: classes can join a detector whose boxes are not refined; what refines them is learned "
+            f"for all classes together. Train it with --set detect.refined=0."
         )
 
 

@@ -53,7 +53,7 @@ class Explained:
 
     Attributes:
         box: (4,) where the detection ended up.
-        score: of the detection; below that of its region where soft-NMS lowered it.
+        score: of the detection; below that of its region where soft-NMS or refinement lowered it.
         evidence: for the region that was scored.
     """
 

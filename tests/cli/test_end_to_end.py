@@ -9,12 +9,14 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from rcnn_svm.errors import ConfigError
 from rcnn_svm.report.tables import LOCALISATION
 from tests.cli.conftest import TINY, Run, array_file
 
@@ -437,6 +439,9 @@ def test_tuning_the_trunk_without_choosing_leaves_a_detector_that_reads_mirror_i
 def test_a_saved_detector_refines_boxes_as_the_experiment_did(digits_folder: Path, tmp_path: Path) -> None:
     from rcnn_svm import ExperimentConfig, Run, load_detector, load_splits, train_detector
     from rcnn_svm.config import with_overrides
+    from rcnn_svm.experiment.joining import require_joinable
+    from rcnn_svm.heads.scorers import LinearScorer
+    from rcnn_svm.proposals import regions_of
 
     small = ["features.backbone=mobilenet_v2", "features.weights=random", "features.taps=block17@1x1"]
     small += ["features.longer_sides=[64]", "features.mirror=true", "features.precision=float32"]
@@ -452,8 +457,16 @@ def test_a_saved_detector_refines_boxes_as_the_experiment_did(digits_folder: Pat
         assert 0 < len(found) <= 12
         np.testing.assert_allclose(found.scores, expected.scores, atol=1e-4)
         np.testing.assert_allclose(found.boxes, expected.boxes, atol=1e-2)
-        traced, regions = detector.trace(sample.read())
-        assert traced.boxes.shape == regions.shape
+        traced, regions = detector.trace(sample.read(), sample.image_id)
+        np.testing.assert_array_equal(traced.boxes, found.boxes)
+        np.testing.assert_array_equal(traced.scores, found.scores)
+        proposals = {
+            tuple(box) for box in regions_of(detector.proposer, sample.read(), sample.image_id).boxes
+        }
+        assert {tuple(box) for box in regions} <= proposals
+    linear = LinearScorer(np.zeros((len(detector.classes), 8), np.float32), np.zeros(len(detector.classes)))
+    with pytest.raises(ConfigError, match="whose boxes are not refined"):
+        require_joinable(replace(detector, model=replace(detector.model, scorer=linear)), "detector")
 
 
 def test_learning_from_other_views_with_no_head_that_reads_all_regions(
