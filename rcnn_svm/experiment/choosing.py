@@ -161,13 +161,12 @@ class Chosen:
     plain: Variant
     boxes: Choice | None
     with_boxes: Variant | None
+    assumed: bool = True
 
     @property
     def variants(self) -> tuple[Variant, ...]:
         """Without box regression and, where there is one, with it."""
         return (self.plain,) if self.with_boxes is None else (self.plain, self.with_boxes)
-
-    assumed: bool = True
 
     @property
     def regress(self) -> bool:

@@ -22,6 +22,7 @@ from rcnn_svm.training.draws import RegionIndex, split_batch
 from rcnn_svm.training.loop import Trainer, cosine, groups_of
 
 __all__ = [
+    "TARGET_STD",
     "Batch",
     "FcModule",
     "statistics",
@@ -35,7 +36,7 @@ _BUFFER_ROWS = 32_768
 _PASSES = 6
 """Visits to each image while training on stored features."""
 
-_TARGET_STD = (0.1, 0.1, 0.2, 0.2)
+TARGET_STD = (0.1, 0.1, 0.2, 0.2)
 """Box deltas are divided by these, so that the four weigh about alike (Fast R-CNN's released code)."""
 
 
@@ -82,7 +83,7 @@ class FcModule(nn.Module):
         self._config, self._n_classes = config, n_classes
 
     def forward(self, rows: Tensor) -> Tensor:
-        """Return (R, K + 1 + 4 K) logits, background last, and box deltas over `_TARGET_STD`."""
+        """Return (R, K + 1 + 4 K) logits, background last, and box deltas over `TARGET_STD`."""
         x = (rows - self.shift) * self.factor
         for layer in self._layers:
             x = functional.dropout(functional.relu(linear(x, layer)), self._config.dropout, self.training)
@@ -97,7 +98,7 @@ class FcModule(nn.Module):
         if self._config.box_weight and bool(positive.any()):
             predicted = outputs[positive, n_classes + 1 :].view(-1, n_classes, 4)
             own = predicted[torch.arange(len(predicted), device=device), target[positive]]  # (P, 4)
-            wanted = torch.from_numpy(deltas).to(device)[positive] / torch.tensor(_TARGET_STD, device=device)
+            wanted = torch.from_numpy(deltas).to(device)[positive] / torch.tensor(TARGET_STD, device=device)
             distance = functional.smooth_l1_loss(own, wanted, reduction="sum")
             loss = loss + self._config.box_weight / len(target) * distance
         return loss
@@ -115,7 +116,7 @@ class FcModule(nn.Module):
         biases[0] = biases[0] - weights[0] @ self.shift.cpu().numpy().astype(np.float64)
         last = self.last.weight.detach().cpu().numpy().T
         last_bias = self.last.bias.detach().cpu().numpy()
-        std = np.tile(np.array(_TARGET_STD, np.float32), self._n_classes)
+        std = np.tile(np.array(TARGET_STD, np.float32), self._n_classes)
         split = self._n_classes + 1
 
         def single(array: NDArray[np.floating]) -> NDArray[np.float32]:

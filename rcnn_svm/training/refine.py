@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -15,13 +17,11 @@ from rcnn_svm.heads.base import RegionBlocks
 from rcnn_svm.heads.refiner import BoxRefiner
 from rcnn_svm.progress import track
 from rcnn_svm.training.config import RefineConfig
-from rcnn_svm.training.fc import statistics
+from rcnn_svm.training.fc import TARGET_STD, statistics
 from rcnn_svm.training.loop import Trainer, cosine, groups_of
 
 __all__ = ["train_refiner"]
 
-_DELTA_STD = (0.1, 0.1, 0.2, 0.2)
-"""What the deltas are in units of, so that the four weigh about alike (Fast R-CNN's released code)."""
 _MAX_LOG_SCALE = 2.0
 """How far the logarithm of a side may move in a step of training."""
 
@@ -55,7 +55,7 @@ class _Rows:
         self.labels, self.overlaps = labels[kept], overlaps[kept]
         images, starts = np.unique(place[kept, 0], return_index=True)
         groups = np.split(place[kept, 1], starts[1:])
-        self.features: NDArray[np.float16] = np.concatenate(
+        self.features: NDArray[Any] = np.concatenate(
             [np.asarray(blocks.features(int(i), own)) for i, own in zip(images, groups, strict=True)]
         )
 
@@ -90,7 +90,7 @@ class _Module(nn.Module):
         self._dropout, self._n_classes = config.dropout, n_classes
 
     def forward(self, rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (R, 4) deltas over `_DELTA_STD`, and (R,) log-odds of the IoU."""
+        """Return (R, 4) deltas over `TARGET_STD`, and (R,) log-odds of the IoU."""
         x = functional.relu(self.hidden((rows - self.shift) * self.factor))
         x = self.last(functional.dropout(x, self._dropout, self.training)).view(-1, self._n_classes + 1, 5)
         own = x[torch.arange(len(x), device=x.device), labels] + x[:, -1]
@@ -103,7 +103,7 @@ class _Module(nn.Module):
         bias = self.hidden.bias.detach().cpu().numpy() - weight @ self.shift.cpu().numpy().astype(np.float64)
         last = self.last.weight.detach().cpu().numpy().reshape(self._n_classes + 1, 5, -1)
         last_bias = self.last.bias.detach().cpu().numpy().reshape(self._n_classes + 1, 5)
-        unit = np.array([*_DELTA_STD, 1.0], np.float32)
+        unit = np.array([*TARGET_STD, 1.0], np.float32)
         return BoxRefiner(
             np.asarray(weight, np.float32),
             np.asarray(bias, np.float32),
@@ -172,8 +172,8 @@ def train_refiner(
 
 
 def _moved(boxes: Tensor, deltas: Tensor) -> Tensor:
-    """Return `boxes.decode_deltas`, differentiable."""
-    deltas = deltas * torch.tensor(_DELTA_STD, device=deltas.device)
+    """Return what `boxes.decode_deltas` does, differentiable; the logarithms of sides move by 2 at most."""
+    deltas = deltas * torch.tensor(TARGET_STD, device=deltas.device)
     side = boxes[:, 2:] - boxes[:, :2]
     centre = (boxes[:, :2] + boxes[:, 2:]) / 2 + deltas[:, :2] * side
     half = side / 2 * deltas[:, 2:].clamp(-_MAX_LOG_SCALE, _MAX_LOG_SCALE).exp()
