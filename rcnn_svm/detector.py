@@ -278,6 +278,13 @@ class Detector:
         """Whether it classifies images: their only region is the image, and every class gets a score."""
         return isinstance(self.proposer, WholeImage)
 
+    @property
+    def least_scores(self) -> NDArray[np.float32]:
+        """(K,) from which score on a detection of each class is believed; 0 where no threshold was chosen."""
+        if self.thresholds is None:
+            return np.zeros(len(self.classes), np.float32)
+        return self.thresholds.scores
+
     def detect(self, image: Image, image_id: str = "image") -> Detections:
         """Find objects in one image, uint8 (H, W, 3) RGB.
 

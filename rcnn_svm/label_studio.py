@@ -218,9 +218,7 @@ class Backend:
         config = LabelConfig.parse(asked.get("label_config"), detector.classes)
         samples = [self._sample(task, config) for task in _listed(asked, "tasks")]
         wanted = [k for k, name in enumerate(detector.classes) if name in config.classes]
-        chosen = detector.thresholds
-        least = np.zeros(len(detector.classes)) if chosen is None else chosen.scores
-        results = []
+        least, results = detector.least_scores, []
         with self._looking:  # one request at a time has the memory that a network needs
             for sample, found in zip(samples, detector.detect_all(samples), strict=True):
                 shown = found[(found.scores >= least[found.labels]) & np.isin(found.labels, wanted)]

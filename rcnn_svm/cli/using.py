@@ -345,15 +345,13 @@ def least_scores(threshold: float | None, detector: Detector) -> NDArray[np.floa
     Raises:
         ConfigError: the threshold is no number.
     """
-    n_classes = len(detector.classes)
     if threshold is not None:
         if math.isnan(threshold):
             raise ConfigError("--threshold must be a number, got nan.")
-        return np.full(n_classes, threshold, np.float32)  # as scores are, so that equals are equal
+        return np.full(len(detector.classes), threshold, np.float32)  # as scores are: equals are equal
     if detector.thresholds is None:
         say("This detector was trained without held-out images: shown is what scores at least 0.")
-        return np.zeros(n_classes, np.float32)
-    return detector.thresholds.scores
+    return detector.least_scores
 
 
 def _evaluate(options: argparse.Namespace) -> None:

@@ -25,11 +25,12 @@ from rcnn_svm.features.scaling import FeatureScaler
 from rcnn_svm.features.store import DerivedStore, FeatureStore
 from rcnn_svm.files import bytes_digest
 from rcnn_svm.heads.bbox_regressor import BoxRegressor
+from rcnn_svm.heads.recipe import HeadRecipe
 from rcnn_svm.heads.scorers import LinearScorer
 from rcnn_svm.postprocess import PostprocessConfig
 from rcnn_svm.structures import Dataset, RegionSet
 
-__all__ = ["Kept", "add_classes", "digest_of", "more_images", "read_by", "require_joinable"]
+__all__ = ["Kept", "add_classes", "digest_of", "more_images", "own_recipe", "read_by", "require_joinable"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,9 +53,28 @@ class Kept(Frozen):
         self, parts: Parts, network: Network, base: FeatureStore, regions: SplitRegions, run: Run
     ) -> Representation:
         """See `Learner`."""
+        return Representation(network, self.rows(base), self.detector.layers, None, None, 0.0, 0.0)
+
+    def rows(self, base: FeatureStore) -> FeatureStore:
+        """Return what the detector's heads read of the features of its network."""
         layers = self.detector.layers
-        store = base if layers is None else DerivedStore(base, layers)
-        return Representation(network, store, layers, None, None, 0.0, 0.0)
+        return base if layers is None else DerivedStore(base, layers)
+
+
+def own_recipe(detector: Detector, config: ExperimentConfig) -> HeadRecipe:
+    """Return the head of a detector with the one setting that was chosen for it.
+
+    Args:
+        detector: made by `train`.
+        config: that it was trained with.
+
+    Raises:
+        ConfigError: its head has no name of ours.
+    """
+    heads = replace(config.heads, names=(detector.head.partition("+")[0],))  # type: ignore[arg-type]
+    (recipe,) = heads.build(seed=config.seed)
+    chosen = detector.info.get("details", {}).get("settings", {})
+    return replace(recipe, grid={key: [chosen.get(key, value)] for key, value in recipe.settled().items()})
 
 
 def require_joinable(detector: Detector, where: str) -> None:
@@ -164,11 +184,6 @@ def digest_of(detector: Detector, n_classes: int) -> str:
 
 def _trained(detector: Detector, splits: Splits, config: ExperimentConfig, run: Run) -> HeadResult:
     """Train SVMs on the rows of a detector, with the settings of its own."""
-    name = detector.head.partition("+")[0]
-    config = replace(config, heads=replace(config.heads, names=(name,)))  # type: ignore[arg-type]
-    (recipe,) = config.heads.build(seed=config.seed)
-    chosen = detector.info.get("details", {}).get("settings", {})
-    grid = {key: [chosen.get(key, recipe.settled()[key])] for key in recipe.grid}
     postprocess, boxes = detector.postprocess, None
     if detector.model.regressor is not None:
         strengths, scaling = (
@@ -183,7 +198,7 @@ def _trained(detector: Detector, splits: Splits, config: ExperimentConfig, run: 
         proposer=detector.proposer,
         features=detector.features,
         learner=Kept(detector),
-        heads=[replace(recipe, grid=grid, scaling=_scaling(detector.model.scaler))],
+        heads=[replace(own_recipe(detector, config), scaling=_scaling(detector.model.scaler))],
         boxes=boxes,
         postprocess=postprocess,
         tried=PostprocessGrid(box_steps=(step,)),

@@ -86,11 +86,8 @@ def look_for_doubt(detector: Detector, image: Image, image_id: str) -> Doubt:
     rows = to_float32(detector.featurizer.of_image(image)(boxes))
     if detector.layers is not None:
         rows = detector.layers(rows)
-    thresholds = (
-        np.zeros(len(detector.classes)) if detector.thresholds is None else detector.thresholds.scores
-    )
     width = _LOG_ODDS if isinstance(detector.model.scorer, SoftmaxScorer) else _MARGINS
-    return doubt_of(boxes, rows, detector.model.scores(rows), thresholds, width)
+    return doubt_of(boxes, rows, detector.model.scores(rows), detector.least_scores, width)
 
 
 def choose_images(doubts: Sequence[Doubt], n: int) -> list[int]:

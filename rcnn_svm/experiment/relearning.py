@@ -13,10 +13,11 @@ from rcnn_svm.cache import CacheLimit
 from rcnn_svm.detector import Detector
 from rcnn_svm.errors import ConfigError
 from rcnn_svm.experiment.config import ExperimentConfig
+from rcnn_svm.experiment.joining import Kept, own_recipe
 from rcnn_svm.experiment.parts import Run
 from rcnn_svm.experiment.recipe import propose
 from rcnn_svm.experiment.regions import SplitRegions, StoredBlocks
-from rcnn_svm.features.store import DerivedStore, FeatureStore
+from rcnn_svm.features.store import FeatureStore
 from rcnn_svm.heads.scorers import LinearScorer
 from rcnn_svm.structures import Dataset
 
@@ -61,19 +62,14 @@ def relearned(detector: Detector, images: Dataset, config: ExperimentConfig, run
         ConfigError: a head that has no name.
         DataError: an image cannot be read, or a class has no object.
     """
-    name = detector.head.partition("+")[0]
-    heads = replace(config.heads, names=(name,))  # type: ignore[arg-type]
-    (recipe,) = heads.build(seed=config.seed)
-    chosen = detector.info.get("details", {}).get("settings", {})
-    settings = {key: chosen.get(key, value) for key, value in recipe.settled().items()}
+    recipe = own_recipe(detector, config)
     room = CacheLimit(run.cache, run.cache_limit)
     regions = SplitRegions.of(images, propose(images, detector.proposer, run), with_truth=True)
-    store = FeatureStore(run.cache / "features", detector.featurizer, precision=detector.features.precision)
-    if detector.layers is not None:
-        store = DerivedStore(store, detector.layers)
+    base = FeatureStore(run.cache / "features", detector.featurizer, precision=detector.features.precision)
+    store = Kept(detector).rows(base)
     store.fill(images.samples, regions.boxes)
     blocks = StoredBlocks(store, regions, detector.model.scaler)
-    (fitted,) = recipe.fit(blocks, [settings], n_jobs=run.n_jobs)
+    (fitted,) = recipe.fit(blocks, recipe.settings(), n_jobs=run.n_jobs)
     room.hold(finished=True)
     thresholds = detector.thresholds
     if thresholds is not None:
