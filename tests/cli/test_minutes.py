@@ -67,7 +67,7 @@ def test_too_little_time_still_gives_a_whole_detector(
     words = ["--out", tmp_path / "out", "--cache", trained / "cache", "--minutes", "0.0001", *TINY, *LEARNED]
     assert run("train", digits_folder, *words, "--no-bbox") == 0
     said = capsys.readouterr().err
-    assert "best is not tried, it does not go with the other options: detect.refined needs" in said
+    assert "best is not tried, it does not go with the other options: fc.other_sides needs" in said
     assert "default was not begun: it would take about" in said
     assert load_detector(tmp_path / "out").head == "softmax-finetuned"
     metrics = json.loads((tmp_path / "out" / "evaluation" / "metrics.json").read_text())
