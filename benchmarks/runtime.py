@@ -1,0 +1,364 @@
+"""Exported detectors beside torch: the same detections, speed, size, imports; writes runtime.json.
+
+    python benchmarks/runtime.py DATA [--work DIR]
+
+Detectors are trained by the plain command on fruit and voc2007-mini below DATA, exported, and run on test
+images of theirs in torch and in ONNX Runtime, one thread each, in turn. Two environments are made with pip,
+one with what an export names instead of torch, one with OpenVINO. What lies in DIR is not made again. Twenty
+minutes or so on one core.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import venv
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from packaging.requirements import Requirement
+
+from rcnn_svm.datasets import load_splits
+from rcnn_svm.detector import Detector, load_detector
+from rcnn_svm.evaluation.voc import evaluate_voc
+from rcnn_svm.features.sizes import resize
+from rcnn_svm.files import write_json
+from rcnn_svm.postprocess import PostprocessConfig
+from rcnn_svm.progress import say, track
+from rcnn_svm.proposals import regions_of
+from rcnn_svm.report.provenance import provenance
+from rcnn_svm.runtime import REQUIREMENTS, load
+from rcnn_svm.runtime.export import export_detector
+from rcnn_svm.runtime.networks import Graph
+from rcnn_svm.structures import Dataset, Detections, Sample
+
+ROOT = Path(__file__).parents[1]
+SMALL = ["--max-images", "80"]
+TRAININGS = {
+    "fruit": ("fruit", []),
+    "fruit-linear-svm": ("fruit", ["--head", "linear-svm", *SMALL]),
+    "fruit-rbf-svm": ("fruit", ["--head", "rbf-svm", *SMALL]),
+    "fruit-refined": ("fruit", [*SMALL, "--set", "detect.refined=150", "--set", "detect.second_look=100"]),
+    "voc2007-mini": ("voc2007-mini", SMALL),
+}
+"""Folder of each detector: its data, and the options of its training."""
+N_IMAGES = 100
+N_CALIBRATED = 48
+SCORES, PIXELS = 1e-4, 0.1
+"""How far a detection may be from torch's to be the same."""
+SIZES = """
+import json, sys
+from importlib import metadata
+sizes = {}
+for one in metadata.distributions():
+    files = [one.locate_file(path) for path in one.files or []]
+    sizes[one.name.lower()] = sum(path.stat().st_size for path in files if path.is_file())
+json.dump(sizes, sys.stdout)
+"""
+OURS = "from rcnn_svm.runtime import load; import onnxruntime"
+IMPORTS = "import time; t = time.process_time(); {}; print(time.process_time() - t)"
+OPENVINO = """
+import json, sys
+import numpy as np
+import openvino
+core = openvino.Core()
+exact = {"INFERENCE_PRECISION_HINT": "f32"}
+graph = core.compile_model(core.read_model(sys.argv[1]), "CPU", exact)
+with np.load(sys.argv[2]) as feeds:
+    furthest = 0.0
+    for i in range(len([name for name in feeds if name.startswith("boxes.")])):
+        found = graph({name: feeds[f"{name}.{i}"] for name in ("image", "size", "boxes")})
+        (scores,) = (value for key, value in found.items() if "scores" in key.get_names())
+        furthest = max(furthest, float(np.abs(scores - feeds[f"scores.{i}"]).max()))
+print(json.dumps({"version": openvino.__version__, "furthest": furthest}))
+"""
+
+
+def train(name: str, data: Path, work: Path) -> Detector:
+    """Return a detector, trained by the plain command where it does not lie in `work` yet."""
+    source, options = TRAININGS[name]
+    folder = work / name
+    if not (folder / "detector.json").exists():
+        say(f"training {name}")
+        command = [sys.executable, "-m", "rcnn_svm", "train", str(data / source), "--out", str(folder)]
+        command += ["--cache", str(work / "cache"), "--jobs", "1", *options]
+        subprocess.run(command, check=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    return load_detector(folder)
+
+
+def same(ours: Detections, theirs: Detections) -> bool:
+    """Whether there are as many detections, and to each belongs one of its class, box and score."""
+    if len(ours) != len(theirs):
+        return False
+    for box, score, label in zip(theirs.boxes, theirs.scores, theirs.labels, strict=True):
+        near = (ours.labels == label) & (np.abs(ours.scores - score) <= SCORES)
+        if not (near & (np.abs(ours.boxes - box).max(axis=1) <= PIXELS)).any():
+            return False
+    return True
+
+
+def row(name: str, unit: str, values: Sequence[float]) -> dict[str, Any]:
+    figures = {"median": statistics.median(values), "min": min(values), "max": max(values)}
+    rounded = {key: float(f"{value:.4g}") for key, value in figures.items()}
+    return {"name": name, "unit": unit, "n": len(values), **rounded}
+
+
+def timed(detect: Callable[..., Detections], image: np.ndarray, seconds: list[float]) -> Detections:
+    started = time.process_time()
+    found = detect(image)
+    seconds.append(time.process_time() - started)
+    return found
+
+
+def compared(name: str, detector: Detector, samples: Sequence[Sample], folder: Path) -> dict[str, Any]:
+    """Run both on images in turn; return how many are the same, and the CPU seconds of each."""
+    export_detector(detector, folder)
+    exported = load(folder, threads=1)
+    seconds: tuple[list[float], list[float]] = ([], [])
+    n_same, furthest = 0, 0.0
+    for sample in track(samples, name):
+        image = sample.read()
+        theirs, ours = timed(detector, image, seconds[0]), timed(exported, image, seconds[1])
+        n_same += same(ours, theirs)
+        if len(ours) == len(theirs) and len(ours):
+            furthest = max(furthest, float(np.abs(np.sort(ours.scores) - np.sort(theirs.scores)).max()))
+    say(f"{name}: {n_same} of {len(samples)} the same, scores within {furthest:.2g}")
+    return {"same": n_same, "n": len(samples), "furthest": furthest, "seconds": seconds}
+
+
+def precisions(
+    detector: Detector, test: Dataset, trainval: Sequence[Sample], work: Path
+) -> list[dict[str, Any]]:
+    """Return size, mAP on test and CPU seconds an image of each precision."""
+    rows = []
+    for name, precision, images in (
+        ("fp32", "fp32", []),
+        ("fp16", "fp16", []),
+        ("int8, learned layers", "int8", []),
+        (f"int8, calibrated on {N_CALIBRATED} images", "int8", trainval[::5][:N_CALIBRATED]),
+    ):
+        done = export_detector(detector, work / "rounded", precision=precision, calibrate=images)  # type: ignore[arg-type]
+        exported, seconds = load(done.folder, threads=1), list[float]()
+        found = [
+            replace(timed(exported, sample.read(), seconds), image_id=sample.image_id)
+            for sample in track(test, name)
+        ]
+        measured = evaluate_voc(found, [sample.truth for sample in test], test.classes).map()
+        rows.append({"name": f"{name}: mAP", "unit": "mAP", "n": len(found), "median": round(measured, 2)})
+        rows[-1] |= {"min": rows[-1]["median"], "max": rows[-1]["median"]}
+        rows.append(row(f"{name}: file", "MB", [done.n_bytes / 1e6]))
+        rows.append(row(f"{name}: detect an image", "CPU s", seconds))
+        say(f"{name}: {measured:.2f} mAP, {done.n_bytes / 1e6:.1f} MB, {rows[-1]['median']} s")
+    return rows
+
+
+def environment(folder: Path, *what: str) -> Path | None:
+    """Return the Python of an environment with packages, or None where pip cannot have them."""
+    python = folder / "bin" / "python"
+    if not (folder / "whole").exists():
+        venv.create(folder, with_pip=True)
+        done = subprocess.run([str(python), "-m", "pip", "install", "--quiet", *what], check=False)
+        if done.returncode:
+            return None
+        (folder / "whole").touch()
+    return python
+
+
+def asked(python: Path, code: str, *arguments: str) -> str:
+    """Return what a program prints in an environment."""
+    command, own = [str(python), "-c", code, *arguments], dict(os.environ)
+    own.pop("PYTHONPATH", None)
+    with tempfile.TemporaryDirectory() as elsewhere:
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=elsewhere, env=own)
+    return done.stdout
+
+
+def needed(name: str, sizes: dict[str, int]) -> set[str]:
+    """Return the names of a distribution and of all that it requires, of those that are installed."""
+    found: set[str] = set()
+    waiting = [name]
+    while waiting:
+        one = waiting.pop().lower()
+        if one in found or one not in sizes:
+            continue
+        found.add(one)
+        for text in metadata.requires(one) or []:
+            requirement = Requirement(text)
+            if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+                waiting.append(requirement.name)
+    return found
+
+
+def target(
+    value: float, unit: str, n: int, ours: float, peer: float | None, peer_name: str, how: str
+) -> dict[str, Any]:
+    return {
+        "value": float(f"{value:.4g}"),
+        "unit": unit,
+        "n": n,
+        "ours": float(f"{ours:.4g}"),
+        "peer": None if peer is None else float(f"{peer:.4g}"),
+        "peer_name": peer_name,
+        "how": how,
+    }
+
+
+def whole_environment() -> dict[str, int]:
+    """Return the bytes of all that a default installation of the package has, torch among it, by name."""
+    sizes = json.loads(asked(Path(sys.executable), SIZES))
+    return {name: sizes[name] for name in needed("rcnn-svm", sizes)}
+
+
+def openvino_difference(detector: Detector, samples: Sequence[Sample], work: Path) -> dict[str, Any] | None:
+    """Return the version of OpenVINO and how far its scores are from ONNX Runtime's; None without a wheel."""
+    python = environment(work / "openvino", "openvino", "numpy")
+    if python is None:
+        return None
+    path = export_detector(detector, work / "read").folder / "detector.onnx"
+    graph, feeds = Graph(path, threads=1), {}
+    for i, sample in enumerate(samples):
+        image = sample.read()
+        boxes = regions_of(detector.proposer, image, sample.image_id).boxes
+        resized, _ = resize(image, detector.features.longer_sides[0] / max(image.shape[:2]))
+        given = {"image": resized, "size": np.array(image.shape[:2]), "boxes": boxes}
+        feeds |= {f"{key}.{i}": value for key, value in given.items()}
+        feeds[f"scores.{i}"] = graph(**given)["scores"]
+    np.savez(work / "feeds.npz", **feeds)
+    found: dict[str, Any] = json.loads(asked(python, OPENVINO, str(path), str(work / "feeds.npz")))
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", type=Path, help="folder with the data sets fruit and voc2007-mini")
+    parser.add_argument("--work", type=Path, help="where detectors and environments are made, and kept")
+    parser.add_argument("--out", type=Path, default=Path("results/benchmarks"), help="folder of the results")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as temporary:
+        work = (options.work or Path(temporary)).absolute()
+        work.mkdir(parents=True, exist_ok=True)
+        write_json(options.out / "runtime.json", measured(options.data, work))
+
+
+def measured(data: Path, work: Path) -> dict[str, Any]:
+    rows: list[dict[str, Any]] = []
+    results = {}
+    splits = {name: load_splits(data / name) for name in ("fruit", "voc2007-mini")}
+    detectors = {name: train(name, data, work) for name in TRAININGS}
+    for name, (source, _) in TRAININGS.items():
+        detector = detectors[name]
+        if name == "fruit-refined":  # mirror images too: all that a detector can do at once
+            features = replace(detector.features, mirror=True)
+            detector = replace(detector, features=features, postprocess=looking_twice(detector))
+        samples = list(splits[source].test)[:N_IMAGES]
+        one = results[name] = compared(name, detector, samples, work / f"{name}-onnx")
+        rows.append(row(f"{name}: the same detections", "share of images", [one["same"] / one["n"]]))
+        rows[-1]["n"] = one["n"]
+        rows.append(row(f"{name}: furthest score", "score", [one["furthest"]]))
+        for runtime, seconds in zip(("torch", "ONNX Runtime"), one["seconds"], strict=True):
+            rows.append(row(f"{name}: detect an image, {runtime}", "CPU s", seconds))
+    fruit = splits["fruit"]
+    rows += precisions(detectors["fruit"], fruit.test, list(fruit.trainval), work)
+
+    python = environment(work / "environment", *REQUIREMENTS)
+    assert python is not None, "the environment without torch could not be made"
+    subprocess.run([str(python), "-m", "pip", "install", "--quiet", "--no-deps", str(ROOT)], check=True)
+    sizes = json.loads(asked(python, SIZES))
+    own = {name: size for name, size in sizes.items() if name not in ("pip", "setuptools", "wheel")}
+    torchs = whole_environment()
+    for title, them in (("without torch", own), ("default", torchs)):
+        rows += [
+            row(f"installed, {title}: {name}", "MB", [size / 1e6])
+            for name, size in sorted(them.items(), key=lambda item: -item[1])[:12]
+        ]
+    imports: dict[str, list[float]] = {"import onnxruntime": [], OURS: []}
+    loads: list[float] = []
+    opened = f"from rcnn_svm.runtime import load; load({str(work / 'fruit-onnx')!r})"
+    for _ in range(9):
+        for code, seconds in imports.items():
+            seconds.append(float(asked(python, IMPORTS.format(code))))
+        loads.append(float(asked(python, IMPORTS.format(opened))))
+    rows += [row(code, "CPU s", seconds) for code, seconds in imports.items()]
+    rows.append(row("the same, and a detector of fruit loaded", "CPU s", loads))
+    openvino = openvino_difference(detectors["fruit"], list(fruit.test)[:10], work)
+    if openvino is not None:
+        say(f"OpenVINO: {openvino}")
+        title = f"OpenVINO {openvino['version'].split('-')[0]}: furthest score from ONNX Runtime's"
+        rows.append({**row(title, "score", [openvino["furthest"]]), "n": 10})
+
+    n, n_same = (sum(one[key] for one in results.values()) for key in ("n", "same"))
+    torch_s, onnx_s = (statistics.median(seconds) for seconds in results["fruit"]["seconds"])
+    theirs, ours = (statistics.median(seconds) for seconds in imports.values())
+    total, whole = sum(own.values()) / 1e6, sum(torchs.values()) / 1e6
+    return {
+        "schema": 1,
+        "benchmark": "runtime",
+        "targets": {
+            "onnx_same_detections": target(
+                n_same / n,
+                "fraction",
+                n,
+                n_same,
+                n,
+                "images",
+                f"Images of test in which the exported detector finds what torch finds: as many, each with "
+                f"its class, its score within {SCORES:g} and its box within {PIXELS:g} pixels. Softmax, "
+                f"linear SVM, RBF SVM, a second look with refined boxes and mirror images on fruit; softmax on "
+                f"voc2007-mini.",
+            ),
+            "runtime_import_ratio": target(
+                ours / theirs,
+                "x",
+                len(imports[OURS]),
+                ours,
+                theirs,
+                "import onnxruntime, CPU s",
+                f"`{OURS}` in the environment without torch; with a detector loaded it is "
+                f"{statistics.median(loads):.2f} s.",
+            ),
+            "runtime_install_mb": target(
+                total,
+                "MB",
+                1,
+                total,
+                whole,
+                "a default installation, MB",
+                "Files of all that an export names instead of torch, the package among it; "
+                "numba's LLVM and OpenCV are two thirds of it.",
+            ),
+            "detect_speedup_of_runtime_over_torch": target(
+                torch_s / onnx_s,
+                "x",
+                results["fruit"]["n"],
+                onnx_s,
+                torch_s,
+                "torch, CPU s an image",
+                "The whole detector, proposals among it, on test images of fruit in turn, one thread each.",
+            ),
+        },
+        "rows": rows,
+        "provenance": provenance(seed=0),
+    }
+
+
+def looking_twice(detector: Detector) -> PostprocessConfig:
+    """Return post-processing that certainly refines boxes, whatever training found to be best."""
+    assert isinstance(detector.postprocess, PostprocessConfig)
+    assert detector.model.refinement is not None, "this training found that boxes need no refining"
+    return replace(detector.postprocess, refined=150, second_look=100, min_score=-6.0)
+
+
+if __name__ == "__main__":
+    main()
