@@ -16,10 +16,10 @@ import math
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MethodType
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -154,7 +154,7 @@ class _Gaussians(nn.Module):
     def __init__(self, scorer: KernelScorer, kernel: RBF) -> None:
         super().__init__()
         assert not isinstance(kernel.gamma, str)  # it is settled by training
-        centre = scorer.support.mean(axis=0)
+        centre = scorer.support.mean(axis=0)  # as `RBF.against` has it
         centred = scorer.support - centre
         self.register_buffer("centre", torch.tensor(centre))
         self._products = _linear(2 * centred, -np.einsum("sd,sd->s", centred, centred))
@@ -463,7 +463,7 @@ def export_detector(
         except ImportError as error:
             raise DependencyError(
                 f"export: {package} cannot be imported ({error}). Install it with "
-                f"`pip install 'rcnn-svm[onnx]'`."
+                f"`pip install onnx onnxruntime`."
             ) from error
     features, folder = _exportable(detector), Path(folder)
     curves, warped = detector.calibration, None
@@ -481,8 +481,8 @@ def export_detector(
         write_json(Path(work) / MANIFEST, {"files": _named(graphs), **settings})
         difference = _difference(detector, load(work, threads=1))
         for path in graphs:
-            feeds = [_feeds(detector, sample) for sample in calibrate] if path.stem == "detector" else []
-            _round(path, precision, feeds)
+            shown = calibrate if path.stem == "detector" else ()  # the others read maps, and convolve nothing
+            _round(path, precision, (_feeds(detector, sample) for sample in shown) if shown else None)
         remove_marker(folder / MANIFEST)  # where it lies, the rest is whole
         for path in graphs:
             with atomic_path(folder / path.name, apart=True) as temporary:
@@ -649,7 +649,11 @@ def _said(detector: Detector, image: Image, boxes: Boxes) -> list[NDArray[np.flo
     return said
 
 
-def _feeds(detector: Detector, sample: Sample) -> dict[str, NDArray[Any]]:
+_Feeds: TypeAlias = dict[str, NDArray[Any]]
+"""Inputs of a graph by name."""
+
+
+def _feeds(detector: Detector, sample: Sample) -> _Feeds:
     """Return the inputs of the first graph for an image, its proposals among them."""
     image, features = sample.read(), detector.featurizer
     boxes = regions_of(detector.proposer, image, sample.image_id).boxes[: detector.n_proposals]
@@ -661,7 +665,7 @@ def _feeds(detector: Detector, sample: Sample) -> dict[str, NDArray[Any]]:
     return {"image": resized, "size": np.array(image.shape[:2]), "boxes": boxes}
 
 
-def _round(path: Path, precision: Precision, feeds: Sequence[Mapping[str, NDArray[Any]]]) -> None:
+def _round(path: Path, precision: Precision, feeds: Iterator[_Feeds] | None) -> None:
     """Round the weights of a graph, in place."""
     import onnx
 
@@ -690,14 +694,14 @@ def _halve(graph: Any) -> None:
 class _Reader:
     """Inputs one by one, as the calibration asks for them."""
 
-    def __init__(self, feeds: Sequence[Mapping[str, NDArray[Any]]]) -> None:
-        self._left = iter(feeds)
+    def __init__(self, feeds: Iterator[_Feeds]) -> None:
+        self._left = feeds
 
-    def get_next(self) -> Mapping[str, NDArray[Any]] | None:
+    def get_next(self) -> _Feeds | None:
         return next(self._left, None)
 
 
-def _quantise(path: Path, feeds: Sequence[Mapping[str, NDArray[Any]]]) -> None:
+def _quantise(path: Path, feeds: Iterator[_Feeds] | None) -> None:
     """Bring the learned layers of a graph to 8 bits, and its convolutions where `feeds` show their ranges.
 
     What gives scores and deltas stays as it is: it is small, and its rounding would be theirs.
@@ -714,7 +718,7 @@ def _quantise(path: Path, feeds: Sequence[Mapping[str, NDArray[Any]]]) -> None:
         for node in nodes
         if node.op_type == "Gemm" and not {"_scorer", "_boxes", "_moves"} & set(node.name.split("/"))
     ]
-    if feeds:
+    if feeds is not None:
         quantization.quantize_static(
             prepared,
             path,

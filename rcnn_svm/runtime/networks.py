@@ -30,6 +30,10 @@ FORMAT = 1
 MAP = "map."
 """What names of maps begin with, which `again` reads."""
 _CROPS_AT_ONCE = 32
+_INSIDE = "onnx"
+"""The folder inside a detector's own that its export lies in."""
+_OWN = {"format", "files", "scorer", "network", "refiner_taps", "scaler", "regressor_scaler"}
+"""What `detector.json` says of its arrays, which are inside the graphs."""
 _REMEDY = "Export it again."
 
 
@@ -50,8 +54,7 @@ class Graph:
             import onnxruntime
         except ImportError as error:
             raise DependencyError(
-                f"onnxruntime cannot be imported ({error}): install it with `pip install onnxruntime`, or "
-                f"'rcnn-svm[runtime]' with all that the package needs."
+                f"onnxruntime cannot be imported ({error}): install it with `pip install onnxruntime`."
             ) from error
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
@@ -244,12 +247,12 @@ def find_export(folder: Path) -> Path:
     Raises:
         DataError: neither is one.
     """
-    for place in (folder, folder / "onnx"):
+    for place in (folder, folder / _INSIDE):
         if (place / MANIFEST).exists():
             return place
     raise DataError(
-        f"{folder}: holds no exported detector (there is no {MANIFEST}, nor onnx/{MANIFEST}). Make one with "
-        f"`rcnn-svm export DETECTOR`."
+        f"{folder}: holds no exported detector (there is no {MANIFEST}, nor {_INSIDE}/{MANIFEST}). Make one "
+        f"with `rcnn-svm export DETECTOR`."
     )
 
 
@@ -262,6 +265,7 @@ def read_export(folder: Path, *, threads: int) -> Detector:
             f"{manifest}: must be an exported detector of format {FORMAT}, got "
             f"{values.get('format') if isinstance(values, dict) else type(values).__name__}. {_REMEDY}"
         )
+    _require_same_detector(manifest, values)
     files = checked_files(manifest, values, "detector", _REMEDY)
     graphs = {name: Graph(path, threads=threads) for name, path in files.items()}
     whole = graphs["detector"]
@@ -297,6 +301,23 @@ def read_export(folder: Path, *, threads: int) -> Detector:
     except Exception as error:  # whatever damaged settings and onnxruntime raise
         raise DataError(f"{manifest}: holds what is no exported detector ({error}). {_REMEDY}") from error
     return detector
+
+
+def _require_same_detector(manifest: Path, values: Mapping[str, Any]) -> None:
+    """Check that an export is of the detector whose folder it lies in, which may have been trained again.
+
+    Raises:
+        DataError: it is of another.
+    """
+    described = manifest.parents[1] / "detector.json"
+    if manifest.parent.name != _INSIDE or not described.exists():
+        return
+    own = read_json(described)
+    if not isinstance(own, dict) or any(values.get(name) != own[name] for name in own if name not in _OWN):
+        raise DataError(
+            f"{manifest}: must be of the detector in {described.parent}, got another: that was trained again "
+            f"since. {_REMEDY}"
+        )
 
 
 def _arrays(values: Mapping[str, Any]) -> dict[str, NDArray[Any]]:

@@ -341,7 +341,7 @@ def test_a_missing_package_is_named(exported: Path, tmp_path: Path, monkeypatch:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(DependencyError, match="pip install onnxruntime"):
         load(exported)
-    with pytest.raises(DependencyError, match=r"onnxruntime cannot be imported .*rcnn-svm\[onnx\]"):
+    with pytest.raises(DependencyError, match=r"onnxruntime cannot be imported .*pip install onnx "):
         export_detector(made(WARPED), tmp_path / "export")
 
 
@@ -361,5 +361,9 @@ def test_the_command_exports_into_the_detectors_folder_and_names_wrong_words(
     assert (folder / "onnx" / "requirements.txt").read_text().splitlines() == list(REQUIREMENTS)
     assert main(["detect", str(folder), str(photo), *out, "--runtime", "onnx", "--explain"]) == 2
     assert main(["detect", str(folder), str(photo), *out, "--runtime", "onnx", "--all"]) == 0
+    capsys.readouterr()
+    replace(made(WARPED), info={"made": "again"}).save(folder)
+    assert main(["detect", str(folder), str(photo), *out, "--runtime", "onnx", "--all"]) == 3
+    assert "that was trained again since" in capsys.readouterr().err
     assert (tmp_path / "found" / "photo.png").exists()
     assert main(["export", str(tmp_path / "found")]) == 3
