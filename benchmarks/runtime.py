@@ -1,16 +1,18 @@
 """Exported detectors beside torch: the same detections, speed, size, imports; writes runtime.json.
 
-    python benchmarks/runtime.py DATA [--work DIR]
+    python benchmarks/runtime.py DATA [--work DIR [--part PART]]
 
 Detectors are trained by the plain command on fruit and voc2007-mini below DATA, exported, and run on test
 images of theirs in torch and in ONNX Runtime, one thread each, in turn. Two environments are made with pip,
-one with what an export names instead of torch, one with OpenVINO. What lies in DIR is not made again. Twenty
-minutes or so on one core, half of them training.
+one with what an export names instead of torch, one with OpenVINO. What lies in DIR is not made again, figures
+neither, so that parts can be measured by several commands at once. Twenty minutes or so on one core, half of
+them training.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import statistics
@@ -21,6 +23,7 @@ import time
 import venv
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -37,7 +40,7 @@ from rcnn_svm.features.sizes import resize
 from rcnn_svm.files import write_json
 from rcnn_svm.postprocess import PostprocessConfig
 from rcnn_svm.progress import say, track
-from rcnn_svm.proposals import regions_of
+from rcnn_svm.proposals import Proposer, regions_of
 from rcnn_svm.report.provenance import provenance
 from rcnn_svm.runtime import REQUIREMENTS, load
 from rcnn_svm.runtime.export import export_detector
@@ -47,12 +50,13 @@ from rcnn_svm.structures import Dataset, Detections, Sample
 ROOT = Path(__file__).parents[1]
 SETS = ("fruit", "voc2007-mini")
 N_IMAGES = 100
-N_TWICE = 20
+N_TWICE = 12
 """Images that are read twice and mirrored: all that a detector can do at once."""
 N_CALIBRATED = 24
 SCORES, OVERLAP, PIXELS = 1e-4, 0.99, 0.1
-"""How far a score may be from torch's, and how well boxes must agree, to be of the same detection. Where rounding
-decides whether a box votes, what it votes on moves by a pixel or so: those within `PIXELS` are counted too."""
+"""How far a score may be from torch's, and how well boxes must agree, to be of the same detection. Where
+rounding decides whether a box votes, what it votes on moves by a pixel or so: those within `PIXELS` are
+counted too."""
 SIZES = """
 import json, sys
 from importlib import metadata
@@ -108,6 +112,20 @@ def row(name: str, unit: str, values: Sequence[float]) -> dict[str, Any]:
     return {"name": name, "unit": unit, "n": len(values), **rounded}
 
 
+class Known:
+    """A proposer that proposes for an image once, however many detectors ask."""
+
+    def __init__(self, proposer: Proposer) -> None:
+        self._proposer = proposer
+        self._known: dict[bytes, Any] = {}
+
+    def propose(self, image: np.ndarray) -> Any:
+        digest = hashlib.sha256(image.tobytes()).digest()
+        if digest not in self._known:
+            self._known[digest] = self._proposer.propose(image)
+        return self._known[digest]
+
+
 def timed(detect: Callable[..., Detections], image: np.ndarray, seconds: list[float]) -> Detections:
     started = time.process_time()
     found = detect(image)
@@ -116,9 +134,12 @@ def timed(detect: Callable[..., Detections], image: np.ndarray, seconds: list[fl
 
 
 def compared(name: str, detector: Detector, samples: Sequence[Sample], folder: Path) -> dict[str, Any]:
-    """Run both on images in turn; return how many are the same, and the CPU seconds of each."""
+    """Run both on images in turn; return how much is the same, and the CPU seconds of each."""
     export_detector(detector, folder)
     exported = load(folder, threads=1)
+    if name != "fruit":  # where seconds count, each proposes for itself
+        known = Known(detector.proposer)
+        detector, exported = (replace(one, proposer=known) for one in (detector, exported))
     seconds: tuple[list[float], list[float]] = ([], [])
     n_same, n_exact, n_found, furthest = 0, 0, 0, 0.0
     for sample in track(samples, name):
@@ -137,7 +158,7 @@ def precisions(
     detector: Detector, test: Dataset, trainval: Sequence[Sample], work: Path
 ) -> list[dict[str, Any]]:
     """Return size, mAP on test and CPU seconds an image of each precision."""
-    rows = []
+    rows, known = [], Known(detector.proposer)
     for name, precision, images in (
         ("fp32", "fp32", []),
         ("fp16", "fp16", []),
@@ -145,7 +166,9 @@ def precisions(
         (f"int8, calibrated on {N_CALIBRATED} images", "int8", trainval[::5][:N_CALIBRATED]),
     ):
         done = export_detector(detector, work / "rounded", precision=precision, calibrate=images)  # type: ignore[arg-type]
-        exported, seconds = load(done.folder, threads=1), list[float]()
+        exported, seconds = replace(load(done.folder, threads=1), proposer=known), list[float]()
+        for sample in test:
+            known.propose(sample.read())
         found = [
             replace(timed(exported, sample.read(), seconds), image_id=sample.image_id)
             for sample in track(test, name)
@@ -154,7 +177,7 @@ def precisions(
         rows.append({"name": f"{name}: mAP", "unit": "mAP", "n": len(found), "median": round(measured, 2)})
         rows[-1] |= {"min": rows[-1]["median"], "max": rows[-1]["median"]}
         rows.append(row(f"{name}: file", "MB", [done.n_bytes / 1e6]))
-        rows.append(row(f"{name}: detect an image", "CPU s", seconds))
+        rows.append(row(f"{name}: an image, regions known", "CPU s", seconds))
         say(f"{name}: {measured:.2f} mAP, {done.n_bytes / 1e6:.1f} MB, {rows[-1]['median']} s")
     return rows
 
@@ -239,61 +262,90 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path, help="folder with the data sets fruit and voc2007-mini")
     parser.add_argument("--work", type=Path, help="where detectors and environments are made, and kept")
+    parser.add_argument("--part", choices=PARTS, help="measure this alone, to be kept in --work")
     parser.add_argument("--out", type=Path, default=Path("results/benchmarks"), help="folder of the results")
     options = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
         work = (options.work or Path(temporary)).absolute()
         work.mkdir(parents=True, exist_ok=True)
-        write_json(options.out / "runtime.json", measured(options.data, work))
+        found = {}
+        for part in PARTS if options.part is None else [options.part]:
+            kept = work / f"{part}.json"
+            if not kept.exists():
+                write_json(kept, PARTS[part](options.data, work))
+            found[part] = json.loads(kept.read_text())
+    if options.part is None:
+        write_json(options.out / "runtime.json", summed(found))
 
 
-def measured(data: Path, work: Path) -> dict[str, Any]:
+def same_of(name: str, data: Path, work: Path) -> dict[str, Any]:
+    detector = train(name.partition("-twice")[0], data, work)
+    samples = list(load_splits(data / name.partition("-twice")[0]).test)[:N_IMAGES]
+    if name.endswith("-twice"):
+        detector, samples = looking_twice(detector), samples[:N_TWICE]
+    return compared(name, detector, samples, work / f"{name}-onnx")
+
+
+def rounded(data: Path, work: Path) -> list[dict[str, Any]]:
+    fruit = load_splits(data / "fruit")
+    return precisions(train("fruit", data, work), fruit.test, list(fruit.trainval), work)
+
+
+def installed(data: Path, work: Path) -> dict[str, Any]:
+    """Return bytes of what is installed, and CPU seconds of imports."""
+    export_detector(train("fruit", data, work), work / "imported")
+    python = environment(work / "environment", *REQUIREMENTS)
+    assert python is not None, "the environment without torch could not be made"
+    subprocess.run([str(python), "-m", "pip", "install", "--quiet", "--no-deps", str(ROOT)], check=True)
+    sizes = json.loads(asked(python, SIZES))
+    imports: dict[str, list[float]] = {"import onnxruntime": [], OURS: [], "loaded": []}
+    codes = {"loaded": f"from rcnn_svm.runtime import load; load({str(work / 'imported')!r})"}
+    for _ in range(7):
+        for name, seconds in imports.items():
+            seconds.append(float(asked(python, IMPORTS.format(codes.get(name, name)))))
+    own = {name: size for name, size in sizes.items() if name not in ("pip", "setuptools", "wheel")}
+    return {"own": own, "default": whole_environment(), "imports": imports}
+
+
+def openvino(data: Path, work: Path) -> dict[str, Any] | None:
+    samples = list(load_splits(data / "fruit").test)[:10]
+    return openvino_difference(train("fruit", data, work), samples, work)
+
+
+PARTS: dict[str, Callable[[Path, Path], Any]] = {
+    **{name: partial(same_of, name) for name in (*SETS, "fruit-twice")},
+    "precision": rounded,
+    "environment-figures": installed,
+    "openvino-figures": openvino,
+}
+
+
+def summed(found: dict[str, Any]) -> dict[str, Any]:
+    """Return the whole result."""
+    results = {name: found[name] for name in (*SETS, "fruit-twice")}
     rows: list[dict[str, Any]] = []
-    results = {}
-    splits = {name: load_splits(data / name) for name in SETS}
-    detectors = {name: train(name, data, work) for name in SETS}
-    images = {name: list(splits[name].test)[:N_IMAGES] for name in SETS}
-    twice = "fruit, a second look and mirror images"
-    detectors[twice], images[twice] = looking_twice(detectors["fruit"]), images["fruit"][:N_TWICE]
-    for name, detector in detectors.items():
-        one = results[name] = compared(name, detector, images[name], work / f"{name}-onnx")
+    for name, one in results.items():
         rows.append(row(f"{name}: the same detections", "share of images", [one["same"] / one["n"]]))
         rows[-1]["n"] = one["n"]
         title = f"{name}: detections with a box within {PIXELS:g} pixels"
         rows.append({**row(title, "share of detections", [one["exact"] / one["found"]]), "n": one["found"]})
         rows.append(row(f"{name}: furthest score", "score", [one["furthest"]]))
-        for runtime, seconds in zip(("torch", "ONNX Runtime"), one["seconds"], strict=True):
-            rows.append(row(f"{name}: detect an image, {runtime}", "CPU s", seconds))
-    fruit = splits["fruit"]
-    rows += precisions(detectors["fruit"], fruit.test, list(fruit.trainval), work)
-
-    python = environment(work / "environment", *REQUIREMENTS)
-    assert python is not None, "the environment without torch could not be made"
-    subprocess.run([str(python), "-m", "pip", "install", "--quiet", "--no-deps", str(ROOT)], check=True)
-    sizes = json.loads(asked(python, SIZES))
-    own = {name: size for name, size in sizes.items() if name not in ("pip", "setuptools", "wheel")}
-    torchs = whole_environment()
+    for runtime, seconds in zip(("torch", "ONNX Runtime"), results["fruit"]["seconds"], strict=True):
+        rows.append(row(f"fruit: detect an image, {runtime}", "CPU s", seconds))
+    rows += found["precision"]
+    own, torchs, imports = (found["environment-figures"][name] for name in ("own", "default", "imports"))
     for title, them in (("without torch", own), ("default", torchs)):
         rows += [
             row(f"installed, {title}: {name}", "MB", [size / 1e6])
             for name, size in sorted(them.items(), key=lambda item: -item[1])[:12]
         ]
-    imports: dict[str, list[float]] = {"import onnxruntime": [], OURS: []}
-    loads: list[float] = []
-    opened = f"from rcnn_svm.runtime import load; load({str(work / 'fruit-onnx')!r})"
-    for _ in range(9):
-        for code, seconds in imports.items():
-            seconds.append(float(asked(python, IMPORTS.format(code))))
-        loads.append(float(asked(python, IMPORTS.format(opened))))
+    loads = imports.pop("loaded")
     rows += [row(code, "CPU s", seconds) for code, seconds in imports.items()]
     rows.append(row("the same, and a detector of fruit loaded", "CPU s", loads))
-    openvino = openvino_difference(detectors["fruit"], list(fruit.test)[:10], work)
-    if openvino is not None:
-        say(f"OpenVINO: {openvino}")
-        title = f"OpenVINO {openvino['version'].split('-')[0]}: furthest score from ONNX Runtime's"
-        rows.append({**row(title, "score", [openvino["furthest"]]), "n": 10})
-
+    if (other := found["openvino-figures"]) is not None:
+        title = f"OpenVINO {other['version'].split('-')[0]}: furthest score from ONNX Runtime's"
+        rows.append({**row(title, "score", [other["furthest"]]), "n": 10})
     n, n_same, exact, found = (
         sum(one[key] for one in results.values()) for key in ("n", "same", "exact", "found")
     )

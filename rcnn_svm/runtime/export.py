@@ -10,6 +10,7 @@ before; `boxes` (R, 4) float32, half-open pixels of the image before. That of wa
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import importlib
 import math
@@ -581,12 +582,24 @@ _AXES = {
 }
 
 
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Keep torch from printing the whole graph where it knows no operator: its own switch for it is stuck."""
+    name = "_jit_onnx_log"
+    printing = getattr(torch._C, name, None)
+    setattr(torch._C, name, lambda *_: None)
+    try:
+        yield
+    finally:
+        setattr(torch._C, name, printing)
+
+
 def _trace(module: nn.Module, inputs: Mapping[str, Tensor], outputs: Sequence[str], path: Path) -> None:
     """Write a module as a graph that takes images and regions of every size and number."""
     names = [*inputs, *outputs]
     axes = {name: {2: f"rows of {name}", 3: f"columns of {name}"} for name in names if name.startswith(MAP)}
     axes |= {name: known for name, known in _AXES.items() if name in names}
-    with warnings.catch_warnings(), torch.no_grad():
+    with warnings.catch_warnings(), torch.no_grad(), _silent():
         # That it traces, which is what is wanted: an exporter of torch's that does not needs a further
         # package. What tracing would get wrong, `_difference` finds.
         warnings.simplefilter("ignore")

@@ -16,6 +16,7 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image as Pillow
 from torch import nn
 
@@ -287,16 +288,32 @@ class SumOfRows(nn.Module):
         return x * float(x.shape[2]) / 100
 
 
-def test_a_graph_that_does_not_say_what_torch_says_is_not_written(tmp_path: Path) -> None:
-    def build() -> nn.Module:
-        return nn.Sequential(OrderedDict(a=nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), SumOfRows())))
+class Bessel(nn.Module):
+    """Does something that ONNX does not know."""
 
-    detector = made(
-        replace(SHARED, taps="a@2x2"), scaling="none", architecture=Architecture.of("fixed", build, ("a",))
-    )
-    with pytest.raises(DataError, match=r"must say what torch says within 0\.0001"):
+    def forward(self, x):  # type: ignore[no-untyped-def]
+        return torch.special.bessel_j0(x)
+
+
+@pytest.mark.parametrize(
+    ("layer", "words"),
+    [
+        (SumOfRows, r"must say what torch says within 0\.0001"),
+        (Bessel, "no graph can be made of the network"),
+    ],
+)
+def test_a_network_that_no_graph_can_say_the_same_as_is_refused(
+    layer: type[nn.Module], words: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def build() -> nn.Module:
+        return nn.Sequential(OrderedDict(a=nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), layer())))
+
+    architecture = Architecture.of("own", build, ("a",))
+    detector = made(replace(SHARED, taps="a@2x2"), scaling="none", architecture=architecture)
+    with pytest.raises((ConfigError, DataError), match=words):
         export_detector(detector, tmp_path / "export")
     assert not (tmp_path / "export").exists()
+    assert capfd.readouterr().out == ""
 
 
 def damaged(exported: Path, folder: Path, how: str) -> Path:
