@@ -90,6 +90,20 @@ class BoxRefiner:
             out[own] = hidden[own] @ self.weight[k].T + self.bias[k]
         return deltas_and_overlaps(out)
 
+    def of_others(self, n: int) -> Self:
+        """Return the refiner of `n` classes that it has not seen: the mean of those that it has."""
+        return type(self)(
+            self.hidden_weight,
+            self.hidden_bias,
+            np.repeat(self.weight.mean(axis=0, keepdims=True), n, axis=0),
+            np.repeat(self.bias.mean(axis=0, keepdims=True), n, axis=0),
+        )
+
+    def joined(self, other: Self) -> Self:
+        """Return the refiner of both their classes, which share the hidden layer of this one."""
+        weight, bias = np.concatenate([self.weight, other.weight]), np.concatenate([self.bias, other.bias])
+        return type(self)(self.hidden_weight, self.hidden_bias, weight, bias)
+
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """Return the arrays by name."""
         return {
