@@ -174,7 +174,7 @@ def precisions(
             replace(timed(exported, sample.read(), seconds), image_id=sample.image_id)
             for sample in track(test, name)
         ]
-        measured = evaluate_voc(found, [sample.truth for sample in test], test.classes).map()
+        measured = 100 * evaluate_voc(found, [sample.truth for sample in test], test.classes).map()
         rows.append({"name": f"{name}: mAP", "unit": "mAP", "n": len(found), "median": round(measured, 2)})
         rows[-1] |= {"min": rows[-1]["median"], "max": rows[-1]["median"]}
         rows.append(row(f"{name}: file", "MB", [done.n_bytes / 1e6]))
