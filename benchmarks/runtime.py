@@ -364,8 +364,8 @@ def summed(found: dict[str, Any]) -> dict[str, Any]:
                 n,
                 "images",
                 f"Images of test in which the exported detector finds what torch finds: as many, each with "
-                f"its class, its score within {SCORES:g} and its box with an IoU of {OVERLAP:g}; of fruit and "
-                f"of voc2007-mini, default detectors. Of {found} boxes {found - exact} are further than "
+                f"its class, its score within {SCORES:g} and its box with an IoU of {OVERLAP:g}, of fruit "
+                f"and voc2007-mini, default detectors. Of {found} boxes {found - exact} are further than "
                 f"{PIXELS:g} pixels apart. With a second look and mirror images {again['same']} of "
                 f"{again['n']}: where regions that rounding has moved are read again, scores differ by up to "
                 f"{again['furthest']:.2g}.",
