@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,8 +37,6 @@ from rcnn_svm.heads.scorers import (
     part_named,
     scorer_from_arrays,
 )
-from rcnn_svm.networks.architectures import Architecture
-from rcnn_svm.networks.backbone import BACKBONES, Backbone, load_backbone
 from rcnn_svm.postprocess import (
     Postprocess,
     PostprocessConfig,
@@ -51,7 +49,19 @@ from rcnn_svm.proposals import GridConfig, Proposer, SelectiveSearchConfig, Whol
 from rcnn_svm.structures import Detections, Image, Sample, TrainingRegions, mirror_image, require_finite
 from rcnn_svm.threads import images_at_once, in_order
 
-__all__ = ["Detector", "Look", "Model", "Refinement", "load_detector", "look_at"]
+if TYPE_CHECKING:
+    from rcnn_svm.networks.backbone import Backbone
+
+__all__ = [
+    "Detector",
+    "Look",
+    "Model",
+    "Refinement",
+    "checked_files",
+    "load_detector",
+    "look_at",
+    "restored",
+]
 
 _FORMAT = 4
 _READ = (3, _FORMAT)
@@ -88,11 +98,13 @@ class Refinement:
 
     Attributes:
         featurizer: boxes of an image -> (M, D) rows.
-        refiner: reads them.
+        refiner: reads them, as `BoxRefiner` does.
     """
 
     featurizer: Featurizer
-    refiner: BoxRefiner
+    refiner: Callable[
+        [NDArray[np.float32], NDArray[np.int64]], tuple[NDArray[np.float32], NDArray[np.float32]]
+    ]
 
 
 @dataclass(frozen=True, eq=False)
@@ -345,7 +357,7 @@ class Detector:
                 f"Detector.trace: post-processing must be ours to tell which region a detection is of, got "
                 f"{_name(config)}. Name the regions yourself, as rcnn_svm.evidence.explain takes them."
             )
-        boxes, (look, fine) = self._proposals(image, image_id), self._looks(image)
+        boxes, (look, fine) = self._proposals(image, image_id), self.looks(image)
         scores, deltas = self.model.read(*look(boxes), config.min_score)
         found, regions = self.model.trace(
             image_id, image.shape[:2], boxes, scores, deltas, config, look, fine
@@ -360,7 +372,7 @@ class Detector:
         return regions_of(self.proposer, image, image_id).boxes[: self.n_proposals]
 
     def _finish(self, image_id: str, image: Image, boxes: Boxes) -> Detections:
-        (look, fine), size, postprocess = self._looks(image), image.shape[:2], self.postprocess
+        (look, fine), size, postprocess = self.looks(image), image.shape[:2], self.postprocess
         least = postprocess.min_score if isinstance(postprocess, PostprocessConfig) else -np.inf
         scores, deltas = self.model.read(*look(boxes), least)
         found = self.model.detect(image_id, size, boxes, scores, deltas, postprocess, look, fine)
@@ -372,7 +384,7 @@ class Detector:
         likely = self.calibration(found.scores, found.labels).astype(np.float32)
         return replace(found, probabilities=likely)
 
-    def _looks(self, image: Image) -> tuple[Look, RowReader | None]:
+    def looks(self, image: Image) -> tuple[Look, RowReader | None]:
         """Return what reads regions of an image, and boxes that are to be refined; the network runs once."""
         first, *others = self.views(image)
         refinement = self.model.refinement
@@ -386,6 +398,22 @@ class Detector:
     def _layered(self, read: RowReader) -> RowReader:
         layers = self.layers
         return read if layers is None else lambda boxes: layers(read(boxes))
+
+    def settings(self) -> dict[str, Any]:
+        """Return all but the network and what reads its rows, as plain data that `restored` reads.
+
+        A part that is not ours has no `settings`, only its name.
+        """
+        return {
+            "head": self.head,
+            "classes": list(self.classes),
+            "proposals": _described(self.proposer, _PROPOSERS),
+            "n_proposals": self.n_proposals,
+            "features": to_dict(self.features),
+            "detect": _described(self.postprocess, {_OURS: PostprocessConfig}),
+            "thresholds": self.thresholds and self.thresholds.to_json(),
+            "info": dict(self.info),
+        }
 
     def save(self, folder: Path) -> None:
         """Write the detector to `folder`, in place of one that lies there.
@@ -424,6 +452,7 @@ class Detector:
         if model.support is not None:
             parts["support"] = model.support.to_arrays()
         if model.refinement is not None:
+            assert isinstance(model.refinement.refiner, BoxRefiner)  # others come without a network
             parts["refiner"] = model.refinement.refiner.to_arrays()
         if self.calibration is not None:
             parts["calibration"] = self.calibration.to_arrays()
@@ -447,19 +476,12 @@ class Detector:
             {
                 "format": _FORMAT,
                 "files": files,
-                "head": self.head,
                 "scorer": model.scorer.kind,
-                "classes": list(self.classes),
-                "proposals": _described(self.proposer, _PROPOSERS),
-                "n_proposals": self.n_proposals,
                 "network": self.backbone.name if self.backbone is not None else _name(self.featurizer),
-                "features": to_dict(self.features),
                 "refiner_taps": model.refinement and taps_of(model.refinement.featurizer),
                 "scaler": model.scaler and model.scaler.to_dict(),
                 "regressor_scaler": model.regressor_scaler and model.regressor_scaler.to_dict(),
-                "detect": _described(self.postprocess, {_OURS: PostprocessConfig}),
-                "thresholds": self.thresholds and self.thresholds.to_json(),
-                "info": dict(self.info),
+                **self.settings(),
             },
         )
         for kind in ("head", "backbone"):
@@ -499,7 +521,7 @@ def load_detector(
             f"{manifest}: must be a detector of format {_READ[0]} or {_FORMAT}, got "
             f"{values.get('format') if isinstance(values, dict) else type(values).__name__}. Train it again."
         )
-    files = _files(folder, values)
+    files = checked_files(manifest, values, "head", "Train it again.")
     try:
         arrays = load_file(files["head"])
     except (OSError, SafetensorError) as error:
@@ -524,29 +546,19 @@ def _read(
     where: str,
 ) -> Detector:
     """Return what the files of a detector describe; raise anything where they are damaged."""
-    classes, n_proposals = values["classes"], values["n_proposals"]
-    if not isinstance(classes, list) or not all(isinstance(name, str) and name for name in classes):
-        raise TypeError(f"its classes are {classes!r:.80}")
-    if len(set(classes)) < len(classes) or not classes:
-        raise ValueError(f"its classes must be one or more, each once, got {classes!r:.80}")
-    if n_proposals is not None and (type(n_proposals) is not int or n_proposals < 1):
-        raise TypeError(f"n_proposals is {n_proposals!r:.80}")
-    features = from_dict(FeatureConfig, values["features"], where=where)
+    settings = restored(values, parts, where=where)
+    features = settings["features"]
     backbone, featurizer = _featurizer(
         files.get("backbone"), values["network"], features, parts, device, where=where
     )
-    thresholds, refinement = values["thresholds"], None
+    refinement = None
     if part := _part(arrays, "refiner"):
         if backbone is None:
             raise ValueError("its refinement has no network to read")
         fine = replace(features, taps=str(values["refiner_taps"]))
         refinement = Refinement(build_featurizer(fine, backbone, device=device), BoxRefiner.from_arrays(part))
     return Detector(
-        head=str(values["head"]),
-        classes=tuple(classes),
-        proposer=_restored(values["proposals"], _PROPOSERS, "proposer", parts, where),
-        n_proposals=n_proposals,
-        features=features,
+        **settings,
         backbone=backbone,
         featurizer=featurizer,
         layers=FcLayers.from_arrays(part) if (part := _part(arrays, "layers")) else None,
@@ -558,11 +570,41 @@ def _read(
             support=TrainingRegions.from_arrays(part) if (part := _part(arrays, "support")) else None,
             refinement=refinement,
         ),
-        postprocess=_restored(values["detect"], {_OURS: PostprocessConfig}, "post-processing", parts, where),
-        thresholds=None if thresholds is None else Thresholds.from_json(thresholds, classes, where=where),
-        info=dict(values["info"]),
         calibration=ClassCurves.from_arrays(part) if (part := _part(arrays, "calibration")) else None,
     )
+
+
+def restored(values: Mapping[str, Any], parts: Mapping[str, Any], *, where: str) -> dict[str, Any]:
+    """Return what `Detector.settings` described, by the names of `Detector`'s attributes.
+
+    Args:
+        values: as read from a file, which may hold anything.
+        parts: as `load_detector` takes them.
+        where: the file, for messages.
+
+    Raises:
+        DataError: a part is missing.
+        KeyError, TypeError, ValueError, AttributeError: the values are damaged.
+    """
+    classes, n_proposals, thresholds = values["classes"], values["n_proposals"], values["thresholds"]
+    if not isinstance(classes, list) or not all(isinstance(name, str) and name for name in classes):
+        raise TypeError(f"its classes are {classes!r:.80}")
+    if len(set(classes)) < len(classes) or not classes:
+        raise ValueError(f"its classes must be one or more, each once, got {classes!r:.80}")
+    if n_proposals is not None and (type(n_proposals) is not int or n_proposals < 1):
+        raise TypeError(f"n_proposals is {n_proposals!r:.80}")
+    return {
+        "head": str(values["head"]),
+        "classes": tuple(classes),
+        "proposer": _restored(values["proposals"], _PROPOSERS, "proposer", parts, where),
+        "n_proposals": n_proposals,
+        "features": from_dict(FeatureConfig, values["features"], where=where),
+        "postprocess": _restored(
+            values["detect"], {_OURS: PostprocessConfig}, "post-processing", parts, where
+        ),
+        "thresholds": None if thresholds is None else Thresholds.from_json(thresholds, classes, where=where),
+        "info": dict(values["info"]),
+    }
 
 
 def _probe(detector: Detector) -> None:
@@ -586,27 +628,33 @@ def _probe(detector: Detector) -> None:
         raise ShapeError(f"its {n_classes} classes get scores of shape {scores.shape}")
 
 
-def _files(folder: Path, values: Mapping[str, Any]) -> dict[str, Path]:
-    """Return the files of a saved detector, each found to be what `detector.json` says.
+def checked_files(manifest: Path, values: Mapping[str, Any], needed: str, remedy: str) -> dict[str, Path]:
+    """Return the files that a manifest names, which lie beside it, each found to be what it says.
+
+    Args:
+        manifest: the file.
+        values: that it holds: `files` has a name and a SHA-256 for each kind of file.
+        needed: the kind that must be there.
+        remedy: how a whole folder is made again, in words.
 
     Raises:
         DataError: one is missing, damaged, or of another detector.
     """
     named = values.get("files")
     if not isinstance(named, dict) or not all(isinstance(one, dict) for one in named.values()):
-        raise DataError(f"{folder / 'detector.json'}: must name its files, got {named!r}. Train it again.")
+        raise DataError(f"{manifest}: must name its files, got {named!r}. {remedy}")
     found = {}
     for kind, one in named.items():
-        path = folder / Path(str(one.get("name"))).name  # nothing outside the folder
+        path = manifest.parent / Path(str(one.get("name"))).name  # nothing outside the folder
         sha256 = file_digest(path)
         if sha256 != one.get("sha256"):
             raise DataError(
-                f"{path}: must have the SHA-256 {str(one.get('sha256'))[:12]}... of detector.json, got "
-                f"{sha256[:12]}... It is damaged or of another detector: train it again, or copy it anew."
+                f"{path}: must have the SHA-256 {str(one.get('sha256'))[:12]}... of {manifest.name}, got "
+                f"{sha256[:12]}... It is damaged or of another detector. {remedy[:-1]}, or copy it anew."
             )
         found[str(kind)] = path
-    if "head" not in found:
-        raise DataError(f"{folder / 'detector.json'}: must name the file of its head. Train it again.")
+    if needed not in found:
+        raise DataError(f"{manifest}: must name the file of its {needed}. {remedy}")
     return found
 
 
@@ -646,6 +694,9 @@ def _featurizer(
     where: str,
 ) -> tuple[Backbone | None, Featurizer]:
     """Return the network of a saved detector, and what reads features from it."""
+    from rcnn_svm.networks.architectures import Architecture
+    from rcnn_svm.networks.backbone import BACKBONES, load_backbone
+
     part: Any = network if network in BACKBONES else part_named(network, "network or featurizer", parts)
     if not isinstance(part, str | Architecture):
         return None, part

@@ -13,8 +13,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager, suppress
 from typing import TypeVar
 
-from tqdm import tqdm
-
 from rcnn_svm.errors import printable
 
 __all__ = ["Stages", "emit", "note", "printable", "say", "spell", "track"]
@@ -31,8 +29,12 @@ def say(message: str) -> None:
     Where stderr is closed or takes no more, nothing is said: the work is worth more than words about it.
     """
     if sys.stderr is not None:
+        tqdm = sys.modules.get("tqdm")  # where it is not loaded there is no bar
         with suppress(OSError):
-            tqdm.write(printable(message), file=sys.stderr)
+            if tqdm is None:
+                print(printable(message), file=sys.stderr)
+            else:
+                tqdm.tqdm.write(printable(message), file=sys.stderr)
 
 
 def emit(line: str) -> None:
@@ -136,6 +138,8 @@ def track(
         clock: returns seconds that never fall; a bar on a terminal has its own.
     """
     if sys.stderr is not None and sys.stderr.isatty():
+        from tqdm import tqdm
+
         return iter(tqdm(items, desc=what, total=total, unit=unit, dynamic_ncols=True))
     if total is None and isinstance(items, Sized):
         total = len(items)

@@ -99,10 +99,12 @@ def allowed() -> int:
 
 
 def images_at_once() -> int:
-    """Return how many images shall share torch's threads: one each, and eight at most: each takes memory."""
-    import torch
+    """Return how many images shall share torch's threads: one each, and eight at most: each takes memory.
 
-    return min(torch.get_num_threads(), _MOST_IMAGES)
+    Where torch is not loaded they share those that `limit` gave.
+    """
+    torch = sys.modules.get("torch")
+    return min(allowed() if torch is None else torch.get_num_threads(), _MOST_IMAGES)
 
 
 def usable_cores() -> int:

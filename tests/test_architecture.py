@@ -23,7 +23,7 @@ LAYERS = [
     {"features", "formats"},
     {"training"},
     {"contracts", "detector"},
-    {"evidence", "experiment", "label_studio"},
+    {"evidence", "experiment", "label_studio", "runtime"},
     {"report"},
     {"cli"},
     {"__main__"},

@@ -131,7 +131,7 @@ def test_the_sum_is_the_score(
 ) -> None:
     detector = make(network, scorer, scaling=scaling, layers=layers, seed=seed)
     detector = mirrored(detector) if mirror else detector
-    scores, _ = detector.model.read(*detector._looks(image)[0](BOXES))
+    scores, _ = detector.model.read(*detector.looks(image)[0](BOXES))
     labels = [seed % 3, (seed + 1) % 3, seed % 2]
     for i, evidence in enumerate(explain(detector, image, BOXES, labels)):
         assert evidence.score == pytest.approx(scores[i, labels[i]], abs=1e-6)

@@ -46,6 +46,7 @@ VERBS: Mapping[str, Verb] = {
     "explain": Verb(
         "explaining", "why an image's detections score as they do: the sum, drawn on the picture"
     ),
+    "export": Verb("exporting", "a detector as an ONNX graph, which runs without torch"),
     "info": Verb("sharing", "what a detector is, reaches and promises: classes, thresholds, licence, origin"),
     "evaluate": Verb("using", "AP of a detector, or of detections in a file, on labelled images"),
     "data": Verb("data", "write the embedded digits in scenes; check any data set"),

@@ -76,6 +76,12 @@ def add_detect(detect: argparse.ArgumentParser) -> None:
         metavar="N",
         help="write the evidence for the N surest of each image (default 5; see `rcnn-svm explain`)",
     )
+    detect.add_argument(
+        "--runtime",
+        choices=("torch", "onnx"),
+        default="torch",
+        help="onnx: what `rcnn-svm export` made of the detector, in its folder `onnx`, without torch",
+    )
     shared.add_compute_options(detect)
     detect.set_defaults(run=_detect, resumes=True)
 
@@ -135,17 +141,15 @@ def _detect(options: argparse.Namespace) -> None:
     from rcnn_svm.cli.images import named
     from rcnn_svm.cli.video import detect_videos
     from rcnn_svm.datasets.video import VIDEO_SUFFIXES
-    from rcnn_svm.detector import load_detector
-    from rcnn_svm.files import file_digest
 
     formats = _formats(options)
     for name, value in (("max-detections", options.max_detections), ("explain", options.explain)):
         if value is not None and value < 1:
             raise ConfigError(f"--{name} must be at least 1, got {value}.")
-    detector = load_detector(options.detector, device=shared.device_of(options))
+    detector, digest = _detector(options)
     shown = _shown(options, detector)
     made_by = {
-        "detector": file_digest(options.detector / "detector.json"),
+        "detector": digest,
         "threshold": options.threshold,
         "all": options.all,
         "classes": shared.names_of(options),
@@ -164,6 +168,25 @@ def _detect(options: argparse.Namespace) -> None:
         _detect_images(options, detector, shown, images, formats, made_by)
     if videos:
         detect_videos(videos, options.out, detector, shown, made_by)
+
+
+def _detector(options: argparse.Namespace) -> tuple[Detector, str]:
+    """Return the detector in the runtime that is asked for, and the digest of the file that describes it."""
+    from rcnn_svm.files import file_digest
+
+    if options.runtime == "onnx":
+        from rcnn_svm.runtime import MANIFEST, load
+        from rcnn_svm.runtime.networks import find_export
+
+        if options.explain or options.device != "cpu":
+            raise ConfigError("--runtime onnx runs on the CPU and cannot --explain: leave these out, or it.")
+        folder = find_export(options.detector)
+        # Several images are looked at at once, each by one thread.
+        return load(folder, threads=1), file_digest(folder / MANIFEST)
+    from rcnn_svm.detector import load_detector
+
+    detector = load_detector(options.detector, device=shared.device_of(options))
+    return detector, file_digest(options.detector / "detector.json")
 
 
 def _formats(options: argparse.Namespace) -> list[str]:

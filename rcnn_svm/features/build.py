@@ -94,12 +94,11 @@ def build_featurizer(
 
 def read_together(first: Featurizer, second: Featurizer, image: Image) -> tuple[RowReader, RowReader]:
     """Return what `of_image` of two featurizers of one network does; what they share is computed once."""
-    from rcnn_svm.features.featurizers import SharedFeatures
-
-    if isinstance(first, SharedFeatures) and isinstance(second, SharedFeatures):
-        own, other = first.of_image_with(image, second)
-        return own, other
-    return first.of_image(image), second.of_image(image)
+    together = getattr(first, "of_image_with", None)
+    if together is None or type(first) is not type(second):
+        return first.of_image(image), second.of_image(image)
+    own, other = together(image, second)
+    return own, other
 
 
 def taps_of(featurizer: Featurizer) -> str:

@@ -23,15 +23,15 @@ from torch.nn import functional
 from rcnn_svm.boxes import Boxes, as_boxes, widen
 from rcnn_svm.errors import ConfigError, ShapeError
 from rcnn_svm.features.roi_pool import roi_align, roi_max_pool
+from rcnn_svm.features.sizes import nearest_scales, resize
 from rcnn_svm.features.store import RowReader
 from rcnn_svm.features.warp import WarpMode, warp_crops, warp_geometry
 from rcnn_svm.networks.architectures import LayerInfo
 from rcnn_svm.networks.backbone import Backbone
 from rcnn_svm.networks.taps import TapSpec, format_taps, parse_taps
-from rcnn_svm.opencv import cv2
 from rcnn_svm.structures import Image
 
-__all__ = ["SharedFeatures", "WarpedFeatures", "resize", "seen_part"]
+__all__ = ["SharedFeatures", "WarpedFeatures", "seen_part"]
 
 _VERSION = 4
 """To be raised whenever the same settings give other numbers, so that stored features are not mixed up."""
@@ -42,8 +42,6 @@ _POOLED_AT_ONCE, _MULTIPLIED_AT_ONCE = 16, 512
 cache, and through the matrix products after it, which want many rows."""
 _CROPS_A_THREAD = 4
 """Crops of a batch that every thread of the CPU gets, at least."""
-_PREFERRED_SIDE = 224.0
-"""With several scales a region is read where its side comes nearest to this (SPP-net, section 4.1)."""
 
 
 class _Features(ABC):
@@ -312,7 +310,7 @@ class SharedFeatures(_Features):
             raise ShapeError(
                 f"SharedFeatures: an image must be uint8 (H, W, 3) RGB, got {image.dtype} {image.shape}."
             )
-        scales = np.array(self.longer_sides) / max(image.shape[:2])
+        scales = [side / max(image.shape[:2]) for side in self.longer_sides]
         seen: dict[int, _Scale] = {}
         layers = set().union(*(features._layers for features in (self, *others)))
 
@@ -320,13 +318,12 @@ class SharedFeatures(_Features):
         def read(features: SharedFeatures, boxes: Boxes) -> NDArray[np.float32]:
             boxes = as_boxes(boxes, where="SharedFeatures")
             out = np.empty((len(boxes), features.n_features), np.float32)
-            side = np.sqrt(np.maximum(np.prod(boxes[:, 2:] - boxes[:, :2], axis=1), 1))  # (R,)
-            choice = np.abs(np.log(side[:, None] * scales / _PREFERRED_SIDE)).argmin(axis=1)
+            choice = nearest_scales(boxes, scales)
             for i, scale in enumerate(scales):
                 rows = np.flatnonzero(choice == i)
                 if len(rows):
                     if i not in seen:
-                        seen[i] = self._at_scale(image, float(scale), layers)
+                        seen[i] = self._at_scale(image, scale, layers)
                     features._pool(out, rows, seen[i], boxes[rows], image.shape[:2])
             return out
 
@@ -391,17 +388,6 @@ class SharedFeatures(_Features):
                 for i in range(0, len(regions), _POOLED_AT_ONCE)
             ]
         )
-
-
-def resize(image: Image, scale: float) -> tuple[Image, NDArray[np.float64]]:
-    """Return the resized image and the factors that bring (R, 4) boxes into it."""
-    height, width = image.shape[:2]
-    size = max(round(width * scale), 1), max(round(height * scale), 1)
-    # Averaging when shrinking keeps fine texture from turning into noise.
-    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-    resized = np.asarray(cv2.resize(image, size, interpolation=method), np.uint8)
-    # Each axis has a factor of its own: sizes are whole pixels.
-    return resized, np.array([size[0] / width, size[1] / height] * 2)
 
 
 def seen_part(boxes: Boxes, factor: float, size: tuple[int, ...]) -> NDArray[np.float32]:

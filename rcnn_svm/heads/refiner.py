@@ -18,7 +18,15 @@ from rcnn_svm.errors import ShapeError
 from rcnn_svm.heads.base import check_features
 from rcnn_svm.structures import require_finite
 
-__all__ = ["BoxRefiner"]
+__all__ = ["BoxRefiner", "deltas_and_overlaps"]
+
+
+def deltas_and_overlaps(
+    values: NDArray[np.float32],
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return (M, 4) deltas and (M,) IoUs in (0, 1) of (M, 5) deltas and log-odds."""
+    overlaps = 1 / (1 + np.exp(-np.clip(values[:, 4], -30, 30)))
+    return values[:, :4], np.asarray(overlaps, np.float32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,8 +88,7 @@ class BoxRefiner:
         for k in np.unique(labels):
             own = labels == k
             out[own] = hidden[own] @ self.weight[k].T + self.bias[k]
-        overlaps = 1 / (1 + np.exp(-np.clip(out[:, 4], -30, 30)))
-        return out[:, :4], np.asarray(overlaps, np.float32)
+        return deltas_and_overlaps(out)
 
     def of_others(self, n: int) -> Self:
         """Return the refiner of `n` classes that it has not seen: the mean of those that it has."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image as PillowImage
 from PIL import ImageDraw, ImageFont
 
-from rcnn_svm.errors import ConfigError
+from rcnn_svm.errors import ConfigError, DependencyError
 from rcnn_svm.files import atomic_path, file_name, inside, remove_marker
 from rcnn_svm.structures import Detections, GroundTruth, Image, Sample
 
@@ -216,8 +216,13 @@ def _overlap(a: _Place, b: _Place) -> bool:
 @functools.lru_cache(maxsize=32)
 def _font(size: int) -> ImageFont.FreeTypeFont:
     """Return the sans-serif font that matplotlib ships: the same letters on every machine."""
-    import matplotlib
-
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise DependencyError(
+            f"Pictures are written in a font of matplotlib, which cannot be imported ({error}): "
+            f"`pip install matplotlib`, or draw nothing (`--no-pictures`)."
+        ) from error
     path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans-Bold.ttf"
     return ImageFont.truetype(str(path), size)
 

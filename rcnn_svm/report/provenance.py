@@ -23,6 +23,8 @@ _PACKAGES = (
     "matplotlib",
     "numba",
     "numpy",
+    "onnx",
+    "onnxruntime",
     "opencv-contrib-python",
     "opencv-contrib-python-headless",
     "opencv-python",

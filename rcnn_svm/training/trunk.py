@@ -24,8 +24,9 @@ from rcnn_svm.boxes import MIRRORED_DELTAS, Boxes, flip_horizontally
 from rcnn_svm.cache import note_use
 from rcnn_svm.errors import ConfigError
 from rcnn_svm.features.fc_layers import FcLayers
-from rcnn_svm.features.featurizers import SharedFeatures, resize, seen_part
+from rcnn_svm.features.featurizers import SharedFeatures, seen_part
 from rcnn_svm.features.roi_pool import roi_align, roi_align_matrix
+from rcnn_svm.features.sizes import resize
 from rcnn_svm.files import atomic_path, bytes_digest, digest, is_sealed, seal
 from rcnn_svm.heads.base import RegionBlocks
 from rcnn_svm.networks.backbone import Backbone
