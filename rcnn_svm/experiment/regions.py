@@ -69,6 +69,11 @@ class SplitRegions:
         kept = [rows[sample.image_id] for sample in dataset]
         return SplitRegions(dataset, tuple(self.boxes[i] for i in kept), tuple(self.n_gt[i] for i in kept))
 
+    def only(self, i: int) -> SplitRegions:
+        """Return the regions of image `i` alone."""
+        dataset = replace(self.dataset, samples=(self.dataset.samples[i],))
+        return SplitRegions(dataset, (self.boxes[i],), (self.n_gt[i],))
+
     def limited(self, n: int | None) -> SplitRegions:
         """Return the ground-truth rows and the `n` best proposals of each image; None for all of them."""
         if n is None:
