@@ -33,8 +33,8 @@ import threading
 import time
 import uuid
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, Self, TypeVar
 
@@ -56,12 +56,16 @@ R = TypeVar("R")
 
 _LARGE = 1024
 """Bytes from which on an array of an item or a result goes through the shared folder."""
+_ALIGNED = 64
+"""Bytes to whose multiples arrays are put."""
 _MAPPED = 1 << 20
 """Bytes from which on an array is mapped into memory instead of being read."""
-_AHEAD = 8
-"""Items that are under way for each thread of the workers: one that is late holds up none of the others for
+_AHEAD = 4
+"""Calls that are under way for each thread of the workers: one that is late holds up none of the others for
 long, and the scheduler knows of so many at a time."""
-_KEPT_WORKS = 4
+_CALL_S, _MOST_ITEMS = 0.5, 32
+"""Seconds that a call should take: it gets several items where they are quick, and at most so many."""
+_KEPT_WORKS = 8
 """Functions that a worker keeps between calls, with the weights in them."""
 _WORKERS_TRIED = 2
 """Workers that fail with a call, for they cannot read or write, before that is taken for its own fault."""
@@ -75,10 +79,11 @@ _LOOK_EVERY_S = 5.0
 class Engine(Protocol):
     """Who maps work over images: `Threads`, or `Cluster`."""
 
-    def in_order(self, work: Callable[[T], R], items: Iterable[T], n_threads: int) -> Iterator[R]:
+    def in_order(self, work: Callable[[T], R], items: Iterable[T], n_threads: int) -> Generator[R]:
         """Yield `work(item)` of each item in their order; a bounded number of items is taken ahead.
 
-        The first error ends it all.
+        The first error ends it all. What is part of many items is sent to a cluster once if its class has
+        `sent_once = True`; it must not change meanwhile.
 
         Args:
             work: a pure function, safe to call in several threads, which a process elsewhere can be sent. It
@@ -93,7 +98,7 @@ class Engine(Protocol):
 class Threads:
     """The threads of this process."""
 
-    def in_order(self, work: Callable[[T], R], items: Iterable[T], n_threads: int) -> Iterator[R]:
+    def in_order(self, work: Callable[[T], R], items: Iterable[T], n_threads: int) -> Generator[R]:
         """See `Engine`."""
         return in_order(work, items, n_threads)
 
@@ -109,7 +114,7 @@ class _Call(NamedTuple):
     n_torch: int  # threads that torch has
     about: str  # digest of what the worker must be; empty where it is a child of the sender
     sender: str  # the process
-    item: bytes = b""
+    items: bytes = b""
 
 
 class _Answer(NamedTuple):
@@ -117,19 +122,20 @@ class _Answer(NamedTuple):
 
     kind: str  # `done`, `failed` (so it would elsewhere), `elsewhere` (perhaps not there), or `refused`
     worker: str
-    content: Any  # the packed result, the error, or why
-    files: tuple[str, ...] = ()  # of the result
+    content: Any  # the packed results, the error, or why
+    files: tuple[str, ...] = ()  # of the results
+    seconds: float = 0.0  # of an item
 
 
 @dataclass(eq=False)
 class _Sent:
-    """An item under way."""
+    """Items under way."""
 
-    item: Any
-    packed: bytes
-    files: tuple[str, ...]
-    future: Any = None
-    without: set[str] = field(default_factory=set)  # workers that it failed on
+    items: Sequence[Any]
+    files: tuple[str, ...]  # of theirs, in the shared folder
+    future: Any
+    workers: frozenset[str] | None  # that may do it; None for all
+    without: frozenset[str]  # workers that failed on them
 
 
 class Cluster:
@@ -182,7 +188,7 @@ class Cluster:
             with contextlib.suppress(*_lost()):
                 one.close()
 
-    def in_order(self, work: Callable[[T], R], items: Iterable[T], n_threads: int) -> Iterator[R]:
+    def in_order(self, work: Callable[[T], R], items: Iterable[T], n_threads: int) -> Generator[R]:
         """See `Engine`.
 
         Raises:
@@ -198,21 +204,20 @@ class Cluster:
         )
         upcoming = iter(items)
         ahead: deque[_Sent] = deque()
-        results: list[R] = []
+        answers: list[_Answer] = []
+        size = 1
         try:
             while True:
                 room = _AHEAD * max(2, self._threads())
-                while len(ahead) < room:
-                    for item in upcoming:
-                        ahead.append(self._submit(call, _Sent(item, *self._plane.pack(item))))
-                        break
-                    else:
-                        break
-                yield from results
+                while len(ahead) < room and (taken := list(itertools.islice(upcoming, size))):
+                    ahead.append(self._submit(call, taken))
+                for answer in answers:
+                    yield from answer.content
+                    size = max(1, min(_MOST_ITEMS, int(_CALL_S / max(answer.seconds, 1e-6))))
                 if not ahead:
                     return
-                self._wait(ahead[0].future)
-                results = self._take(call, ahead)
+                self._wait(call, ahead)
+                answers = self._take(call, ahead)
         finally:
             left = [sent.future for sent in ahead]
             if left and self._client.status == "running":
@@ -221,79 +226,114 @@ class Cluster:
             for sent in ahead:
                 self._plane.forget(sent.files)
 
-    def _submit(self, call: _Call, sent: _Sent) -> _Sent:
-        payload = pickle.dumps(tuple(call._replace(item=sent.packed)))
-        without, workers = sent.without | self._refused, None
+    def _submit(self, call: _Call, items: Sequence[Any], without: frozenset[str] = frozenset()) -> _Sent:
+        """Send items to a worker, but for some that failed on them or are refused."""
+        packed, files = self._plane.pack(items)
+        payload, workers = pickle.dumps(tuple(call._replace(items=packed))), None
         with self._watched():
-            if without:
-                workers = [worker for worker in self._client.nthreads() if worker not in without]
+            if without | self._refused:
+                workers = [
+                    worker for worker in self._client.nthreads() if worker not in without | self._refused
+                ]
             if workers == []:
                 raise ClusterError(f"{self}: no worker is left that can do the work.")
-            sent.future = self._client.submit(
-                _at_worker, payload, pure=False, workers=workers, priority=1 if sent.without else 0
+            future = self._client.submit(
+                _at_worker, payload, pure=False, workers=workers, priority=1 if without else 0
             )
-        return sent
+        return _Sent(items, files, future, None if workers is None else frozenset(workers), without)
 
-    def _wait(self, future: Any) -> None:
-        """Wait until a call is done, and not for ever where there is nobody to do it."""
+    def _wait(self, call: _Call, ahead: deque[_Sent]) -> None:
+        """Wait until the first call under way is done, and not for ever where there is nobody to do it."""
         left = _NO_WORKER_S
         while left > 0:
             with self._watched(), self._client.as_current():
                 try:
-                    _distributed().wait([future], timeout=_LOOK_EVERY_S)
+                    _distributed().wait([ahead[0].future], timeout=_LOOK_EVERY_S)
                     return
                 except TimeoutError:
                     left = _NO_WORKER_S if self._threads() else left - _LOOK_EVERY_S
+                    first, known = ahead[0], frozenset(self._client.nthreads())
+                    gone = first.workers is not None and not first.workers & known
+                    if gone and known - first.without - self._refused:  # Dask would wait for them for ever
+                        self._client.cancel([first.future], force=True)
+                        self._plane.forget(first.files)
+                        ahead[0] = self._submit(call, first.items, first.without)
         raise ClusterError(
             f"{self}: had no worker for {_NO_WORKER_S:.0f} s. Start some, and give the same command again: "
             f"what is finished is kept."
         )
 
-    def _take(self, call: _Call, ahead: deque[_Sent]) -> list[Any]:
-        """Take the first item under way, which is done, and those behind it that are done as well."""
+    def _take(self, call: _Call, ahead: deque[_Sent]) -> list[_Answer]:
+        """Take what is done of what is under way, from the first on, with its results; the first is done."""
         ready = list(itertools.takewhile(lambda sent: sent.future.status == "finished", ahead))
         first = ahead[0]
         if not ready and first.future.status == "error":
-            raise self._error_of(first)
+            self._failed(call, ahead)
+            return []
+        ready = ready or [first]  # its worker was killed right after: it is waited for once more
         with self._watched():
-            answers = self._client.gather([sent.future for sent in ready or [first]])
-        results = []
-        for sent, packed in zip(ready, answers, strict=True):
-            answer = _Answer(*pickle.loads(packed))
+            packed = self._client.gather([sent.future for sent in ready])
+        answers = []
+        for sent, one in zip(ready, packed, strict=True):
+            answer = _Answer(*pickle.loads(one))
             if answer.kind != "done":
                 if sent is first:  # else those before it are taken before it
-                    self._again(call, sent, answer)
+                    self._again(call, ahead, answer)
                 break
-            results.append(self._plane.unpack(answer.content))
+            answers.append(answer._replace(content=self._plane.unpack(answer.content)))
             self._plane.forget((*sent.files, *answer.files))
             ahead.popleft()
-        return results
+        return answers
 
-    def _again(self, call: _Call, sent: _Sent, answer: _Answer) -> None:
+    def _again(self, call: _Call, ahead: deque[_Sent], answer: _Answer) -> None:
         """Let another worker do what one could not."""
-        if answer.kind == "failed":
-            raise answer.content
+        first = ahead[0]
+        without = first.without
         if answer.kind == "refused":
             if answer.worker not in self._refused:
                 say(f"Worker {answer.worker} {answer.content}. It gets no work.")
             self._refused.add(answer.worker)
+        elif len(first.items) > 1:
+            self._apart(call, ahead)
+            return
         else:
-            sent.without.add(answer.worker)
-            with self._watched():
-                others = set(self._client.nthreads()) - sent.without - self._refused
-            if len(sent.without) >= _WORKERS_TRIED or not others:
+            without = without | {answer.worker}
+            tried = answer.kind == "failed" or len(without) >= _WORKERS_TRIED
+            if tried or not self._has_others(without):
                 raise answer.content
-        self._submit(call, sent)
+        self._plane.forget(first.files)
+        ahead[0] = self._submit(call, first.items, without)
 
-    def _error_of(self, sent: _Sent) -> BaseException:
+    def _apart(self, call: _Call, ahead: deque[_Sent]) -> None:
+        """Send items one by one of which one is at fault."""
+        first = ahead.popleft()
+        self._plane.forget(first.files)
+        ahead.extendleft(reversed([self._submit(call, [item]) for item in first.items]))
+
+    def _failed(self, call: _Call, ahead: deque[_Sent]) -> None:
+        """Raise what the first of those under way ended with."""
+        first = ahead[0]
         with self._watched():
-            error: BaseException = sent.future.exception()
-        if isinstance(error, _distributed().KilledWorker):
-            return DataError(
-                f"{_name(sent.item)}: several workers were killed, each while it worked on this one. It may "
-                f"need more memory than a worker has."
-            )
-        return error
+            error: BaseException = first.future.exception()
+        if not isinstance(error, _distributed().KilledWorker):
+            raise error
+        if len(first.items) > 1:
+            self._apart(call, ahead)
+            return
+        raise DataError(
+            f"{_name(first.items[0])}: several workers were killed, each while it worked on this one. It may "
+            f"need more memory than a worker has."
+        )
+
+    def _has_others(self, without: frozenset[str]) -> bool:
+        """Whether there is another worker than these; one that starts again is waited for a bit."""
+        until = time.monotonic() + _LOOK_EVERY_S
+        while True:
+            with self._watched():
+                others = set(self._client.nthreads()) - without - self._refused
+            if others or time.monotonic() > until:
+                return bool(others)
+            time.sleep(0.2)
 
     def _threads(self) -> int:
         """Return how many threads the workers have, as of some seconds ago."""
@@ -400,31 +440,65 @@ def connect(where: str | Any, shared: Path) -> Cluster:
     return Cluster(client, shared, owned=(client,))
 
 
+class _Place(NamedTuple):
+    """Where an array lies that is sent once."""
+
+    name: str  # of the file
+    start: int  # bytes before it
+    dtype: Any
+    length: int
+
+
 class _Plane:
     """The folder through which arrays travel, and what they are in.
 
-    A value becomes a pickle of some hundred bytes and a file for each large array in it: unpickled is only
+    A value becomes a pickle of some hundred bytes and a file of all large arrays in it: unpickled is only
     what came through Dask itself, or has the digest that did.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._kept: set[str] = set()
+        self._once: dict[int, tuple[Any, str]] = {}  # parts of items, by their ids
 
     def pack(self, value: Any) -> tuple[bytes, tuple[str, ...]]:
         """Return a value to be sent once, and the files that go with it."""
-        files: list[str] = []
+        name, arrays, end = f"{uuid.uuid4().hex}.bin", [], 0
 
-        def write(array: Any) -> str:
-            files.append(f"{uuid.uuid4().hex}.npy")
-            self._write(files[-1], array)
-            return files[-1]
+        def write(array: Any) -> _Place:
+            nonlocal end
+            place = _Place(name, -end % _ALIGNED + end, array.dtype, len(array))
+            arrays.append((place.start, array))
+            end = place.start + array.nbytes
+            return place
 
-        return _dumped(value, _LARGE, write), tuple(files)
+        packed = _dumped(value, _LARGE, write, self._keep_once)
+        if not arrays:
+            return packed, ()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with open(self.folder / name, "wb") as stream:  # nobody is told of it before it is whole
+            for start, array in arrays:
+                stream.seek(start)
+                stream.write(array.view("u1").data)
+        return packed, (name,)
 
     def unpack(self, packed: bytes) -> Any:
-        """Return the value; its arrays are read, and do not need their files any longer."""
-        return _loaded(packed, self._read)
+        """Return the value; its arrays are read, and do not need their file any longer."""
+
+        @functools.cache
+        def content(name: str) -> Any:
+            import numpy as np
+
+            path = self.folder / name
+            if path.stat().st_size >= _MAPPED:
+                return np.asarray(np.memmap(path, "u1", "c"))
+            return np.fromfile(path, "u1")
+
+        def read(place: _Place) -> Any:
+            stop = place.start + place.length * place.dtype.itemsize
+            return content(place.name)[place.start : stop].view(place.dtype)
+
+        return _loaded(packed, read, lambda name: _work(self, name))
 
     def keep(self, value: Any) -> str:
         """Put a value there for all workers, until the end; return its name."""
@@ -436,7 +510,7 @@ class _Plane:
                 self._kept.add(name)
             return name
 
-        packed = _dumped(value, _MAPPED, write)
+        packed = _dumped(value, _MAPPED, write, lambda thing: None)
         name = f"{hashlib.sha256(packed).hexdigest()}.pickle"
         if name not in self._kept:
             with atomic_path(self.folder / name, durable=False) as temporary:
@@ -460,7 +534,15 @@ class _Plane:
         packed = (self.folder / name).read_bytes()
         if hashlib.sha256(packed).hexdigest() != name.partition(".")[0]:
             raise OSError(f"{self.folder / name}: is damaged.")
-        return _loaded(packed, read)
+        return _loaded(packed, read, self.kept)
+
+    def _keep_once(self, thing: Any) -> str | None:
+        """Keep what says of itself that it is the same in many items; return its name."""
+        if not getattr(type(thing), "sent_once", False):
+            return None
+        if id(thing) not in self._once:
+            self._once[id(thing)] = thing, self.keep(thing)
+        return self._once[id(thing)][1]
 
     def forget(self, files: Iterable[str]) -> None:
         """Remove files of what was sent once."""
@@ -482,13 +564,13 @@ class _Plane:
     def _read(self, name: str) -> Any:
         import numpy as np
 
-        path = self.folder / name
-        mapped = path.stat().st_size >= _MAPPED
-        return np.asarray(np.load(path, mmap_mode="c" if mapped else None, allow_pickle=False))
+        return np.asarray(np.load(self.folder / name, mmap_mode="c", allow_pickle=False))
 
 
-def _dumped(value: Any, large: int, write: Callable[[Any], str]) -> bytes:
-    """Pickle a value without its arrays of at least `large` bytes, which `write` writes and names.
+def _dumped(value: Any, large: int, write: Callable[[Any], Any], keep: Callable[[Any], str | None]) -> bytes:
+    """Pickle a value without its arrays of at least `large` bytes, which `write` writes.
+
+    What `keep` names is left out as well.
 
     torch's tensors go by their storage, so that strides stay, on which its choice of kernels depends.
     Relative paths become absolute: elsewhere the working directory is another one.
@@ -513,6 +595,8 @@ def _dumped(value: Any, large: int, write: Callable[[Any], str]) -> bytes:
                     return "storage", write(flat), thing.dtype
             elif isinstance(thing, Path) and not thing.is_absolute():
                 return "path", os.path.abspath(thing)
+            elif (name := keep(thing)) is not None:
+                return "kept", name
             return None
 
     stream = io.BytesIO()
@@ -520,14 +604,16 @@ def _dumped(value: Any, large: int, write: Callable[[Any], str]) -> bytes:
     return stream.getvalue()
 
 
-def _loaded(packed: bytes, read: Callable[[str], Any]) -> Any:
-    """Return what `_dumped` pickled; `read` returns an array by its name."""
+def _loaded(packed: bytes, read: Callable[[Any], Any], kept: Callable[[str], Any]) -> Any:
+    """Return what `_dumped` pickled; `read` and `kept` return what was left out by what stands for it."""
 
     class Unpickler(pickle.Unpickler):
         def persistent_load(self, told: tuple[Any, ...]) -> Any:
             kind, name, *rest = told
             if kind == "path":
                 return Path(name)
+            if kind == "kept":
+                return kept(name)
             array = read(name)
             if kind == "array":
                 shape, order = rest
@@ -552,9 +638,11 @@ def _at_worker(payload: bytes) -> bytes:
         if call.about and call.about != _digest_of(_about()):
             answer = _Answer("refused", here, "joined, and is not as those that were there")
         else:
-            work, item = _work(plane, call.work), plane.unpack(call.item)
+            work, items = _work(plane, call.work), plane.unpack(call.items)
             take_share(call.n_torch)
-            answer = _Answer("done", here, *plane.pack(work(item)))
+            started = time.perf_counter()
+            packed, files = plane.pack([work(item) for item in items])
+            answer = _Answer("done", here, packed, files, (time.perf_counter() - started) / len(items))
     except (DataError, OSError, MemoryError) as error:
         answer = _Answer("elsewhere", here, error)
     except RcnnSvmError as error:
@@ -569,7 +657,7 @@ def _limit_pools(n: int) -> None:
 
 
 _works: OrderedDict[tuple[Path, str], Any] = OrderedDict()
-_works_lock = threading.Lock()
+_works_lock = threading.RLock()
 
 
 def _work(plane: _Plane, name: str) -> Any:
@@ -577,7 +665,13 @@ def _work(plane: _Plane, name: str) -> Any:
     key = (plane.folder, name)
     with _works_lock:
         if key not in _works:
-            _works[key] = plane.kept(name)
+            try:
+                _works[key] = plane.kept(name)
+            except (ImportError, AttributeError) as error:
+                raise ClusterError(
+                    f"cluster: a worker cannot load what it is sent ({error}). Put your own parts into a "
+                    f"module that all workers can import."
+                ) from error
         _works.move_to_end(key)
         while len(_works) > _KEPT_WORKS:
             _works.popitem(last=False)

@@ -18,7 +18,7 @@ import os
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -136,7 +136,7 @@ def usable_cores() -> int:
     return int(joblib.cpu_count())
 
 
-def in_order(work: Callable[[T], R], items: Iterable[T], n_threads: int) -> Iterator[R]:
+def in_order(work: Callable[[T], R], items: Iterable[T], n_threads: int) -> Generator[R]:
     """Yield `work(item)` of each item in their order, from threads that stay at most two items each ahead.
 
     torch's threads are shared out among them. A single thread is the caller's own; so it is for calls from

@@ -7,6 +7,7 @@ import os
 import pickle
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,9 @@ from tests.work_elsewhere import (
     squared,
 )
 
-pytest.importorskip("distributed", reason="a cluster needs Dask: pip install '.[cluster]'")
+KilledWorker = pytest.importorskip(
+    "distributed", reason="a cluster needs Dask: pip install '.[cluster]'"
+).KilledWorker
 
 N = 40
 
@@ -56,6 +59,13 @@ N = 40
 def sample(i: int) -> Sample:
     pixels = np.random.default_rng(i).integers(0, 255, (40, 60, 3), dtype=np.uint8)
     return Sample(f"image-{i}", (40, 60), GroundTruth.empty(), render=lambda: pixels)
+
+
+class Ended:
+    """A future that ended with an error."""
+
+    def __init__(self, error: Exception) -> None:
+        self.exception = lambda: error
 
 
 class Posted:
@@ -121,6 +131,7 @@ def test_a_killed_worker_costs_time_alone(two: Cluster, tmp_path: Path) -> None:
 def test_a_bad_image_ends_it_as_in_threads(
     two: Cluster, tmp_path: Path, work: Callable[[Any], int], kind: type[Exception], words: str
 ) -> None:
+    two._client.wait_for_workers(2)
     found, error = collect(two, work, tmp_path)
     assert found == SQUARES[:5]
     assert type(error) is kind
@@ -130,8 +141,16 @@ def test_a_bad_image_ends_it_as_in_threads(
 
 
 def test_a_worker_whose_disk_is_full_leaves_its_work_to_others(two: Cluster, tmp_path: Path) -> None:
+    two._client.wait_for_workers(2)  # the killed one is back
     assert collect(two, full_disk_of_one, tmp_path) == (SQUARES, None)
     assert (tmp_path / "first").exists()
+
+
+def test_an_image_that_kills_every_worker_is_named(two: Cluster, tmp_path: Path) -> None:
+    killed = engine._Sent([sample(3)], (), Ended(KilledWorker("x", None, 3)), None, frozenset())
+    call = engine._Call("", "", 1, "", "")
+    with pytest.raises(DataError, match=r"^image-3: several workers were killed"):
+        two._failed(call, deque([killed]))
 
 
 def test_a_mistake_of_ours_keeps_its_kind(two: Cluster, tmp_path: Path) -> None:
@@ -253,7 +272,7 @@ def test_whatever_is_sent_arrives(
     arrays = [array.T if turned else array for array in arrays]
     packed, files = plane.pack({"arrays": arrays, "text": text})
     assert len(packed) < 400 + 1500 * len(arrays)
-    assert len(files) == sum(array.nbytes >= engine._LARGE for array in arrays)
+    assert len(files) == any(array.nbytes >= engine._LARGE for array in arrays)
     found = plane.unpack(packed)
     assert found["text"] == text
     for sent, arrived in zip(arrays, found["arrays"], strict=True):

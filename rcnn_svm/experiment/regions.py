@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rcnn_svm.boxes import Boxes, clip, flip_horizontally
+from rcnn_svm.engine import Engine
 from rcnn_svm.features.store import FeatureStore, RowReader, to_float32
 from rcnn_svm.heads.assign import LabelRule, RegionTruth, describe_regions
 from rcnn_svm.heads.base import ALL, Rows
@@ -215,6 +216,15 @@ class StoredBlocks:
 
     def __len__(self) -> int:
         return len(self.regions)
+
+    @property
+    def engine(self) -> Engine:
+        """What fills the store, and may read it."""
+        return self.store.engine
+
+    def only(self, i: int) -> StoredBlocks:
+        """Return the block of image `i` alone."""
+        return StoredBlocks(self.store, self.regions.only(i), self.scaler, self.softmax)
 
     def features(self, i: int, rows: Rows = ALL) -> NDArray[Any]:
         """Return (R, D) features of image `i`, ground-truth rows first, or of some rows of it."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, ClassVar, Literal, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -128,6 +128,8 @@ class FeatureStore:
             been seen to move AP.
         engine: fills it; on a cluster every machine must see the folder.
     """
+
+    sent_once: ClassVar[bool] = True  # to the workers of a cluster, see `Engine`
 
     def __init__(
         self,
