@@ -38,7 +38,8 @@ from rcnn_svm.heads.scorers import (
     scorer_from_arrays,
 )
 from rcnn_svm.networks.architectures import Architecture
-from rcnn_svm.networks.backbone import BACKBONES, Backbone, load_backbone
+from rcnn_svm.networks.backbone import Backbone, load_backbone
+from rcnn_svm.networks.libraries import is_named
 from rcnn_svm.postprocess import (
     Postprocess,
     PostprocessConfig,
@@ -646,7 +647,7 @@ def _featurizer(
     where: str,
 ) -> tuple[Backbone | None, Featurizer]:
     """Return the network of a saved detector, and what reads features from it."""
-    part: Any = network if network in BACKBONES else part_named(network, "network or featurizer", parts)
+    part: Any = network if is_named(network) else part_named(network, "network or featurizer", parts)
     if not isinstance(part, str | Architecture):
         return None, part
     if weights is None:
