@@ -240,7 +240,7 @@ def test_a_file_without_the_last_layer_is_read_up_to_it(tmp_path, small, capsys)
 def test_weights_in_the_hubs_cache_are_found_and_their_hash_is_checked(tmp_path, monkeypatch, small):
     small.save(tmp_path / "w.safetensors")
     sha = file_digest(tmp_path / "w.safetensors")
-    repo = tmp_path / "hub" / "models--timm--test_resnet.r160_in1k"
+    repo = tmp_path / "hub" / "models--timm--test_efficientnet.r160_in1k"
     (repo / "blobs").mkdir(parents=True)
     (repo / "refs").mkdir()
     (repo / "refs" / "main").write_text("1" * 40)
