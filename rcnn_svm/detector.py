@@ -700,9 +700,10 @@ def _featurizer(
 ) -> tuple[Backbone | None, Featurizer]:
     """Return the network of a saved detector, and what reads features from it."""
     from rcnn_svm.networks.architectures import Architecture
-    from rcnn_svm.networks.backbone import BACKBONES, load_backbone
+    from rcnn_svm.networks.backbone import load_backbone
+    from rcnn_svm.networks.libraries import is_named
 
-    part: Any = network if network in BACKBONES else part_named(network, "network or featurizer", parts)
+    part: Any = network if is_named(network) else part_named(network, "network or featurizer", parts)
     if not isinstance(part, str | Architecture):
         return None, part
     if weights is None:

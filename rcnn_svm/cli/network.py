@@ -28,7 +28,7 @@ __all__ = ["add_extract", "add_layers", "read_regions"]
 
 def add_layers(layers: argparse.ArgumentParser) -> None:
     """Add the options of `layers`."""
-    layers.add_argument("backbone", help="such as vgg16, alexnet, mobilenet_v2 or small_cnn")
+    layers.add_argument("backbone", help="such as vgg16, timm:hgnetv2_b0 or torchvision:resnet50")
     layers.set_defaults(run=_layers)
 
 

@@ -213,7 +213,7 @@ def add_experiment_options(parser: argparse.ArgumentParser, *, without: Collecti
     """
     add_data_options(parser)
     group = parser.add_argument_group("features")
-    group.add_argument("--backbone", metavar="NAME", help="the network (see `rcnn-svm layers`)")
+    group.add_argument("--backbone", metavar="NAME", help="the network, also timm:NAME or torchvision:NAME")
     group.add_argument("--weights", metavar="FILE", help="default, offline, random, or a file")
     if "taps" not in without:
         group.add_argument(

@@ -228,7 +228,10 @@ def test_geometry_of_cells():
 def test_errors():
     with pytest.raises(ConfigError) as caught:
         load_backbone("alexnet2")
-    assert str(caught.value) == (f"Backbone: name must be one of {', '.join(BACKBONES)}, got 'alexnet2'.")
+    assert str(caught.value) == (
+        f"Backbone: name must be one of {', '.join(BACKBONES)}, or timm:NAME or torchvision:NAME, "
+        f"got 'alexnet2'."
+    )
     backbone = random_backbone("small_cnn", 4)
     with pytest.raises(ConfigError) as caught:
         backbone.resolve(TapSpec("fc8"))
