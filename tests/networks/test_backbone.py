@@ -293,8 +293,15 @@ def centre_of_influence(
     return float((weight * x_).sum() / weight.sum()), float((weight * y).sum() / weight.sum()), row, column
 
 
-@pytest.mark.parametrize("size", [(704, 704), (705, 832), (877, 734)])
-@pytest.mark.parametrize("name", ["efficientnet_lite0", "efficientnet_lite2", "mobilenet_v2"])
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("efficientnet_lite0", (704, 704)),
+        ("efficientnet_lite0", (705, 832)),
+        ("efficientnet_lite2", (877, 734)),
+        ("mobilenet_v2", (705, 832)),
+    ],
+)
 def test_a_cell_is_centred_where_its_influence_is(name, size):
     """All weights alike and no activation: a gradient then counts the paths from a pixel to a cell."""
     backbone = random_backbone(name, 2).eval()
