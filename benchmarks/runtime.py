@@ -120,7 +120,7 @@ class Known:
         self._known: dict[bytes, Any] = {}
 
     def propose(self, image: np.ndarray) -> Any:
-        """Return the proposals of an image."""
+        """Return the regions of an image that was seen before at once."""
         digest = hashlib.sha256(image.tobytes()).digest()
         if digest not in self._known:
             self._known[digest] = self._proposer.propose(image)

@@ -77,6 +77,7 @@ _PLACES = (
     _place("fine-tuned networks", "finetuned", rf"{_HASH}\.checkpoint"),
     _place("tuned trunks", "tuned", rf"{_HASH}\.checkpoint"),
     _place("cells of studies", "study", rf"{_HASH}\.npz"),
+    _place("sent to clusters", f"cluster/{_HASH}", r"[0-9a-f]+\.(npy|pickle|bin)|mark"),
     _place("maps of frozen blocks", f"tuned/maps/{_HASH}", rf"{_HASH}(-mirrored)?\.npy"),
 )
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from rcnn_svm.boxes import MIRRORED_DELTAS, Boxes, flip_horizontally
 from rcnn_svm.config import from_dict, to_dict
+from rcnn_svm.engine import THREADS, Engine
 from rcnn_svm.errors import ConfigError, DataError, ShapeError
 from rcnn_svm.evaluation.calibration import ClassCurves
 from rcnn_svm.evaluation.thresholds import Thresholds
@@ -47,7 +48,7 @@ from rcnn_svm.postprocess import (
 )
 from rcnn_svm.proposals import GridConfig, Proposer, SelectiveSearchConfig, WholeImage, regions_of
 from rcnn_svm.structures import Detections, Image, Sample, TrainingRegions, mirror_image, require_finite
-from rcnn_svm.threads import images_at_once, in_order
+from rcnn_svm.threads import images_at_once
 
 if TYPE_CHECKING:
     from rcnn_svm.networks.backbone import Backbone
@@ -306,33 +307,37 @@ class Detector:
     __call__ = detect
 
     def detect_all(
-        self, samples: Iterable[Sample], *, unreadable: Callable[[DataError], None] | None = None
+        self,
+        samples: Iterable[Sample],
+        *,
+        unreadable: Callable[[DataError], None] | None = None,
+        engine: Engine = THREADS,
     ) -> Iterator[Detections]:
-        """Find objects in many images, several at once where torch has several threads.
+        """Find objects in many images, several at once where torch has several threads, or on a cluster.
 
         Args:
             samples: the images.
             unreadable: told why an image cannot be read, which is then left out; None stops there.
+            engine: looks at them; what it finds does not depend on it.
 
         Raises:
             DataError: an image cannot be read.
         """
-
-        def look(sample: Sample) -> Detections | DataError:
-            try:
-                image = sample.read()
-                boxes = self._proposals(image, sample.image_id)
-            except DataError as error:
-                return error
-            return self._finish(sample.image_id, image, boxes)
-
-        for found in in_order(look, samples, images_at_once()):
+        for found in engine.in_order(self._look, samples, images_at_once()):
             if isinstance(found, Detections):
                 yield found
             elif unreadable is None:
                 raise found
             else:
                 unreadable(found)
+
+    def _look(self, sample: Sample) -> Detections | DataError:
+        try:
+            image = sample.read()
+            boxes = self._proposals(image, sample.image_id)
+        except DataError as error:
+            return error
+        return self._finish(sample.image_id, image, boxes)
 
     def trace(self, image: Image, image_id: str = "image") -> tuple[Detections, Boxes]:
         """Find objects in one image, and say which region each detection has its score from.
@@ -692,9 +697,10 @@ def _featurizer(
 ) -> tuple[Backbone | None, Featurizer]:
     """Return the network of a saved detector, and what reads features from it."""
     from rcnn_svm.networks.architectures import Architecture
-    from rcnn_svm.networks.backbone import BACKBONES, load_backbone
+    from rcnn_svm.networks.backbone import load_backbone
+    from rcnn_svm.networks.libraries import is_named
 
-    part: Any = network if network in BACKBONES else part_named(network, "network or featurizer", parts)
+    part: Any = network if is_named(network) else part_named(network, "network or featurizer", parts)
     if not isinstance(part, str | Architecture):
         return None, part
     if weights is None:

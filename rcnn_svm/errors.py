@@ -11,6 +11,7 @@ import sys
 
 __all__ = [
     "CacheError",
+    "ClusterError",
     "ConfigError",
     "DataError",
     "DependencyError",
@@ -88,6 +89,10 @@ class DependencyError(RcnnSvmError, ImportError):
     """An optional package is missing; the message says what to install."""
 
     exit_code = 2
+
+
+class ClusterError(RcnnSvmError):
+    """Machines that were to share the work are not there, are lost, or would compute other bytes."""
 
 
 class DataError(RcnnSvmError):

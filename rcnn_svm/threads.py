@@ -18,11 +18,21 @@ import os
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-__all__ = ["allowed", "images_at_once", "in_order", "limit", "limit_torch", "usable_cores", "wait_asleep"]
+__all__ = [
+    "allowed",
+    "images_at_once",
+    "in_order",
+    "limit",
+    "limit_torch",
+    "share_of_each",
+    "take_share",
+    "usable_cores",
+    "wait_asleep",
+]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -107,6 +117,20 @@ def images_at_once() -> int:
     return min(allowed() if torch is None else torch.get_num_threads(), _MOST_IMAGES)
 
 
+def share_of_each(n_threads: int) -> int:
+    """Return how many of torch's threads each of `n_threads` of ours gets; 1 where torch is not loaded."""
+    torch = sys.modules.get("torch")
+    return 1 if torch is None else max(1, torch.get_num_threads() // n_threads)
+
+
+def take_share(n_torch: int) -> None:
+    """Make this thread one of several: torch has `n_torch` threads in it, and its calls start no others."""
+    _here.shares = True
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.get_num_threads() != n_torch:
+        torch.set_num_threads(n_torch)  # counts in the thread that says it, and in those that start later
+
+
 def usable_cores() -> int:
     """Return how many cores this process may use: affinity and the quota of its control group, rounded up."""
     import joblib
@@ -114,7 +138,7 @@ def usable_cores() -> int:
     return int(joblib.cpu_count())
 
 
-def in_order(work: Callable[[T], R], items: Iterable[T], n_threads: int) -> Iterator[R]:
+def in_order(work: Callable[[T], R], items: Iterable[T], n_threads: int) -> Generator[R]:
     """Yield `work(item)` of each item in their order, from threads that stay at most two items each ahead.
 
     torch's threads are shared out among them. A single thread is the caller's own; so it is for calls from
@@ -130,15 +154,9 @@ def in_order(work: Callable[[T], R], items: Iterable[T], n_threads: int) -> Iter
         return
     torch = sys.modules.get("torch")
     n_torch = torch.get_num_threads() if torch is not None else 1
-
-    def share() -> None:
-        _here.shares = True
-        if torch is not None:  # counts in the thread that says it, and in those that start later
-            torch.set_num_threads(max(1, n_torch // n_threads))
-
     ahead: deque[Future[R]] = deque()
     upcoming = iter(items)
-    with ThreadPoolExecutor(n_threads, initializer=share) as pool:
+    with ThreadPoolExecutor(n_threads, initializer=take_share, initargs=(share_of_each(n_threads),)) as pool:
         try:
             while True:
                 for item in upcoming:

@@ -38,6 +38,7 @@ OURS = {
     "tuned trunks": "tuned/{n:020x}.checkpoint",
     "cells of studies": "study/{n:020x}.npz",
     "maps of frozen blocks": "tuned/maps/{group:020x}/{n:020x}-mirrored.npy",
+    "sent to clusters": "cluster/{group:020x}/{n:064x}.npy",
 }
 FOREIGN = [
     "thesis.tex",
@@ -141,7 +142,7 @@ def test_everything_goes_with_its_folders_and_the_kinds_stay(tmp_path: Path) -> 
     prune(tmp_path, 0, older_than=float("inf"))
     assert files(tmp_path) == set()
     assert {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")} == {
-        *("proposals", "features", "finetuned", "tuned", "tuned/maps", "study")
+        *("proposals", "features", "finetuned", "tuned", "tuned/maps", "study", "cluster")
     }
 
 

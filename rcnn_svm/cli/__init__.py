@@ -7,6 +7,7 @@ stderr. What a verb prints as its result goes to stdout, everything else to stde
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import sys
 from collections.abc import Mapping, Sequence
@@ -107,10 +108,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from rcnn_svm.cli.endings import Ending
 
     given = list(sys.argv[1:] if arguments is None else arguments)
-    with Ending(last=arguments is None) as ending:
+    with Ending(last=arguments is None) as ending, contextlib.ExitStack() as closing:
         own_pools = threads.wait_asleep()  # before the options of the verbs load numpy
         options = build_parser().parse_args(given)
-        options.words = given
+        options.words, options.closing = given, closing
         ending.resumes = options.resumes
         if own_pools:
             from rcnn_svm.cli.options import n_jobs_of

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,10 @@ from rcnn_svm.features.build import FeatureConfig
 from rcnn_svm.progress import say, track
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from rcnn_svm.boxes import Boxes
+    from rcnn_svm.features.store import Featurizer
     from rcnn_svm.structures import Sample
 
 __all__ = ["add_extract", "add_layers", "read_regions"]
@@ -24,7 +28,7 @@ __all__ = ["add_extract", "add_layers", "read_regions"]
 
 def add_layers(layers: argparse.ArgumentParser) -> None:
     """Add the options of `layers`."""
-    layers.add_argument("backbone", help="such as vgg16, alexnet, mobilenet_v2 or small_cnn")
+    layers.add_argument("backbone", help="such as vgg16, timm:hgnetv2_b0 or torchvision:resnet50")
     layers.set_defaults(run=_layers)
 
 
@@ -46,6 +50,7 @@ def add_extract(extract: argparse.ArgumentParser) -> None:
     )
     extract.add_argument("--seed", type=int, default=0, help="of random weights")
     shared.add_compute_options(extract)
+    shared.add_cluster_option(extract, cache=True)
     extract.set_defaults(run=_extract)
 
 
@@ -71,6 +76,7 @@ def _extract(options: argparse.Namespace) -> None:
     from rcnn_svm.features.build import build_featurizer
     from rcnn_svm.files import atomic_path
     from rcnn_svm.networks.backbone import load_backbone
+    from rcnn_svm.threads import images_at_once
 
     suffix = options.out.suffix
     if suffix not in (".npy", ".safetensors"):
@@ -83,12 +89,10 @@ def _extract(options: argparse.Namespace) -> None:
     config = FeatureConfig(options.backbone, options.weights, options.path, taps)
     featurizer = build_featurizer(config, backbone, device=shared.device_of(options))
     regions = None if options.boxes is None else read_regions(options.boxes, samples)
-    arrays = {}
-    for sample in track(samples, "extract"):
-        height, width = sample.size
-        whole = np.array([[0, 0, width, height]], np.float32)
-        boxes = whole if regions is None else regions[sample.image_id]
-        arrays[sample.image_id] = featurizer(sample.read(), boxes)
+    wanted = [(sample, _whole(sample) if regions is None else regions[sample.image_id]) for sample in samples]
+    rows = shared.engine_of(options).in_order(partial(_rows, featurizer), wanted, images_at_once())
+    found = zip(samples, track(rows, "extract", total=len(samples)), strict=True)
+    arrays = {sample.image_id: own for sample, own in found}
     with atomic_path(options.out) as temporary, open(temporary, "wb") as stream:
         if suffix == ".npy":
             np.save(stream, next(iter(arrays.values())), allow_pickle=False)
@@ -98,6 +102,16 @@ def _extract(options: argparse.Namespace) -> None:
             stream.write(save(arrays))
     n = sum(map(len, arrays.values()))
     say(f"{options.out}: {taps} of {options.backbone}, {n} x {featurizer.n_features} float32")
+
+
+def _whole(sample: Sample) -> Boxes:
+    height, width = sample.size
+    return np.array([[0, 0, width, height]], np.float32)
+
+
+def _rows(featurizer: Featurizer, wanted: tuple[Sample, Boxes]) -> NDArray[np.float32]:
+    sample, boxes = wanted
+    return featurizer(sample.read(), boxes)
 
 
 def read_regions(path: Path, samples: Sequence[Sample]) -> dict[str, Boxes]:

@@ -19,10 +19,12 @@ from rcnn_svm.features.build import FeatureConfig
 from rcnn_svm.threads import usable_cores
 
 if TYPE_CHECKING:
+    from rcnn_svm.engine import Engine
     from rcnn_svm.experiment.parts import Run
 
 __all__ = [
     "DATA_HELP",
+    "add_cluster_option",
     "add_compute_options",
     "add_data_options",
     "add_experiment_options",
@@ -33,6 +35,7 @@ __all__ = [
     "cache_limit_of",
     "data_config",
     "device_of",
+    "engine_of",
     "experiment_config",
     "given",
     "n_jobs_of",
@@ -125,6 +128,43 @@ def add_compute_options(parser: argparse._ActionsContainer) -> None:
     )
 
 
+def add_cluster_option(parser: argparse.ArgumentParser, *, cache: bool = False) -> None:
+    """Add the option that lets other machines do the work; with `cache` the folder that they share too."""
+    group = parser.add_argument_group("cluster")
+    group.add_argument(
+        "--cluster",
+        metavar="WHERE",
+        help="share the images out among the workers of a Dask cluster: a scheduler's address or file, or "
+        "local:N for N processes here (see docs/cluster.md)",
+    )
+    if cache:
+        group.add_argument(
+            "--cache",
+            type=Path,
+            default=default_cache(),
+            metavar="DIR",
+            help="with --cluster: a folder that all its machines see",
+        )
+
+
+def engine_of(options: argparse.Namespace) -> Engine:
+    """Return what maps work over images: threads, or the cluster that is asked for, until the command ends.
+
+    Raises:
+        ConfigError: it is asked to work on another device.
+        ClusterError: it is not there.
+        DependencyError: Dask is not installed.
+    """
+    from rcnn_svm.engine import THREADS, connect
+
+    where: str | None = given(options, "cluster").get("cluster")
+    if where is None:
+        return THREADS
+    if options.device != "cpu":
+        raise ConfigError(f"--cluster: its workers compute on CPUs, got --device {options.device}.")
+    return options.closing.enter_context(connect(where, options.cache))  # type: ignore[no-any-return]
+
+
 def device_of(options: argparse.Namespace) -> str:
     """Return where torch runs.
 
@@ -146,10 +186,11 @@ def device_of(options: argparse.Namespace) -> str:
 
 
 def run_of(options: argparse.Namespace) -> Run:
-    """Return how an experiment is run: cache, threads, device."""
+    """Return how an experiment is run: cache, threads, device, cluster."""
     from rcnn_svm.experiment.parts import Run
 
-    return Run(options.cache, n_jobs_of(options), device_of(options), cache_limit_of(options))
+    device, limit = device_of(options), cache_limit_of(options)
+    return Run(options.cache, n_jobs_of(options), device, limit, engine_of(options))
 
 
 def add_jobs_option(parser: argparse._ActionsContainer) -> None:
@@ -172,7 +213,7 @@ def add_experiment_options(parser: argparse.ArgumentParser, *, without: Collecti
     """
     add_data_options(parser)
     group = parser.add_argument_group("features")
-    group.add_argument("--backbone", metavar="NAME", help="the network (see `rcnn-svm layers`)")
+    group.add_argument("--backbone", metavar="NAME", help="the network, also timm:NAME or torchvision:NAME")
     group.add_argument("--weights", metavar="FILE", help="default, offline, random, or a file")
     if "taps" not in without:
         group.add_argument(

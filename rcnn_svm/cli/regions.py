@@ -47,6 +47,7 @@ def add_propose(propose: argparse.ArgumentParser) -> None:
     group.add_argument("--skip-bad", action="store_true", help="leave out images that are missing or damaged")
     group.add_argument("--max-images", type=int, metavar="N", help="the first N images of the split")
     shared.add_run_options(propose)
+    shared.add_cluster_option(propose)
     propose.set_defaults(run=_propose, skip_absent_classes=False, resumes=True)
 
 
@@ -81,7 +82,13 @@ def _propose(options: argparse.Namespace) -> None:
     if options.plot is not None:
         written += [_drawn(options.plot, sample, kind) for sample in samples[:_N_DRAWN] for kind in _KINDS]
     refuse_to_overwrite(written, [sample.path for sample in samples])
-    regions = cached_proposals(samples, config, options.cache / "proposals", n_jobs=shared.n_jobs_of(options))
+    regions = cached_proposals(
+        samples,
+        config,
+        options.cache / "proposals",
+        n_jobs=shared.n_jobs_of(options),
+        engine=shared.engine_of(options),
+    )
     room.hold(finished=True)
     counts = np.array([len(one) for one in regions])
     if options.out is not None:

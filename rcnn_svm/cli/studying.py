@@ -48,6 +48,7 @@ def add_study(study: argparse.ArgumentParser) -> None:
     )
     _add_draws(study)
     shared.add_experiment_options(study, without=("choice",))
+    shared.add_cluster_option(study)
     study.set_defaults(run=_study, resumes=True)
 
 

@@ -97,6 +97,7 @@ def add_train(train: argparse.ArgumentParser) -> None:
     )
     train.add_argument("--dry-run", action="store_true", help="say what it would cost, and stop")
     shared.add_experiment_options(train)
+    shared.add_cluster_option(train)
     train.set_defaults(run=_train, resumes=True)
 
 
@@ -111,6 +112,7 @@ def add_compare(compare: argparse.ArgumentParser) -> None:
         "--no-pictures", action="store_true", help="no report.html, which shows photographs of the data set"
     )
     shared.add_experiment_options(compare)
+    shared.add_cluster_option(compare)
     compare.set_defaults(run=_compare, resumes=True)
 
 
@@ -228,6 +230,11 @@ def _configured_training(options: argparse.Namespace) -> ExperimentConfig:
 
 
 def _train(options: argparse.Namespace) -> None:
+    if options.cluster is not None and (options.minutes is not None or options.dry_run):
+        option = "--dry-run" if options.dry_run else "--minutes"
+        raise ConfigError(
+            f"{option} foretells what this machine takes, got --cluster as well. Leave out one."
+        )
     if options.minutes is not None:
         _train_for(options, options.minutes)
         return

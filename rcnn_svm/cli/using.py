@@ -83,6 +83,7 @@ def add_detect(detect: argparse.ArgumentParser) -> None:
         help="onnx: what `rcnn-svm export` made of the detector, in its folder `onnx`, without torch",
     )
     shared.add_compute_options(detect)
+    shared.add_cluster_option(detect, cache=True)
     detect.set_defaults(run=_detect, resumes=True)
 
 
@@ -117,6 +118,7 @@ def add_evaluate(evaluate: argparse.ArgumentParser) -> None:
     )
     shared.add_label_options(evaluate, "measure these classes, in this order (default: all that are known)")
     shared.add_compute_options(evaluate)
+    shared.add_cluster_option(evaluate, cache=True)
     evaluate.set_defaults(run=_evaluate)
 
 
@@ -162,6 +164,10 @@ def _detect(options: argparse.Namespace) -> None:
         raise ConfigError(
             f"{videos[0]}: of a video there is a line of JSON a frame and the video with its detections; "
             f"--format, --crops and --explain are of images."
+        )
+    if videos and options.cluster is not None:
+        raise ConfigError(
+            f"{videos[0]}: a video is looked at by the machine that decodes it. Leave out --cluster."
         )
     images = [path for path in paths if path not in videos]
     if images:
@@ -261,7 +267,8 @@ def _detect_images(
         say(f"{len(done)} of {len(samples)} images were looked at before and are not looked at again.")
     left = [sample for name, sample in samples.items() if name not in done]
     surest = Surest(shown, detector.classes)
-    for everything in track(detector.detect_all(left, unreadable=leave_out), "detect", total=len(left)):
+    looked_at = detector.detect_all(left, unreadable=leave_out, engine=shared.engine_of(options))
+    for everything in track(looked_at, "detect", total=len(left)):
         detections = everything[shown.rows(everything)]
         surest.see(everything)
         sample = samples[detections.image_id]
@@ -518,6 +525,10 @@ def _read(options: argparse.Namespace) -> tuple[list[Detections], Dataset, Mappi
     path = options.detections
     if (path / "detector.json").exists():
         return _detected(options)
+    if options.cluster is not None:
+        raise ConfigError(
+            f"--cluster: no image is looked at where the detections are in a file, {path}. Leave it out."
+        )
     split = options.split or "test"
     dataset = load_dataset(
         options.data,
@@ -557,9 +568,9 @@ def _detected(options: argparse.Namespace) -> tuple[list[Detections], Dataset, M
     if detector.whole_images:
         dataset = dataset.as_whole_images()
     classes = _classes_to_measure(options, dataset, detector.classes, options.detections)
+    looked_at = detector.detect_all(dataset.samples, engine=shared.engine_of(options))
     found = [
-        one.with_classes(detector.classes, classes)
-        for one in track(detector.detect_all(dataset.samples), "detect", total=len(dataset))
+        one.with_classes(detector.classes, classes) for one in track(looked_at, "detect", total=len(dataset))
     ]
     thresholds = detector.thresholds
     scores = None if thresholds is None else dict(zip(detector.classes, thresholds.scores, strict=True))

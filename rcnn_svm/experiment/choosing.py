@@ -10,6 +10,7 @@ import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -504,7 +505,7 @@ def _refinement(parts: Parts, learned: Representation, regions: SplitRegions, ru
     features = replace(parts.features, taps=refine.taps or backbone.fine_taps)
     featurizer = build_featurizer(features, backbone, device=run.device)
     around = regions.around_objects(refine.overlap_from, refine.near, refine.jitter, seed=parts.seed)
-    store = FeatureStore(run.cache / "features", featurizer, precision=features.precision)
+    store = FeatureStore(run.cache / "features", featurizer, precision=features.precision, engine=run.engine)
     store.fill(around.dataset.samples, around.boxes, f"rows around objects of {around.dataset.split}")
     blocks = StoredBlocks(store, around)
     return Refinement(featurizer, train_refiner(blocks, refine, seed=parts.seed, device=run.device))
@@ -529,23 +530,37 @@ def detect_all(
         views: the rows of a split and, where they are read too, of its mirror images.
         variants: of post-processing.
     """
-    images, runs = views[0], [Found([]) for _ in variants]
-    dataset = images.regions.dataset
-    for i, sample in enumerate(track(dataset, f"{name} on {dataset.split}", total=len(images))):
-        n_gt = images.regions.n_gt[i]
-        boxes, rows = images.regions.boxes[i][n_gt:], to_float32(images.features(i, slice(n_gt, None)))
-        mirrored = to_float32(views[1].features(i)) if len(views) > 1 else None
-        look, fine = _look(views, i), _fine(model, sample)
-        started = time.perf_counter()
-        scores, deltas = model.read(rows, mirrored)
-        scored = time.perf_counter() - started
-        for run, variant in zip(runs, variants, strict=True):
-            started = time.perf_counter()
-            own = deltas if variant.with_boxes else None
-            found = model.detect(sample.image_id, sample.size, boxes, scores, own, variant.detect, look, fine)
-            run.seconds += scored + time.perf_counter() - started
-            run.detections.append(found)
+    regions, runs = views[0].regions, [Found([]) for _ in variants]
+    stores = tuple(view.store for view in views)
+    images = (tuple(view.regions.only(i) for view in views) for i in range(len(regions)))
+    # In the one thread of this process, so that it is told how long an image takes.
+    found = stores[0].engine.in_order(partial(_detect, model, stores, tuple(variants)), images, 1)
+    for one in track(found, f"{name} on {regions.dataset.split}", total=len(regions)):
+        for run, (detections, seconds) in zip(runs, one, strict=True):
+            run.detections.append(detections)
+            run.seconds += seconds
     return runs
+
+
+def _detect(
+    model: Model, stores: Sequence[FeatureStore], variants: Sequence[Variant], image: Sequence[SplitRegions]
+) -> list[tuple[Detections, float]]:
+    """Return what each variant finds in an image, given as it is in each view, and the seconds it takes."""
+    views = [StoredBlocks(store, own) for store, own in zip(stores, image, strict=True)]
+    n_gt, sample = image[0].n_gt[0], image[0].dataset.samples[0]
+    boxes, rows = image[0].boxes[0][n_gt:], to_float32(views[0].features(0, slice(n_gt, None)))
+    mirrored = to_float32(views[1].features(0)) if len(views) > 1 else None
+    look, fine = _look(views), _fine(model, sample)
+    started = time.perf_counter()
+    scores, deltas = model.read(rows, mirrored)
+    scored = time.perf_counter() - started
+    found = []
+    for variant in variants:
+        started = time.perf_counter()
+        own = deltas if variant.with_boxes else None
+        detected = model.detect(sample.image_id, sample.size, boxes, scores, own, variant.detect, look, fine)
+        found.append((detected, scored + time.perf_counter() - started))
+    return found
 
 
 def _fine(model: Model, sample: Sample) -> RowReader | None:
@@ -561,11 +576,11 @@ def _fine(model: Model, sample: Sample) -> RowReader | None:
     return lambda boxes: opened()(boxes)
 
 
-def _look(views: Sequence[StoredBlocks], i: int) -> Look:
-    """Return what reads more regions of image `i`; the image is opened when they are asked for."""
+def _look(views: Sequence[StoredBlocks]) -> Look:
+    """Return what reads more regions of views of one image; the image is opened when they are asked for."""
 
     @functools.cache
     def opened() -> Look:
-        return look_at([view.reader(i) for view in views], views[0].regions.dataset.samples[i].size[1])
+        return look_at([view.reader(0) for view in views], views[0].regions.dataset.samples[0].size[1])
 
     return lambda boxes: opened()(boxes)

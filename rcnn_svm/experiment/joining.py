@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rcnn_svm.datasets import Splits
-from rcnn_svm.detector import Detector, Model
+from rcnn_svm.detector import Detector, Model, Refinement
 from rcnn_svm.errors import ConfigError
 from rcnn_svm.evaluation.thresholds import Thresholds
 from rcnn_svm.experiment.config import ExperimentConfig
@@ -26,6 +26,7 @@ from rcnn_svm.features.store import DerivedStore, FeatureStore
 from rcnn_svm.files import bytes_digest
 from rcnn_svm.heads.bbox_regressor import BoxRegressor
 from rcnn_svm.heads.recipe import HeadRecipe
+from rcnn_svm.heads.refiner import BoxRefiner
 from rcnn_svm.heads.scorers import LinearScorer
 from rcnn_svm.postprocess import PostprocessConfig
 from rcnn_svm.structures import Dataset, RegionSet
@@ -55,7 +56,7 @@ class Kept(Frozen):
         """See `Learner`."""
         refinement, classes = self.detector.model.refinement, regions.dataset.classes
         if refinement is not None and classes != self.detector.classes:
-            refinement = replace(refinement, refiner=refinement.refiner.of_others(len(classes)))
+            refinement = replace(refinement, refiner=_refiner(refinement).of_others(len(classes)))
         return Representation(
             network, self.rows(base), self.detector.layers, None, None, 0.0, 0.0, refinement
         )
@@ -177,7 +178,7 @@ def digest_of(detector: Detector, n_classes: int) -> str:
     if regressor is not None:
         arrays += [regressor.coef_[:n_classes], regressor.intercept_[:n_classes]]
     if detector.model.refinement is not None:
-        refiner = detector.model.refinement.refiner
+        refiner = _refiner(detector.model.refinement)
         arrays += [refiner.hidden_weight, refiner.hidden_bias]
         arrays += [refiner.weight[:n_classes], refiner.bias[:n_classes]]
     if detector.layers is not None:
@@ -210,6 +211,11 @@ def _trained(detector: Detector, splits: Splits, config: ExperimentConfig, run: 
     )
     experiment = run_experiment(parts, splits, run)
     return next(result for result in experiment.heads.values() if result.preferred)
+
+
+def _refiner(refinement: Refinement) -> BoxRefiner:
+    assert isinstance(refinement.refiner, BoxRefiner)  # others come with an export, which has no network
+    return refinement.refiner
 
 
 def _scaling(scaler: FeatureScaler | None) -> str:
@@ -246,8 +252,8 @@ def _joined(detector: Detector, first: Detector, second: Detector | None) -> Det
     regressor = None if model.regressor is None else _joined_boxes(detector, parts)
     refinement = model.refinement
     if refinement is not None and second is not None:
-        others = refinement.refiner.of_others(len(second.classes))
-        refinement = replace(refinement, refiner=refinement.refiner.joined(others))
+        refiner = _refiner(refinement)
+        refinement = replace(refinement, refiner=refiner.joined(refiner.of_others(len(second.classes))))
     classes = tuple(name for part in parts for name in part.classes)
     return replace(
         detector,

@@ -237,7 +237,7 @@ class FcOnFrozen:
             assert network.backbone is not None  # `check` saw to both
             features = replace(parts.features, longer_sides=(side,))
             featurizer = build_featurizer(features, network.backbone, device=network.featurizer.device)
-            store = FeatureStore(base.root, featurizer, precision=features.precision)
+            store = FeatureStore(base.root, featurizer, precision=features.precision, engine=base.engine)
             views.append(StoredBlocks(store, seen))
         return views
 
@@ -325,7 +325,9 @@ class TunedTrunk:
             )
             featurizer = build_featurizer(parts.features, backbone, device=run.device)
             tuned = Network(backbone, featurizer, None, network.finetune_s, network.peak_rss_mb)
-            store = FeatureStore(base.root, featurizer, precision=parts.features.precision)
+            store = FeatureStore(
+                base.root, featurizer, precision=parts.features.precision, engine=base.engine
+            )
         return _with_layers(tuned, store, layers, self.fc, meter)
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from rcnn_svm.engine import THREADS, Engine
 from rcnn_svm.errors import ConfigError
 from rcnn_svm.evaluation.thresholds import Aim
 from rcnn_svm.evaluation.voc import Rule
@@ -44,12 +45,14 @@ class Run:
         device: where torch runs, such as `cpu` or `cuda`. Another device rounds otherwise.
         cache_limit: bytes that the cache may take; room is made before the first stage, between stages and at
             the end, and what this run uses stays until then. None keeps everything.
+        engine: what maps work over images: threads of this process, or a cluster that sees the cache.
     """
 
     cache: Path
     n_jobs: int = 1
     device: str = "cpu"
     cache_limit: int | None = None
+    engine: Engine = THREADS
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "cache", Path(self.cache))

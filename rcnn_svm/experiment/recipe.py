@@ -131,7 +131,9 @@ class Experiment:
 
 def propose(dataset: Dataset, proposer: Proposer, run: Run) -> dict[str, RegionSet]:
     """Return the region proposals of every image by its id, from the cache where they lie there."""
-    regions = cached_proposals(dataset.samples, proposer, run.cache / "proposals", n_jobs=run.n_jobs)
+    regions = cached_proposals(
+        dataset.samples, proposer, run.cache / "proposals", n_jobs=run.n_jobs, engine=run.engine
+    )
     return {region_set.image_id: region_set for region_set in regions}
 
 
@@ -204,7 +206,9 @@ def prepare(parts: Parts, splits: Splits, run: Run, stages: Stages, room: CacheL
     how = tuned if parts.learner.tunes_network else "with its weights"
     with stages("network", f"{network_name(parts)}, {how}"):
         network = parts.learner.prepare(parts, train, proposals, run)
-    base = FeatureStore(run.cache / "features", network.featurizer, precision=parts.features.precision)
+    base = FeatureStore(
+        run.cache / "features", network.featurizer, precision=parts.features.precision, engine=run.engine
+    )
     if parts.learner.reads_first:
         with stages("features", "what the network makes of each region"):
             if parts.reads_all_rows:

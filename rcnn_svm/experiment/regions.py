@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rcnn_svm.boxes import Boxes, clip, flip_horizontally
+from rcnn_svm.engine import Engine
 from rcnn_svm.features.store import FeatureStore, RowReader, to_float32
 from rcnn_svm.heads.assign import LabelRule, RegionTruth, describe_regions
 from rcnn_svm.heads.base import ALL, Rows
@@ -68,6 +69,11 @@ class SplitRegions:
         rows = {sample.image_id: i for i, sample in enumerate(self.dataset)}
         kept = [rows[sample.image_id] for sample in dataset]
         return SplitRegions(dataset, tuple(self.boxes[i] for i in kept), tuple(self.n_gt[i] for i in kept))
+
+    def only(self, i: int) -> SplitRegions:
+        """Return the regions of image `i` alone."""
+        dataset = replace(self.dataset, samples=(self.dataset.samples[i],))
+        return SplitRegions(dataset, (self.boxes[i],), (self.n_gt[i],))
 
     def limited(self, n: int | None) -> SplitRegions:
         """Return the ground-truth rows and the `n` best proposals of each image; None for all of them."""
@@ -210,6 +216,15 @@ class StoredBlocks:
 
     def __len__(self) -> int:
         return len(self.regions)
+
+    @property
+    def engine(self) -> Engine:
+        """What fills the store, and may read it."""
+        return self.store.engine
+
+    def only(self, i: int) -> StoredBlocks:
+        """Return the block of image `i` alone."""
+        return StoredBlocks(self.store, self.regions.only(i), self.scaler, self.softmax)
 
     def features(self, i: int, rows: Rows = ALL) -> NDArray[Any]:
         """Return (R, D) features of image `i`, ground-truth rows first, or of some rows of it."""

@@ -65,7 +65,9 @@ def relearned(detector: Detector, images: Dataset, config: ExperimentConfig, run
     recipe = own_recipe(detector, config)
     room = CacheLimit(run.cache, run.cache_limit)
     regions = SplitRegions.of(images, propose(images, detector.proposer, run), with_truth=True)
-    base = FeatureStore(run.cache / "features", detector.featurizer, precision=detector.features.precision)
+    base = FeatureStore(
+        run.cache / "features", detector.featurizer, precision=detector.features.precision, engine=run.engine
+    )
     store = Kept(detector).rows(base)
     store.fill(images.samples, regions.boxes)
     blocks = StoredBlocks(store, regions, detector.model.scaler)

@@ -148,7 +148,9 @@ def review_labels(parts: Parts, datasets: Sequence[Dataset], run: Run, *, n_fold
     regions = SplitRegions.of(images, proposals, with_truth=True).limited(REGIONS)
     with stages("features", "what the network makes of each region"):
         network = parts.learner.prepare(parts, regions, proposals, run)
-        store = FeatureStore(run.cache / "features", network.featurizer, precision=parts.features.precision)
+        store = FeatureStore(
+            run.cache / "features", network.featurizer, precision=parts.features.precision, engine=run.engine
+        )
         store.fill(images.samples, regions.boxes, "features")
     room.hold()
     folds = draw_folds(images, n_folds, np.random.default_rng(parts.seed))

@@ -24,7 +24,8 @@ class FeatureConfig:
     """What is read out of which network.
 
     Attributes:
-        backbone: name of the network, see `rcnn_svm.networks.backbone.BACKBONES`.
+        backbone: name of the network: one of `rcnn_svm.networks.backbone.BACKBONES`, `timm:NAME[.TAG]` or
+            `torchvision:NAME`.
         weights: `default`, `offline`, `random`, a member of torchvision's enum, or a file.
         path: `shared` runs the convolutions once per image, `warped` the whole network on every
             region, as R-CNN does.

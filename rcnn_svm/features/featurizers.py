@@ -26,8 +26,8 @@ from rcnn_svm.features.roi_pool import roi_align, roi_max_pool
 from rcnn_svm.features.sizes import nearest_scales, resize
 from rcnn_svm.features.store import RowReader
 from rcnn_svm.features.warp import WarpMode, warp_crops, warp_geometry
-from rcnn_svm.networks.architectures import LayerInfo
 from rcnn_svm.networks.backbone import Backbone
+from rcnn_svm.networks.geometry import LayerInfo
 from rcnn_svm.networks.taps import TapSpec, format_taps, parse_taps
 from rcnn_svm.structures import Image
 
@@ -267,6 +267,8 @@ class SharedFeatures(_Features):
                 f"SharedFeatures: longer_sides must be one or more sizes of at least 32 pixels, "
                 f"got {self.longer_sides}."
             )
+        for tap in self.taps:
+            backbone.check_shared(tap.layer)
         self._map_taps = [tap for tap in self.taps if tap.layer in self.backbone.maps]
         self._region_taps = [tap for tap in self.taps if tap.layer in self.backbone.regions]
         self._layers = {tap.layer for tap in self._map_taps}

@@ -9,11 +9,12 @@ import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any, ClassVar, Protocol, Self, TypeAlias
+from typing import Any, ClassVar, Protocol, Self, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rcnn_svm.engine import Engine
 from rcnn_svm.errors import ConfigError, DataError, NotFittedError, ShapeError
 from rcnn_svm.heads.assign import RegionTruth
 
@@ -26,6 +27,7 @@ __all__ = [
     "RegionBlocks",
     "Rows",
     "Scorer",
+    "SharedBlocks",
     "Trainable",
     "check_features",
     "read_features",
@@ -66,6 +68,20 @@ class RegionBlocks(Protocol):
 
     def truth(self, i: int) -> RegionTruth:
         """Return the description of the same R_i regions."""
+        ...
+
+
+@runtime_checkable
+class SharedBlocks(RegionBlocks, Protocol):
+    """Region blocks that can be read by an engine, image by image."""
+
+    @property
+    def engine(self) -> Engine:
+        """What reads them."""
+        ...
+
+    def only(self, i: int) -> RegionBlocks:
+        """Return the block of image `i` alone, which can be sent."""
         ...
 
 

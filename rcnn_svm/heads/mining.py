@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated
 
 import numpy as np
@@ -16,9 +17,11 @@ from joblib import Parallel, delayed
 from numpy.typing import NDArray
 
 from rcnn_svm.config import Count, Interval, check
+from rcnn_svm.engine import THREADS, Engine
 from rcnn_svm.errors import ConfigError, DataError
 from rcnn_svm.heads.assign import LabelRule
-from rcnn_svm.heads.base import RegionBlocks, read_features
+from rcnn_svm.heads.base import RegionBlocks, SharedBlocks, read_features
+from rcnn_svm.heads.solver.rows import Part
 from rcnn_svm.progress import track
 
 __all__ = ["BlocksSource", "FixedPointMining", "MiningLog", "PaperMining", "mine_as_in_the_paper"]
@@ -102,6 +105,7 @@ class BlocksSource:
 
     def __init__(self, blocks: RegionBlocks, rule: LabelRule) -> None:
         self._blocks = blocks
+        self.engine: Engine = blocks.engine if isinstance(blocks, SharedBlocks) else THREADS
         self.n_features = int(blocks.n_features)
         self.n_classes = len(blocks.classes)
         self._labels = [rule.per_class(blocks.truth(i)) for i in range(len(blocks))]
@@ -135,6 +139,13 @@ class BlocksSource:
     def features(self, part: int, rows: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
         """Return (R, D) float32 features of an image, or of some of its rows."""
         return read_features(self._blocks, part, slice(None) if rows is None else rows)
+
+    def part(self, part: int) -> Part:
+        """Return an image on its own."""
+        blocks, i = self._blocks, part
+        if isinstance(blocks, SharedBlocks):
+            blocks, i = blocks.only(part), 0
+        return Part(self._labels[part], self.sample_weight(part), partial(read_features, blocks, i))
 
 
 TrainOne = Callable[[int, NDArray[np.float32], NDArray[np.int8]], tuple[NDArray[np.float32], float]]

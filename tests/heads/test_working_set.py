@@ -93,7 +93,8 @@ def test_rows_come_and_go_with_their_variables(
         inside = working.rows.row[working.rows.part == part]
         outside = np.setdiff1d(np.arange(len(source.labels(part))), inside)
         rows = outside[rng.random(len(outside)) < 0.5][: working.max_rows - working.size]
-        working.admit(part, rows, source.labels(part), source.features(part) if rng.random() < 0.5 else None)
+        features = source.features(part)
+        working.admit(part, rows, source.labels(part), features.__getitem__ if rng.random() < 0.5 else None)
         np.testing.assert_array_equal(_check(working, x, labels, weight), expected)
         own = working.rows.part * STEP + working.rows.row
         highest = costs.bounds(working.rows.labels, working.rows.sample_weight)

@@ -228,7 +228,10 @@ def test_geometry_of_cells():
 def test_errors():
     with pytest.raises(ConfigError) as caught:
         load_backbone("alexnet2")
-    assert str(caught.value) == (f"Backbone: name must be one of {', '.join(BACKBONES)}, got 'alexnet2'.")
+    assert str(caught.value) == (
+        f"Backbone: name must be one of {', '.join(BACKBONES)}, or timm:NAME or torchvision:NAME, "
+        f"got 'alexnet2'."
+    )
     backbone = random_backbone("small_cnn", 4)
     with pytest.raises(ConfigError) as caught:
         backbone.resolve(TapSpec("fc8"))
@@ -290,8 +293,15 @@ def centre_of_influence(
     return float((weight * x_).sum() / weight.sum()), float((weight * y).sum() / weight.sum()), row, column
 
 
-@pytest.mark.parametrize("size", [(704, 704), (705, 832), (877, 734)])
-@pytest.mark.parametrize("name", ["efficientnet_lite0", "efficientnet_lite2", "mobilenet_v2"])
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("efficientnet_lite0", (704, 704)),
+        ("efficientnet_lite0", (705, 832)),
+        ("efficientnet_lite2", (877, 734)),
+        ("mobilenet_v2", (705, 832)),
+    ],
+)
 def test_a_cell_is_centred_where_its_influence_is(name, size):
     """All weights alike and no activation: a gradient then counts the paths from a pixel to a cell."""
     backbone = random_backbone(name, 2).eval()

@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Callable
+from functools import partial
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Floats", "MatrixSource", "RowSource"]
+from rcnn_svm.engine import THREADS, Engine
+
+__all__ = ["Floats", "MatrixSource", "Part", "RowSource"]
 
 Floats = NDArray[Any]
 """float32 or float64: the precision of the solver."""
+
+
+class Part(NamedTuple):
+    """One part of a source, on its own, which can be sent to an engine.
+
+    Attributes:
+        labels, sample_weight: as of the source.
+        read: returns its (R, D) features.
+    """
+
+    labels: NDArray[np.int8]
+    sample_weight: NDArray[np.floating]
+    read: Callable[[], Floats]
 
 
 class RowSource(Protocol):
@@ -20,11 +37,16 @@ class RowSource(Protocol):
         n_features: D.
         n_classes: K.
         matrix: (n, D) where all parts are consecutive slabs of one array in memory, else None.
+        engine: passes over the parts.
     """
 
     n_features: int
     n_classes: int
     matrix: Floats | None
+
+    @property
+    def engine(self) -> Engine:
+        """What passes over the parts."""
 
     def __len__(self) -> int:
         """Return the number of parts."""
@@ -41,6 +63,9 @@ class RowSource(Protocol):
     def features(self, part: int, rows: NDArray[np.int64] | None = None) -> Floats:
         """Return (R, D) features of the part, or of some of its rows."""
 
+    def part(self, part: int) -> Part:
+        """Return a part on its own."""
+
 
 class MatrixSource:
     """Rows of one matrix in memory: nothing is copied.
@@ -52,6 +77,7 @@ class MatrixSource:
     """
 
     _STEP = 2048
+    engine: ClassVar[Engine] = THREADS
 
     def __init__(
         self, matrix: Floats, labels: NDArray[np.int8], sample_weight: NDArray[np.floating] | None = None
@@ -83,3 +109,7 @@ class MatrixSource:
         """Return (R, D) features of the part, or of some of its rows."""
         slab = self._rows[part * self._STEP : (part + 1) * self._STEP]
         return slab if rows is None else slab[rows]
+
+    def part(self, part: int) -> Part:
+        """Return a part on its own."""
+        return Part(self.labels(part), self.sample_weight(part), partial(self.features, part))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,10 +14,10 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from rcnn_svm.heads.solver import kernels
 from rcnn_svm.heads.solver.ascent import Ascent
-from rcnn_svm.heads.solver.rows import Floats, RowSource
+from rcnn_svm.heads.solver.rows import Floats, Part, RowSource
 from rcnn_svm.heads.solver.tuning import FROM_STORE, IN_MEMORY, Tuning
 from rcnn_svm.heads.solver.weights import Costs, Weights, relative_gap
-from rcnn_svm.heads.solver.working_set import FromStore, InMemory, WorkingSet
+from rcnn_svm.heads.solver.working_set import FromStore, InMemory, Take, WorkingSet
 
 __all__ = ["BlockSolver", "Solution"]
 
@@ -102,6 +104,7 @@ class BlockSolver:
         self._rng = np.random.default_rng(seed)
         self._n_rows = source.first_row(len(source))
         self._rows_scanned = 0
+        self._reach = 16  # parts that are looked at ahead, at most
         dtype, m, n_classes = np.dtype(dtype), self._tuning.block_rows, source.n_classes
         copied = source.n_features if matrix is None else 0
         max_rows = max(2 * m, max_bytes // ((m + copied) * dtype.itemsize + n_classes * (dtype.itemsize + 1)))
@@ -190,41 +193,108 @@ class BlockSolver:
             self._admit(p, np.flatnonzero(drawn), part)
 
     def _admit(
-        self, part: int, rows: NDArray[np.int64], labels: NDArray[np.int8], features: Floats | None = None
-    ) -> None:
-        """Admit rows to the working set in portions, making room where it is full."""
-        working = self._working
+        self, part: int, rows: NDArray[np.int64], labels: NDArray[np.int8], features: Take | None = None
+    ) -> bool:
+        """Admit rows to the working set in portions; return whether room had to be made where it was full."""
+        working, made_room = self._working, False
         room = working.max_rows // 2
         for portion in np.split(rows, range(room, len(rows), room)) if len(rows) else ():
             if working.size + len(portion) > working.max_rows:
                 self._ascent.optimise(self._tuning.first_goal)
                 working.evict(working.max_rows - room)
+                made_room = True
             working.admit(part, portion, labels, features)
+        return made_room
 
     def _scan(self, goal: float) -> tuple[NDArray[np.float64], bool]:
         """Pass over all rows: sum up the primal objective, let violators join the working set.
+
+        The source's engine looks at its parts, at weights that stand still. Where so many rows joined that
+        the weights are to move first, what was looked at ahead is looked at anew: the less lies ahead, the
+        more often that happens.
 
         Returns the (K,) objectives, and whether the weights stood still meanwhile, so that they hold.
         """
         working, weights, source = self._working, self._weights, self._source
         working.evict(working.max_rows)
         weights.moved = False
-        loss = np.zeros(len(weights.w))
-        size = working.size
-        for part in range(len(source)):
-            labels, features = source.labels(part), source.features(part)
-            self._rows_scanned += len(features)
-            margins = weights.margins(features, np.arange(len(features)))
-            violates = np.empty(len(features), bool)
-            weight = source.sample_weight(part)
-            kernels.inspect(margins, labels, weight, self._costs.table, self._costs.squared, loss, violates)
-            if part in working.kept:
-                kept, unsettled = working.unsettled(part, margins, labels, self._tol)
-                violates[kept] = unsettled
-            working.meet(part, violates)
-            self._admit(part, np.flatnonzero(violates), labels, features)
-            if working.size > size + max(size, self._tuning.growth_rows):
-                self._ascent.optimise(goal)
-                working.evict(working.max_rows)
-                size = working.size
+        loss, size, part = np.zeros(len(weights.w)), working.size, 0
+        look = partial(_look, weights, self._costs)
+        while part < len(source):
+            until, stale = min(part + self._reach, len(source)), False
+            ahead = ((source.part(p), *working.known(p)) for p in range(part, until))
+            with contextlib.closing(source.engine.in_order(look, ahead, 1)) as seen:
+                for one in seen:
+                    loss += one.loss
+                    stale = self._take(part, one)
+                    part += 1
+                    if working.size > size + max(size, self._tuning.growth_rows):
+                        self._ascent.optimise(goal)
+                        working.evict(working.max_rows)
+                        size, stale = working.size, True
+                    if stale:
+                        break
+            self._reach = max(1, self._reach // 2) if stale else 2 * self._reach
         return weights.primal_norm() + loss, not weights.moved
+
+    def _take(self, part: int, seen: _Seen) -> bool:
+        """Admit what was seen in a part; return whether weights or working set changed otherwise."""
+        working, labels = self._working, self._source.labels(part)
+        self._rows_scanned += len(labels)
+        violates = seen.violates.copy()
+        if part in working.kept:
+            kept, unsettled = working.unsettled(part, seen.kept_margins, labels, self._tol)
+            violates[kept] = unsettled
+        working.meet(part, violates)
+        return self._admit(part, np.flatnonzero(violates), labels, seen.features_of)
+
+
+class _Seen:
+    """What one look at a part at still weights tells.
+
+    Where it is sent, it takes along the features of those rows alone that may join.
+
+    Attributes:
+        loss: (K,) sum over its rows.
+        violates: (R,) which are inside the margin of a class.
+        kept_margins: (m, K) of the kept rows.
+    """
+
+    def __init__(
+        self,
+        loss: NDArray[np.float64],
+        violates: NDArray[np.bool_],
+        kept_margins: Floats,
+        features: Floats,
+        may_join: NDArray[np.bool_],
+    ) -> None:
+        self.loss, self.violates, self.kept_margins = loss, violates, kept_margins
+        self._features, self._may_join = features, may_join
+        self._rows: NDArray[np.int64] | None = None  # whose features these are; None for all
+
+    def features_of(self, rows: NDArray[np.int64]) -> Floats:
+        """Return (m, D) features of some of the rows that may join."""
+        chosen: Floats = self._features[rows if self._rows is None else np.searchsorted(self._rows, rows)]
+        return chosen
+
+    def __getstate__(self) -> dict[str, Any]:
+        rows = np.flatnonzero(self._may_join)
+        state = {**self.__dict__, "_rows": rows, "_features": self.features_of(rows), "_may_join": None}
+        return state | {"violates": np.packbits(self.violates), "_n": len(self.violates)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        n = state.pop("_n")
+        self.__dict__.update(state, violates=np.unpackbits(state["violates"], count=n).astype(bool))
+
+
+def _look(weights: Weights, costs: Costs, asked: tuple[Part, NDArray[np.int64], NDArray[np.int64]]) -> _Seen:
+    """Look at a part, of which some rows are in the working set and others kept out of it."""
+    part, members, kept = asked
+    features = part.read()
+    margins = weights.margins(features, np.arange(len(features)))
+    loss, violates = np.zeros(len(weights.w)), np.empty(len(features), bool)
+    kernels.inspect(margins, part.labels, part.sample_weight, costs.table, costs.squared, loss, violates)
+    may_join = violates.copy()
+    may_join[kept] = True
+    may_join[members] = False
+    return _Seen(loss, violates, margins[kept], features, may_join)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +16,10 @@ from rcnn_svm.heads.solver.weights import Costs
 __all__ = ["Block", "FromStore", "InMemory", "WorkingSet"]
 
 
+Take = Callable[[NDArray[np.int64]], Floats]
+"""(m,) rows of a part -> their (m, D) features."""
+
+
 class InMemory:
     """Rows of a matrix in memory are pointed at, never copied."""
 
@@ -24,7 +29,7 @@ class InMemory:
         self.matrix = matrix
         self._first = np.array([source.first_row(part) for part in range(len(source))], np.int64)
 
-    def put(self, start: int, part: int, rows: NDArray[np.int64], features: Floats | None) -> None:
+    def put(self, start: int, part: int, rows: NDArray[np.int64], features: Take | None) -> None:
         """Do nothing: the rows are there."""
 
     def compact(self, rows: NDArray[np.int64], step: int) -> None:
@@ -44,13 +49,13 @@ class FromStore:
         self.rows_read = 0  # of those whose features nobody had at hand
         self._source = source
 
-    def put(self, start: int, part: int, rows: NDArray[np.int64], features: Floats | None) -> None:
-        """Copy some rows of a part to `start` and on; its (R, D) features are read where they are None."""
+    def put(self, start: int, part: int, rows: NDArray[np.int64], features: Take | None) -> None:
+        """Copy some rows of a part to `start` and on; they are read where nobody has them at hand."""
         if features is None:
             self.rows_read += len(rows)
             self.matrix[start : start + len(rows)] = self._source.features(part, rows)
         else:
-            self.matrix[start : start + len(rows)] = features[rows]
+            self.matrix[start : start + len(rows)] = features(rows)
 
     def compact(self, rows: NDArray[np.int64], step: int) -> None:
         """Leave these rows only: in place, in steps, each moves to the front, none past one still to move."""
@@ -122,7 +127,7 @@ class WorkingSet:
         return Rows(part, row, labels, weight.astype(dtype), alpha, nearest, np.ones(n, bool))
 
     def admit(
-        self, part: int, rows: NDArray[np.int64], labels: NDArray[np.int8], features: Floats | None = None
+        self, part: int, rows: NDArray[np.int64], labels: NDArray[np.int8], features: Take | None = None
     ) -> None:
         """Let rows of a part in, for which there is room, with the variables they had.
 
@@ -130,7 +135,7 @@ class WorkingSet:
             part: of the source.
             rows: (m,) rising rows of the part, none of them in yet.
             labels: (R, K) of the whole part.
-            features: (R, D) of the whole part, where they are at hand.
+            features: returns those of rows of the part, where they are at hand.
         """
         self.storage.put(self.size, part, rows, features)
         self.size += len(rows)
@@ -203,6 +208,11 @@ class WorkingSet:
             blocks.append(Block(rows, gram, labels, own.sample_weight[rows], alpha, own.nearest[rows]))
         return blocks
 
+    def known(self, part: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the rows of a part that are in, and those that are kept."""
+        kept, _ = self.kept.get(part, (np.zeros(0, np.int64), None))
+        return self.rows.row[self.rows.part == part], kept
+
     def meet(self, part: int, violates: NDArray[np.bool_]) -> None:
         """Take out of the (R,) violators of a part those that are in already, and make them hot."""
         members = np.flatnonzero(self.rows.part == part)
@@ -213,10 +223,17 @@ class WorkingSet:
     def unsettled(
         self, part: int, margins: Floats, labels: NDArray[np.int8], tol: float
     ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """Return the kept rows of a part, and whether a variable of each could move the dual upwards."""
+        """Return the kept rows of a part, and whether a variable of each could move the dual upwards.
+
+        Args:
+            part: of the source.
+            margins: (m, K) of the kept rows.
+            labels: (R, K) of the whole part.
+            tol: violations of this much are none.
+        """
         rows, alpha = self.kept[part]
         y = labels[rows]
-        slope = y * margins[rows] - 1
+        slope = y * margins - 1
         bounds = self.costs.bounds(y, self._source.sample_weight(part)[rows])
         if self.costs.squared:
             slope += alpha / (2 * bounds)
