@@ -99,13 +99,11 @@ class Refinement:
 
     Attributes:
         featurizer: boxes of an image -> (M, D) rows.
-        refiner: reads them, as `BoxRefiner` does.
+        refiner: reads them.
     """
 
     featurizer: Featurizer
-    refiner: Callable[
-        [NDArray[np.float32], NDArray[np.int64]], tuple[NDArray[np.float32], NDArray[np.float32]]
-    ]
+    refiner: BoxRefiner
 
 
 @dataclass(frozen=True, eq=False)
@@ -457,7 +455,6 @@ class Detector:
         if model.support is not None:
             parts["support"] = model.support.to_arrays()
         if model.refinement is not None:
-            assert isinstance(model.refinement.refiner, BoxRefiner)  # others come without a network
             parts["refiner"] = model.refinement.refiner.to_arrays()
         if self.calibration is not None:
             parts["calibration"] = self.calibration.to_arrays()

@@ -553,7 +553,6 @@ def _write_graphs(detector: Detector, features: SharedFeatures | WarpedFeatures,
         later["again"] = regions, found
     if refinement is not None:
         assert isinstance(refinement.featurizer, SharedFeatures)
-        assert isinstance(refinement.refiner, BoxRefiner)
         fine = _Regions(refinement.featurizer, backbone, _Refiner(refinement.refiner))
         later["refine"] = fine, ["moves"]
     kept = tuple(dict.fromkeys(name for reader, _ in later.values() for name in reader.maps))

@@ -17,7 +17,7 @@ from rcnn_svm.evaluation.calibration import ClassCurves
 from rcnn_svm.features.store import RowReader
 from rcnn_svm.files import read_json
 from rcnn_svm.heads.bbox_regressor import BoxRegressor
-from rcnn_svm.heads.refiner import deltas_and_overlaps
+from rcnn_svm.heads.refiner import BoxRefiner, deltas_and_overlaps
 from rcnn_svm.runtime import MANIFEST
 from rcnn_svm.structures import Image
 
@@ -229,16 +229,17 @@ class _Deltas(BoxRegressor):
         return np.asarray(features[:, self._n :], np.float32).reshape(-1, self._n, 4)
 
 
-class _Moves:
-    """What `BoxRefiner` says, of a row of a graph."""
+class _Moves(BoxRefiner):
+    """What refines boxes, of a row of a graph."""
 
-    def __init__(self, n_classes: int) -> None:
-        self._n = n_classes
+    def __init__(self) -> None:
+        """Hold nothing: the arrays are in the graph."""
 
     def __call__(
-        self, rows: NDArray[np.float32], labels: NDArray[np.int64]
+        self, rows: NDArray[np.floating], labels: NDArray[np.int64]
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        return deltas_and_overlaps(rows.reshape(-1, self._n, 5)[np.arange(len(rows)), labels])
+        own = rows.reshape(len(rows), -1, 5)[np.arange(len(rows)), labels]
+        return deltas_and_overlaps(np.asarray(own, np.float32))
 
 
 def find_export(folder: Path) -> Path:
@@ -278,7 +279,7 @@ def read_export(folder: Path, *, threads: int) -> Detector:
         sides = settings["features"].longer_sides
         if "refine" in graphs:
             fine = SharedNetwork(whole, graphs["refine"], 5 * n, sides, key, direct=False)
-            refinement = Refinement(fine, _Moves(n))
+            refinement = Refinement(fine, _Moves())
         network = (
             SharedNetwork(whole, graphs.get("again"), n_features, sides, key)
             if warped is None
