@@ -152,8 +152,9 @@ class Killing:
         """See `Engine`."""
         for result in self._cluster.in_order(work, items, n_threads):
             self._due -= 1
-            alive = children()
-            if self._due < 0 and self.left and len(alive) > 1:
+            # One that is killed before it has started is not started again by Dask.
+            alive = children() if self._due < 0 and self.left else []
+            if len(alive) > 1 and len(self._cluster._client.nthreads()) == len(alive):
                 with contextlib.suppress(OSError):
                     os.kill(self._rng.choice(alive).pid, signal.SIGKILL)
                     self.left, self._due = self.left - 1, self._rng.randrange(40)

@@ -704,22 +704,18 @@ def _about() -> Mapping[str, str]:
     import scipy  # type: ignore[import-untyped, unused-ignore]
     import torch
     import torchvision
-    from threadpoolctl import threadpool_info  # type: ignore[import-untyped]
 
     sources, package = hashlib.sha256(), Path(__file__).parent
     for path in sorted(package.rglob("*.py")):
         sources.update(str(path.relative_to(package)).encode() + path.read_bytes())
     modules = (np, scipy, torch, torchvision, cv2, numba, PIL)
-    blas = (
-        f"{pool['internal_api']} {pool['version']}"
-        for pool in threadpool_info()
-        if pool["user_api"] == "blas"
-    )
+    # As built: which libraries are loaded by now differs from process to process.
+    blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]  # type: ignore[call-overload, unused-ignore]
     return {
         "rcnn-svm": f"{importlib.metadata.version('rcnn-svm')} ({sources.hexdigest()[:8]})",
         "python": ".".join(map(str, sys.version_info[:2])),
         **{module.__name__: str(module.__version__) for module in modules},
-        "BLAS": ", ".join(sorted(set(blas))),
+        "BLAS": f"{blas.get('name')} {blas.get('version')}",
         "arithmetic": _arithmetic(),
     }
 
@@ -729,6 +725,7 @@ def _arithmetic() -> str:
     import cv2
     import numpy as np
     import torch
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
     rng = np.random.default_rng(0)
     a, b = (rng.standard_normal((256, 384)).astype(np.float32) for _ in range(2))
@@ -737,7 +734,7 @@ def _arithmetic() -> str:
     n_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), threadpool_limits(limits=1):
             results = [
                 a @ b.T,
                 torch.nn.functional.linear(torch.from_numpy(a), torch.from_numpy(b)).numpy(),
