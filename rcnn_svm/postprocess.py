@@ -19,6 +19,7 @@ from rcnn_svm.structures import Detections
 
 __all__ = [
     "PAPER",
+    "REFINED",
     "WHOLE_IMAGE",
     "Postprocess",
     "PostprocessConfig",
@@ -29,6 +30,9 @@ __all__ = [
     "postprocess_traced",
     "refined",
 ]
+
+REFINED = 150
+"""How many boxes of an image are refined where nothing else is said."""
 
 _NEAR_COPY = 0.7
 """IoU above which a box that is to be refined is a copy of a surer one."""
@@ -74,7 +78,9 @@ class PostprocessConfig:
             compete with all others; 0 for none. Their features are computed for it, a few percent of an
             image's work with 100 of 1000 regions.
         refined: so many of the surest boxes, of all classes together, are moved once more by the detector's
-            refiner, and ranked by how well it says that they lie, too; 0 for none.
+            refiner, and ranked by how well it says that they lie, too; 0 for none. None stands for
+            `REFINED` in an experiment that can learn it and chooses nothing on val, else for 0, see
+            `ExperimentConfig.build`.
         overlap_power: their scores get the logarithm of the estimated IoU, so many times.
     """
 
@@ -87,7 +93,7 @@ class PostprocessConfig:
     max_detections: Count | None = 300
     min_score: float = float("-inf")
     second_look: Annotated[int, Interval(0)] = 0
-    refined: Annotated[int, Interval(0)] = 0
+    refined: Annotated[int, Interval(0)] | None = 0
     overlap_power: NotNegative = 3.0
 
     def __post_init__(self) -> None:

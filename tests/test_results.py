@@ -17,6 +17,7 @@ from rcnn_svm.report.tables import signed
 ROOT = Path(__file__).parents[1]
 EXPERIMENTS = sorted((ROOT / "results").glob("*/metrics.json"))
 STUDIES = sorted((ROOT / "results").glob("*/study.json"))
+CURVES = sorted((ROOT / "results").glob("*/curve.json"))
 BENCHMARKS = [
     *sorted((ROOT / "results" / "benchmarks").glob("*.json")),
     ROOT / "results/thresholds/thresholds.json",
@@ -60,6 +61,18 @@ def test_studies_have_the_form_that_programs_read(path: Path) -> None:
     for table in path.parent.glob("*.svg"):
         assert f"]({table.name})" in page
     check_provenance(study["provenance"])
+
+
+@pytest.mark.parametrize("path", CURVES, ids=lambda p: p.parent.name)
+def test_curves_have_the_form_that_programs_read(path: Path) -> None:
+    curve = json.loads(path.read_text())
+    assert curve["schema"] == 1
+    assert curve["experiment"] == path.parent.name
+    page = (path.parent / "README.md").read_text(encoding="utf-8")
+    assert all(f"- {sentence}\n" in page for sentence in curve["verdict"])
+    for point in curve["points"]:
+        assert 0 <= point["mAP_low"] <= point["mAP"] <= point["mAP_high"] <= 100
+    check_provenance(curve["provenance"])
 
 
 def test_the_page_says_what_the_study_of_photographs_found() -> None:

@@ -410,7 +410,8 @@ def _moves(parts: Parts) -> list[Variant]:
             Variant(Choice(move, None, ()), replace(detect, **move), with_boxes=True)  # type: ignore[arg-type]
             for move in moves
         ]
-    refined = [{**move, "refined": n} for move in moves for n in (0, detect.refined)]
+    counts = (0, detect.refined) if parts.tried.unrefined else (detect.refined,)
+    refined = [{**move, "refined": n} for move in moves for n in counts]
     return [Variant(Choice(own, None, ()), replace(detect, **own), with_boxes=True) for own in refined]  # type: ignore[arg-type]
 
 
@@ -474,7 +475,9 @@ def train_heads(
         regressor_scaler = scalers.get(parts.boxes.scaling)
         ridge = BoxRegressor(min_iou=parts.boxes.min_iou, strength=strength)
         regressor = ridge.fit(rows.scaled(regressor_scaler))
-    refinement = _refinement(parts, learned, trainval, run) if any(map(_refines, chosen)) else None
+    refinement = learned.refinement
+    if refinement is None and any(map(_refines, chosen)):
+        refinement = _refinement(parts, learned, trainval, run)
     trained = []
     for own in chosen:
         scaler = scalers.get(own.recipe.scaling)
@@ -491,7 +494,7 @@ def train_heads(
 
 def _refines(chosen: Chosen) -> bool:
     detect = None if chosen.with_boxes is None else chosen.with_boxes.detect
-    return isinstance(detect, PostprocessConfig) and detect.refined > 0
+    return isinstance(detect, PostprocessConfig) and bool(detect.refined)
 
 
 def _refinement(parts: Parts, learned: Representation, regions: SplitRegions, run: Run) -> Refinement:

@@ -249,7 +249,7 @@ class ExperimentConfig:
     false_alarms: Positive | None = None
     precision: Annotated[float, Interval(0, 1, "neither")] | None = None
     detect: PostprocessConfig = field(
-        default_factory=lambda: PostprocessConfig(soft_nms_sigma=0.2, box_step=0.5)
+        default_factory=lambda: PostprocessConfig(soft_nms_sigma=0.2, box_step=0.5, refined=None)
     )
     rule: Rule = "voc07"
     n_bootstrap: Count = 1000
@@ -341,10 +341,15 @@ class ExperimentConfig:
                 replace(heads, names=[head]).build(seed=self.seed)[0] if isinstance(head, str) else head  # type: ignore[arg-type]
                 for head in own["heads"]
             )
+        made |= own
+        if made["postprocess"] is self.detect and self.detect.refined is None:
+            shared = made["features"].path == "shared" and made["featurizer"] is None
+            learnable = shared and made["boxes"] is not None and not self.choose
+            made["postprocess"] = replace(self.detect, refined=postprocess.REFINED if learnable else 0)
         described = to_dict(self, finite=True)
         if own:
             described["own"] = {name: _named(part) for name, part in own.items()}
-        return Parts(**made | own, described=described)
+        return Parts(**made, described=described)
 
 
 def _named(part: Any) -> Any:
@@ -405,6 +410,7 @@ def quick_config(base: ExperimentConfig) -> ExperimentConfig:
         data=replace(base.data, max_images=min(base.data.max_images or 40, 40)),
         proposals=replace(base.proposals, max_regions=min(base.proposals.max_regions or 300, 300)),
         fc=replace(base.fc, n_steps=min(base.fc.n_steps or 200, 200)),
+        detect=replace(base.detect, refined=base.detect.refined or 0),
         trunk=replace(base.trunk, n_steps=min(base.trunk.n_steps, 50)),
         finetune=replace(base.finetune, n_steps=min(base.finetune.n_steps, 100)),
         heads=replace(
@@ -420,7 +426,7 @@ def quick_config(base: ExperimentConfig) -> ExperimentConfig:
 
 
 def best_config(base: ExperimentConfig) -> ExperimentConfig:
-    """Return `base` with all that paid on folds, whatever it takes: larger images, refined boxes."""
+    """Return `base` with all that paid on folds, whatever it takes: larger images, mirrored, of two sizes."""
     return replace(
         base,
         features=replace(base.features, longer_sides=(640,), mirror=True),

@@ -53,7 +53,12 @@ class Kept(Frozen):
         self, parts: Parts, network: Network, base: FeatureStore, regions: SplitRegions, run: Run
     ) -> Representation:
         """See `Learner`."""
-        return Representation(network, self.rows(base), self.detector.layers, None, None, 0.0, 0.0)
+        refinement, classes = self.detector.model.refinement, regions.dataset.classes
+        if refinement is not None and classes != self.detector.classes:
+            refinement = replace(refinement, refiner=refinement.refiner.of_others(len(classes)))
+        return Representation(
+            network, self.rows(base), self.detector.layers, None, None, 0.0, 0.0, refinement
+        )
 
     def rows(self, base: FeatureStore) -> FeatureStore:
         """Return what the detector's heads read of the features of its network."""
@@ -85,7 +90,7 @@ def require_joinable(detector: Detector, where: str) -> None:
         where: its folder, for the message.
 
     Raises:
-        ConfigError: it has no linear SVMs, classifies whole images, or refines boxes.
+        ConfigError: it has no linear SVMs, or classifies whole images.
     """
     if type(detector.model.scorer) is not LinearScorer:
         raise ConfigError(
@@ -96,11 +101,6 @@ def require_joinable(detector: Detector, where: str) -> None:
         raise ConfigError(
             f"{where}: classes can join a detector of objects, this one classifies whole images."
         )
-    if detector.model.refinement is not None:
-        raise ConfigError(
-            f"{where}: classes can join a detector whose boxes are not refined; what refines them is learned "
-            f"for all classes together. Train it with --set detect.refined=0."
-        )
 
 
 def add_classes(detector: Detector, splits: Splits, config: ExperimentConfig, run: Run) -> HeadResult:
@@ -108,7 +108,7 @@ def add_classes(detector: Detector, splits: Splits, config: ExperimentConfig, ru
 
     Thresholds and curves of probabilities of the new classes come from images of `splits` that are held out,
     where that can be done, else they are believed from a score of 0 on, and the detector is no longer
-    calibrated.
+    calibrated. Where boxes are refined, those of a new class are as the mean of the older classes has it.
 
     Args:
         detector: see `require_joinable`.
@@ -176,6 +176,10 @@ def digest_of(detector: Detector, n_classes: int) -> str:
     arrays = [scorer.coef[:n_classes], scorer.intercept[:n_classes]]
     if regressor is not None:
         arrays += [regressor.coef_[:n_classes], regressor.intercept_[:n_classes]]
+    if detector.model.refinement is not None:
+        refiner = detector.model.refinement.refiner
+        arrays += [refiner.hidden_weight, refiner.hidden_bias]
+        arrays += [refiner.weight[:n_classes], refiner.bias[:n_classes]]
     if detector.layers is not None:
         arrays += [array for _, array in sorted(detector.layers.to_arrays().items())]
     network = "" if detector.backbone is None else detector.backbone.digest
@@ -201,7 +205,7 @@ def _trained(detector: Detector, splits: Splits, config: ExperimentConfig, run: 
         heads=[replace(own_recipe(detector, config), scaling=_scaling(detector.model.scaler))],
         boxes=boxes,
         postprocess=postprocess,
-        tried=PostprocessGrid(box_steps=(step,)),
+        tried=PostprocessGrid(box_steps=(step,), unrefined=False),
         test_regions=detector.n_proposals,
     )
     experiment = run_experiment(parts, splits, run)
@@ -240,6 +244,10 @@ def _joined(detector: Detector, first: Detector, second: Detector | None) -> Det
         coefs.append(scorer.coef if same else read_by(scorer.coef, part.model.scaler, model.scaler))
         intercepts.append(scorer.intercept)
     regressor = None if model.regressor is None else _joined_boxes(detector, parts)
+    refinement = model.refinement
+    if refinement is not None and second is not None:
+        others = refinement.refiner.of_others(len(second.classes))
+        refinement = replace(refinement, refiner=refinement.refiner.joined(others))
     classes = tuple(name for part in parts for name in part.classes)
     return replace(
         detector,
@@ -249,6 +257,7 @@ def _joined(detector: Detector, first: Detector, second: Detector | None) -> Det
             model.scaler,
             regressor,
             model.regressor_scaler,
+            refinement=refinement,
         ),
         thresholds=_joined_thresholds(parts),
         calibration=_joined_curves(parts),

@@ -9,6 +9,7 @@ from typing import ClassVar, Protocol
 import numpy as np
 
 from rcnn_svm.config import to_dict
+from rcnn_svm.detector import Refinement
 from rcnn_svm.errors import ConfigError
 from rcnn_svm.experiment.measure import Meter
 from rcnn_svm.experiment.parts import Parts, Run
@@ -61,6 +62,7 @@ class Representation:
         regressor: the box regression that was learned with it, or None.
         learn_s: wall clock of learning.
         peak_rss_mb: largest memory meanwhile.
+        refinement: what refines boxes, where that is there already; None where it is trained with the heads.
     """
 
     network: Network
@@ -70,6 +72,7 @@ class Representation:
     regressor: BoxRegressor | None
     learn_s: float
     peak_rss_mb: float
+    refinement: Refinement | None = None
 
     def blocks(self, regions: SplitRegions) -> StoredBlocks:
         """Return the rows of a split, unscaled."""

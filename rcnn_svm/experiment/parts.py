@@ -83,12 +83,14 @@ class PostprocessGrid:
         soft_nms_sigmas: decays of soft-NMS, which is tried beside plain NMS; empty for plain NMS only.
         vote_ious: box voting thresholds; 0 stands for no voting.
         box_steps: how much of the way box regression moves a box.
+        unrefined: whether boxes as they are before refinement are weighed against refined ones.
     """
 
     max_ious: Sequence[float] = (0.3, 0.4)
     soft_nms_sigmas: Sequence[float] = (0.2,)
     vote_ious: Sequence[float] = (0.0, 0.5)
     box_steps: Sequence[float] = (0.5, 1.0)
+    unrefined: bool = True
 
     def of(
         self, base: PostprocessConfig, *, with_boxes: bool
@@ -180,7 +182,7 @@ class Parts:
     @property
     def refines(self) -> bool:
         """Whether boxes are refined, see `PostprocessConfig.refined`."""
-        return isinstance(self.postprocess, PostprocessConfig) and self.postprocess.refined > 0
+        return isinstance(self.postprocess, PostprocessConfig) and bool(self.postprocess.refined)
 
     @property
     def reads_all_rows(self) -> bool:

@@ -83,6 +83,20 @@ class BoxRefiner:
         overlaps = 1 / (1 + np.exp(-np.clip(out[:, 4], -30, 30)))
         return out[:, :4], np.asarray(overlaps, np.float32)
 
+    def of_others(self, n: int) -> Self:
+        """Return the refiner of `n` classes that it has not seen: the mean of those that it has."""
+        return type(self)(
+            self.hidden_weight,
+            self.hidden_bias,
+            np.repeat(self.weight.mean(axis=0, keepdims=True), n, axis=0),
+            np.repeat(self.bias.mean(axis=0, keepdims=True), n, axis=0),
+        )
+
+    def joined(self, other: Self) -> Self:
+        """Return the refiner of both their classes, which share the hidden layer of this one."""
+        weight, bias = np.concatenate([self.weight, other.weight]), np.concatenate([self.bias, other.bias])
+        return type(self)(self.hidden_weight, self.hidden_bias, weight, bias)
+
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """Return the arrays by name."""
         return {

@@ -363,7 +363,7 @@ def two_scales(middle: str, last: str) -> str:
 
 def fine_scales(middle: str, last: str) -> str:
     """Return taps of the same layers for a closer look: cells that reach over the border of a region."""
-    return f"{middle}@7x7*1.6,{last}@1x1,{last}@1x1*1.8,{last}@1x1*image"
+    return f"{middle}@7x7*1.6,{last}@1x1*1.8"
 
 
 def _lite(name: str) -> Architecture:

@@ -136,7 +136,7 @@ class RefineConfig:
     """
 
     taps: str = ""
-    hidden: Count = 512
+    hidden: Count = 256
     dropout: Annotated[float, Interval(0, 1, "left")] = 0.5
     jitter: Annotated[int, Interval(0)] = 16
     near: Annotated[int, Interval(0)] = 64

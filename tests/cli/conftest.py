@@ -20,6 +20,7 @@ TINY = [
     *("--set", "heads.ridge_strengths=[3]"),
     *("--set", "heads.max_ious=[0.3]"),
     *("--set", "n_bootstrap=50"),
+    *("--set", "detect.refined=0"),
 ]
 
 Run = Callable[..., int]

@@ -239,8 +239,14 @@ def test_older_classes_see_the_new_images_where_that_is_asked(
 def test_classes_join_learned_layers_as_they_are(
     run: Run, digits_folder: Path, sevens: Path, tmp_path: Path
 ) -> None:
-    """Box regression learned with the layers reads unscaled rows; that of the new class is made to."""
+    """Box regression learned with the layers reads unscaled rows; that of the new class is made to.
+
+    What refines boxes knows nothing of the new class, whose boxes are refined as the mean of the others.
+    """
     learned = ["--learn", "fc", "--set", "fc.n_steps=40", "--set", "fc.hidden=[32]", "--set", "folds=0"]
+    learned += ["--backbone", "mobilenet_v2", "--path", "shared", "--taps", "block6@1x1"]
+    learned += ["--set", "features.longer_sides=[96]"]
+    learned += ["--set", "detect.refined=12", "--set", "refine.n_steps=3", "--set", "refine.hidden=8"]
     words = ["--cache", tmp_path / "cache", *TINY, *learned]
     assert run("train", digits_folder, "--out", tmp_path / "d", *words, "--head", "linear-svm") == 0
     before = load_detector(tmp_path / "d")
@@ -253,6 +259,11 @@ def test_classes_join_learned_layers_as_they_are(
     rows = np.abs(np.random.default_rng(0).normal(size=(20, 32))).astype(np.float32)
     assert np.abs(boxes.predict(rows)[:, 10]).max() < 1.5
     assert after.model.regressor_scaler is None
+    assert before.postprocess.refined == 12
+    old, new = before.model.refinement.refiner, after.model.refinement.refiner
+    np.testing.assert_array_equal(new.weight[:10], old.weight)
+    np.testing.assert_array_equal(new.weight[10], old.weight.mean(axis=0))
+    assert len(after.detect(digits_in_scenes("test", 1, seed=2).samples[0].read())) > 0
 
 
 def test_classes_that_share_what_was_learned_cannot_be_joined(

@@ -171,6 +171,23 @@ def test_boxes_are_moved_where_their_overlap_is_told() -> None:
         RefineConfig(boxes_from=0.2)
 
 
+@pytest.mark.parametrize(
+    ("changes", "own", "n"),
+    [
+        ({}, {}, 150),
+        ({"learn": "nothing"}, {}, 150),
+        ({"choose": True}, {}, 0),
+        ({"features": FeatureConfig(path="warped", taps="pool")}, {}, 0),
+        ({}, {"boxes": None}, 0),
+        ({}, {"postprocess": PostprocessConfig(refined=7)}, 7),
+        ({"detect": PostprocessConfig(refined=7)}, {}, 7),
+        ({"detect": PostprocessConfig()}, {}, 0),
+    ],
+)
+def test_boxes_are_refined_where_that_can_be_learned(changes: dict, own: dict, n: int) -> None:
+    assert replace(ExperimentConfig(), **changes).build(**own).postprocess.refined == n
+
+
 @pytest.mark.parametrize("own", [{"path": "warped", "taps": "penultimate"}, {}])
 def test_refinement_needs_shared_maps_and_box_regression(own: dict) -> None:
     detect = PostprocessConfig(refined=10)
