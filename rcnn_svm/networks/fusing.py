@@ -187,22 +187,37 @@ def absorb_batch_norm(module: nn.Module) -> None:
     The function stays the same up to rounding and so do the names of all parameters; what is left of
     the normalisation is a shift. Steps of one size then mean about the same change in every layer.
     """
+    for conv, norm in _normalised(module):
+        folded = fuse_conv_bn_eval(conv, norm)
+        assert folded.bias is not None
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        with torch.no_grad():
+            conv.weight.copy_(folded.weight)
+            if conv.bias is not None:
+                conv.bias.zero_()
+            norm.bias.copy_(folded.bias)
+            norm.weight.fill_(1)
+            norm.running_mean.fill_(0)
+            norm.running_var.fill_(1 - norm.eps)
+
+
+def _normalised(module: nn.Module) -> Iterator[tuple[nn.Conv2d, nn.BatchNorm2d]]:
+    """Yield convolutions with the normalisation that follows: in a graph, else as they are registered."""
+    if isinstance(module, fx.GraphModule):
+        for node in module.graph.nodes:
+            norm, before = _called(module, node), next(iter(node.all_input_nodes), None)
+            conv = _called(module, before)
+            if before is None or len(before.users) > 1:
+                continue
+            if isinstance(norm, nn.BatchNorm2d) and isinstance(conv, nn.Conv2d):
+                yield conv, norm
+        return
     for first, follower in itertools.pairwise(module.children()):
         if isinstance(first, nn.Conv2d) and isinstance(follower, nn.BatchNorm2d):
-            folded = fuse_conv_bn_eval(first, follower)
-            assert folded.bias is not None
-            assert follower.running_mean is not None
-            assert follower.running_var is not None
-            with torch.no_grad():
-                first.weight.copy_(folded.weight)
-                if first.bias is not None:
-                    first.bias.zero_()
-                follower.bias.copy_(folded.bias)
-                follower.weight.fill_(1)
-                follower.running_mean.fill_(0)
-                follower.running_var.fill_(1 - follower.eps)
+            yield first, follower
     for child in module.children():
-        absorb_batch_norm(child)
+        yield from _normalised(child)
 
 
 def _activation(module: nn.Module | None) -> tuple[str, list[float]] | None:

@@ -172,9 +172,9 @@ class _TrunkModule(nn.Module):
         super().__init__()
         names = list(backbone.maps)
         last = max(names.index(tap.layer) for tap in taps)
-        self.blocks = nn.ModuleDict(
-            OrderedDict((n, backbone.maps[n]) for n in names[names.index(maps.layer) + 1 : last + 1])
-        )
+        self._names = names[names.index(maps.layer) + 1 : last + 1]
+        # Names of layers may hold dots, those of modules not.
+        self.blocks = nn.ModuleDict(OrderedDict((n.replace(".", "/"), backbone.maps[n]) for n in self._names))
         self.fc = fc
         self._layers_on, self._taps, self._maps = backbone.layers_on, taps, maps
         self._device = maps.device
@@ -184,7 +184,7 @@ class _TrunkModule(nn.Module):
         stored = np.stack([self._maps.get(view.image, view.mirrored) for view in views])
         x = torch.from_numpy(stored.astype(np.float32)).permute(0, 3, 1, 2).to(self._device)
         outputs = {self._maps.layer: x}
-        for name, block in self.blocks.items():
+        for name, block in zip(self._names, self.blocks.values(), strict=True):
             x = block(x)
             outputs[name] = x
         rows = [

@@ -18,6 +18,7 @@ from rcnn_svm.features.featurizers import SharedFeatures, WarpedFeatures
 from rcnn_svm.files import file_digest
 from rcnn_svm.networks.architectures import ARCHITECTURES, Architecture, centres, main_path
 from rcnn_svm.networks.backbone import Backbone, load_backbone, random_backbone, with_new_outputs
+from rcnn_svm.networks.fusing import absorb_batch_norm
 from rcnn_svm.networks.geometry import LayerInfo, geometry_of, locate
 from rcnn_svm.networks.taps import TapSpec
 from rcnn_svm.networks.weights import find_weights, licence_of
@@ -180,6 +181,20 @@ def test_what_cannot_be_followed_is_refused_and_a_part_of_it_stays_one_step():
         "w", lambda n: nn.Sequential(OrderedDict(parts)), with_logits=False, crop_size=32
     )
     assert list(random_backbone(whole).layers) == ["conv", "pool", "penultimate"]
+
+
+def test_normalisations_are_absorbed_where_the_graph_has_them(small):
+    backbone = random_backbone(small.architecture, 4, seed=1).eval()
+    norms = [module for module in backbone.net.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        nn.init.constant_(norm.weight, 2.0)
+    x, layer = torch.randn(1, 3, 96, 96), backbone.entry
+    with torch.no_grad():
+        before = backbone.run_maps(x, (layer,))[layer]
+        absorb_batch_norm(nn.ModuleList(backbone.maps.values()))
+        after = backbone.run_maps(x, (layer,))[layer]
+    torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4 * float(before.abs().max()))
+    assert all((norm.weight == 1).all() for norm in norms)
 
 
 def test_tokens_of_a_transformer_are_a_map_at_any_size(vit):
