@@ -423,7 +423,7 @@ def connect(where: str | Any, shared: Path) -> Cluster:
             n_workers=n_workers,
             threads_per_worker=1,
             memory_limit=0,
-            dashboard_address=None,
+            dashboard_address="127.0.0.1:0",  # any port that is free: of several clusters each needs its own
             silence_logs=logging.CRITICAL,
         )
         client = distributed.Client(cluster)

@@ -53,6 +53,7 @@ KilledWorker = pytest.importorskip(
     "distributed", reason="a cluster needs Dask: pip install '.[cluster]'"
 ).KilledWorker
 
+pytestmark = pytest.mark.xdist_group("cluster")  # of which one is started
 N = 40
 
 
