@@ -698,7 +698,6 @@ def _objection(mark: str, about: Mapping[str, str]) -> str | None:
 def _about() -> Mapping[str, str]:
     """Return all that the bytes of a result hang on beside its input, by name."""
     import cv2
-    import numba
     import numpy as np
     import PIL
     import scipy  # type: ignore[import-untyped, unused-ignore]
@@ -708,13 +707,14 @@ def _about() -> Mapping[str, str]:
     sources, package = hashlib.sha256(), Path(__file__).parent
     for path in sorted(package.rglob("*.py")):
         sources.update(str(path.relative_to(package)).encode() + path.read_bytes())
-    modules = (np, scipy, torch, torchvision, cv2, numba, PIL)
+    modules = (np, scipy, torch, torchvision, cv2, PIL)
     # As built: which libraries are loaded by now differs from process to process.
     blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]  # type: ignore[call-overload, unused-ignore]
     return {
         "rcnn-svm": f"{importlib.metadata.version('rcnn-svm')} ({sources.hexdigest()[:8]})",
         "python": ".".join(map(str, sys.version_info[:2])),
         **{module.__name__: str(module.__version__) for module in modules},
+        "numba": importlib.metadata.version("numba"),  # which `compiled` alone imports
         "BLAS": f"{blas.get('name')} {blas.get('version')}",
         "arithmetic": _arithmetic(),
     }
