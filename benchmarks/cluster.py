@@ -187,6 +187,7 @@ def same_bytes(n_kills: int) -> list[dict[str, Any]]:
                 before, run = killing.left, run + 1
                 row("local:2, a worker killed", killing, root / "killed" / str(run), network=False)
                 rows[-1]["kills"] = before - killing.left
+                del rows[-1]["cpu_s"]  # those of a killed process are gone
     return rows
 
 
