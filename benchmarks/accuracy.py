@@ -10,7 +10,7 @@ default  `rcnn-svm train DATA`.
 quick    `rcnn-svm train DATA --preset quick`.
 best     `rcnn-svm train DATA --preset best`, on voc2007-mini with three seeds.
 trunk    the same with `--learn trunk` (the views that it cannot take left out).
-choice   the default preset with `--choice`: what trying grids on val buys.
+choice   the default preset with `--choice`: what trying grids on val buys; boxes are not refined there.
 former   what the default was before 2026-11-26: MobileNetV2, linear SVM, 1500 steps, 2000 regions, everything
          chosen on val; on today's code.
 checkout `train DATA` of an older checkout of this repository, which `--checkout` names: that of 1aee549.
@@ -166,7 +166,7 @@ def targets_of(rows: list[Row]) -> Targets:
         target(f"default_{name}_wall_s", "s", of(*new, "wall_s"), [], "", how)
         how = f"{plain}: CPU seconds of all threads, the test split included"
         target(f"default_{name}_cpu_s", "s", of(*new, "cpu_s"), [], "", how)
-        how = "with settings chosen on val, less without"
+        how = "with settings chosen on val and boxes not refined, less without the choice and refined"
         bought, paid = f"choice_map_gain_{name}", f"choice_cpu_s_{name}"
         target(bought, "mAP", of(*chosen, "mAP"), of(*new, "mAP"), unchosen, f"mAP on test {how}")
         target(paid, "s", of(*chosen, "cpu_s"), of(*new, "cpu_s"), unchosen, f"CPU seconds {how}")

@@ -181,13 +181,15 @@ def same_bytes(n_kills: int) -> list[dict[str, Any]]:
         for n in (1, 4):
             with connect(f"local:{n}", root / f"local-{n}") as cluster:
                 row(f"local:{n}", cluster, root / f"local-{n}", network=False)
-        with connect("local:2", root / "killed") as cluster:
-            killing, run = Killing(cluster, n_kills, random.Random(0)), 0
-            while killing.left:
-                before, run = killing.left, run + 1
-                row("local:2, a worker killed", killing, root / "killed" / str(run), network=False)
-                rows[-1]["kills"] = before - killing.left
-                del rows[-1]["cpu_s"]  # those of a killed process are gone
+        rng, left = random.Random(0), n_kills
+        while left:
+            folder = root / f"killed-{left}-{len(rows)}"
+            # One each: a worker that dies while it starts is not started again, and one alone is not killed.
+            with connect("local:2", folder) as cluster:
+                killing = Killing(cluster, left, rng)
+                row("local:2, a worker killed", killing, folder, network=False)
+            rows[-1]["kills"], left = left - killing.left, killing.left
+            del rows[-1]["cpu_s"]  # those of a killed process are gone
     return rows
 
 
@@ -356,7 +358,7 @@ def main() -> None:
 
     targets = {
         "cluster_different_bytes": target(
-            n_different, "runs", len(rows) + 1, n_different, None, "",
+            n_different, "runs", len(rows) + 1 - len(right), n_different, None, "",
             f"runs whose digest differs from that of one thread: proposals, features, mined SVMs with gaps "
             f"and objectives, detections of digits in scenes, by 2 threads, 1, 2 and 4 processes, and 2 "
             f"processes of which one was killed {n_kills} times at random moments; proposals of "

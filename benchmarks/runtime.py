@@ -388,7 +388,7 @@ def summed(found: dict[str, Any]) -> dict[str, Any]:
                 whole,
                 "a default installation, MB",
                 "Files of all that an export names instead of torch, the package among it; "
-                "numba's LLVM and OpenCV are two thirds of it.",
+                "numba, its LLVM and OpenCV are two thirds of it.",
             ),
             "detect_speedup_of_runtime_over_torch": target(
                 torch_s / onnx_s,

@@ -19,6 +19,7 @@ from typing import Any
 __all__ = ["portable_path", "provenance", "typed"]
 
 _PACKAGES = (
+    "distributed",
     "joblib",
     "matplotlib",
     "numba",
@@ -35,6 +36,7 @@ _PACKAGES = (
     "safetensors",
     "scikit-learn",
     "scipy",
+    "timm",
     "torch",
     "torchvision",
 )
