@@ -21,7 +21,6 @@ import contextlib
 import functools
 import hashlib
 import importlib
-import importlib.metadata
 import io
 import itertools
 import logging
@@ -45,7 +44,7 @@ from rcnn_svm.errors import (
     DependencyError,
     RcnnSvmError,
 )
-from rcnn_svm.files import atomic_path
+from rcnn_svm.files import atomic_path, bytes_digest, digest
 from rcnn_svm.progress import say
 from rcnn_svm.threads import in_order, limit, share_of_each, take_share
 
@@ -222,6 +221,9 @@ class Cluster:
             left = [sent.future for sent in ahead]
             if left and self._client.status == "running":
                 with contextlib.suppress(*_lost()):
+                    done = [one for one in left if one.status == "finished"]
+                    for packed in self._client.gather(done, errors="skip"):
+                        self._plane.forget(_Answer(*pickle.loads(packed)).files)
                     self._client.cancel(left, force=True)
             for sent in ahead:
                 self._plane.forget(sent.files)
@@ -254,10 +256,12 @@ class Cluster:
                     left = _NO_WORKER_S if self._threads() else left - _LOOK_EVERY_S
                     first, known = ahead[0], frozenset(self._client.nthreads())
                     gone = first.workers is not None and not first.workers & known
-                    if gone and known - first.without - self._refused:  # Dask would wait for them for ever
+                    again = gone and bool(known - first.without - self._refused)
+                    if again:  # Dask would wait for them for ever
                         self._client.cancel([first.future], force=True)
-                        self._plane.forget(first.files)
-                        ahead[0] = self._submit(call, first.items, first.without)
+            if again:
+                self._plane.forget(first.files)
+                ahead[0] = self._submit(call, first.items, first.without)
         raise ClusterError(
             f"{self}: had no worker for {_NO_WORKER_S:.0f} s. Start some, and give the same command again: "
             f"what is finished is kept."
@@ -267,10 +271,10 @@ class Cluster:
         """Take what is done of what is under way, from the first on, with its results; the first is done."""
         ready = list(itertools.takewhile(lambda sent: sent.future.status == "finished", ahead))
         first = ahead[0]
-        if not ready and first.future.status == "error":
-            self._failed(call, ahead)
-            return []
-        ready = ready or [first]  # its worker was killed right after: it is waited for once more
+        if not ready:
+            if first.future.status == "error":
+                self._failed(call, ahead)
+            return []  # or its worker was killed right after: it is waited for once more
         with self._watched():
             packed = self._client.gather([sent.future for sent in ready])
         answers = []
@@ -697,6 +701,8 @@ def _objection(mark: str, about: Mapping[str, str]) -> str | None:
 @functools.cache
 def _about() -> Mapping[str, str]:
     """Return all that the bytes of a result hang on beside its input, by name."""
+    import importlib.metadata
+
     import cv2
     import numpy as np
     import PIL
@@ -745,11 +751,11 @@ def _arithmetic() -> str:
             ]
     finally:
         torch.set_num_threads(n_threads)
-    return hashlib.sha256(b"".join(np.ascontiguousarray(one).tobytes() for one in results)).hexdigest()[:8]
+    return bytes_digest(*(np.ascontiguousarray(one).tobytes() for one in results))[:8]
 
 
 def _digest_of(about: Mapping[str, str]) -> str:
-    return hashlib.sha256(repr(sorted(about.items())).encode()).hexdigest()[:16] if about else ""
+    return digest(dict(about)) if about else ""
 
 
 def _this_process() -> str:

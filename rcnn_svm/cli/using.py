@@ -184,8 +184,11 @@ def _detector(options: argparse.Namespace) -> tuple[Detector, str]:
         from rcnn_svm.runtime import MANIFEST, load
         from rcnn_svm.runtime.networks import find_export
 
-        if options.explain or options.device != "cpu":
-            raise ConfigError("--runtime onnx runs on the CPU and cannot --explain: leave these out, or it.")
+        if options.explain or options.device != "cpu" or options.cluster is not None:
+            raise ConfigError(
+                "--runtime onnx runs on the CPU of this machine and cannot --explain: leave --device, "
+                "--cluster and --explain out, or it."
+            )
         folder = find_export(options.detector)
         # Several images are looked at at once, each by one thread.
         return load(folder, threads=1), file_digest(folder / MANIFEST)

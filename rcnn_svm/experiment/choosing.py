@@ -530,12 +530,11 @@ def detect_all(
         views: the rows of a split and, where they are read too, of its mirror images.
         variants: of post-processing.
     """
-    regions, runs = views[0].regions, [Found([]) for _ in variants]
-    stores = tuple(view.store for view in views)
-    images = (tuple(view.regions.only(i) for view in views) for i in range(len(regions)))
+    blocks, runs = views[0], [Found([]) for _ in variants]
+    images = (tuple(view.only(i) for view in views) for i in range(len(blocks)))
     # In the one thread of this process, so that it is told how long an image takes.
-    found = stores[0].engine.in_order(partial(_detect, model, stores, tuple(variants)), images, 1)
-    for one in track(found, f"{name} on {regions.dataset.split}", total=len(regions)):
+    found = blocks.engine.in_order(partial(_detect, model, tuple(variants)), images, 1)
+    for one in track(found, f"{name} on {blocks.regions.dataset.split}", total=len(blocks)):
         for run, (detections, seconds) in zip(runs, one, strict=True):
             run.detections.append(detections)
             run.seconds += seconds
@@ -543,12 +542,12 @@ def detect_all(
 
 
 def _detect(
-    model: Model, stores: Sequence[FeatureStore], variants: Sequence[Variant], image: Sequence[SplitRegions]
+    model: Model, variants: Sequence[Variant], views: Sequence[StoredBlocks]
 ) -> list[tuple[Detections, float]]:
-    """Return what each variant finds in an image, given as it is in each view, and the seconds it takes."""
-    views = [StoredBlocks(store, own) for store, own in zip(stores, image, strict=True)]
-    n_gt, sample = image[0].n_gt[0], image[0].dataset.samples[0]
-    boxes, rows = image[0].boxes[0][n_gt:], to_float32(views[0].features(0, slice(n_gt, None)))
+    """Return what each variant finds in the views of one image, and the seconds that it takes."""
+    regions = views[0].regions
+    n_gt, sample = regions.n_gt[0], regions.dataset.samples[0]
+    boxes, rows = regions.boxes[0][n_gt:], to_float32(views[0].features(0, slice(n_gt, None)))
     mirrored = to_float32(views[1].features(0)) if len(views) > 1 else None
     look, fine = _look(views), _fine(model, sample)
     started = time.perf_counter()

@@ -18,8 +18,8 @@ __all__ = ["LADDER", "Climb", "Rung", "Step", "climb", "seconds_of_features"]
 
 LADDER: Mapping[str, float] = {"quick": 1.0, "default": 7.0, "best": 4.0}
 """The presets that are tried, the fastest first, and how many times as long as with the one before all takes
-but proposals and features. That of `default` is about what results/benchmarks/presets.json has; that of `best`
-is a guess, which has not been measured since it refines boxes."""
+but proposals and features. That of `default` is about what results/benchmarks/presets.json has; that of
+`best` is a guess, which has not been measured since it refines boxes."""
 
 
 @dataclass(frozen=True, eq=False)

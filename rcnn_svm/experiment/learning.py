@@ -355,6 +355,7 @@ class FineTuned:
     ) -> Network:
         """See `Learner`; also refuses taps that do not end before the softmax."""
         start = _start(parts)
+        _ = start.softmax_layer()  # a network that has none is refused before it is trained
         boxes = [proposals[sample.image_id].boxes for sample in train.dataset]
         identity = {
             "start": start.digest,

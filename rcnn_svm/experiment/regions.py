@@ -223,8 +223,8 @@ class StoredBlocks:
         return self.store.engine
 
     def only(self, i: int) -> StoredBlocks:
-        """Return the block of image `i` alone."""
-        return StoredBlocks(self.store, self.regions.only(i), self.scaler, self.softmax)
+        """Return the block of image `i` alone, for its rows."""
+        return StoredBlocks(self.store, self.regions.only(i), self.scaler)
 
     def features(self, i: int, rows: Rows = ALL) -> NDArray[Any]:
         """Return (R, D) features of image `i`, ground-truth rows first, or of some rows of it."""

@@ -221,17 +221,26 @@ class DrawnBlocks:
         return np.stack([keys[:, 0], np.array(rows, np.int64)], axis=1)
 
 
-def read_features(blocks: RegionBlocks, i: int, rows: Rows = ALL) -> NDArray[np.float32]:
+def read_features(
+    blocks: RegionBlocks, i: int, rows: Rows = ALL, *, image: int | None = None
+) -> NDArray[np.float32]:
     """Return float32 C-ordered features of (some rows of) image `i`, none of them NaN or infinite.
+
+    Args:
+        blocks: of regions.
+        i: of the block.
+        rows: of the block.
+        image: what messages call it; None for `i`.
 
     Raises:
         DataError: a feature is not finite; the message names the image and the row.
         ShapeError: the block has another width than announced.
     """
     block = np.ascontiguousarray(blocks.features(i, rows), dtype=np.float32)
+    image = i if image is None else image
     if block.ndim != 2 or block.shape[1] != blocks.n_features:
         raise ShapeError(
-            f"features of image {i}: must have shape (R, {blocks.n_features}), got {block.shape}."
+            f"features of image {image}: must have shape (R, {blocks.n_features}), got {block.shape}."
         )
     # A finite sum proves that all are finite, in one pass without a mask; only an infinite one may lie.
     with np.errstate(over="ignore", invalid="ignore"):
@@ -239,7 +248,7 @@ def read_features(blocks: RegionBlocks, i: int, rows: Rows = ALL) -> NDArray[np.
     if not finite and len(bad := np.flatnonzero(~np.isfinite(block).all(axis=1))):
         where = np.arange(len(blocks.features(i)))[rows][bad[0]]
         raise DataError(
-            f"features of image {i}: must be finite, got NaN or infinity in {len(bad)} rows "
+            f"features of image {image}: must be finite, got NaN or infinity in {len(bad)} rows "
             f"(first: row {where}). Compute the features of this image again."
         )
     return block

@@ -145,7 +145,9 @@ class BlocksSource:
         blocks, i = self._blocks, part
         if isinstance(blocks, SharedBlocks):
             blocks, i = blocks.only(part), 0
-        return Part(self._labels[part], self.sample_weight(part), partial(read_features, blocks, i))
+        return Part(
+            self._labels[part], self.sample_weight(part), partial(read_features, blocks, i, image=part)
+        )
 
 
 TrainOne = Callable[[int, NDArray[np.float32], NDArray[np.int8]], tuple[NDArray[np.float32], float]]

@@ -358,11 +358,13 @@ def _torchvision(name: str) -> Callable[[int], nn.Module]:
 
 def two_scales(middle: str, last: str) -> str:
     """Return taps of the last layers of stride 16 and 32: parts, the whole, its surroundings, the image."""
+    if middle == last:
+        return f"{last}@3x3,{last}@1x1*1.8,{last}@1x1*image"
     return f"{middle}@3x3,{last}@1x1,{last}@1x1*1.8,{last}@1x1*image"
 
 
 def fine_scales(middle: str, last: str) -> str:
-    """Return taps of the same layers for a closer look: cells that reach over the border of a region."""
+    """Return taps of a middle and a last layer for a closer look: cells that reach over a region's border."""
     return f"{middle}@7x7*1.6,{last}@1x1*1.8"
 
 

@@ -31,6 +31,7 @@ from rcnn_svm.networks.architectures import (
     centres,
     fine_scales,
     main_path,
+    two_scales,
 )
 from rcnn_svm.networks.fusing import fuse_for_inference, fuse_graph
 from rcnn_svm.networks.geometry import LayerInfo
@@ -48,7 +49,7 @@ __all__ = ["BACKBONES", "Backbone", "load_backbone", "random_backbone", "with_ne
 _ABOUT = "rcnn_svm"
 """Key of what a file of weights says about its network."""
 BACKBONES = tuple(ARCHITECTURES)
-"""Names that `load_backbone` accepts."""
+"""Names of our own networks; `load_backbone` takes those of libraries as well."""
 
 
 _FINE_STRIDE = 16
@@ -88,7 +89,7 @@ class Backbone(nn.Module):
         self.entry_grid = architecture.entry_grid if traced is None else traced.entry_grid
         self.crop_size, self.padding = architecture.crop_size, architecture.padding
         self.batch_size = architecture.batch_size
-        self.default_taps = architecture.taps or (traced.default_taps if traced else "")
+        self.default_taps = architecture.taps or (two_scales(*traced.scales) if traced else "")
         self.trunk_from = architecture.trunk_from or (traced.trunk_from if traced else "")
         self.mean_std = architecture.mean, architecture.std
         mean, std = map(np.array, self.mean_std)
@@ -104,6 +105,8 @@ class Backbone(nn.Module):
     @property
     def fine_taps(self) -> str:
         """What is read of a box that is to be refined: cells that reach over its border, and its context."""
+        if self.architecture.traced is not None:
+            return fine_scales(*self.architecture.traced.scales)
         middle = [name for name in self.maps if self.layers[name].stride <= _FINE_STRIDE]
         return fine_scales(middle[-1] if middle else self.entry, self.entry)
 
@@ -269,8 +272,9 @@ class Backbone(nn.Module):
 
     def n_features(self, tap: TapSpec) -> int:
         """Return the length of a tap's feature vector."""
-        rows, columns = self.resolve(tap).grid or (1, 1)
-        return self.layers[self.aliases.get(tap.layer, tap.layer)].channels * rows * columns
+        tap = self.resolve(tap)
+        rows, columns = tap.grid or (1, 1)
+        return self.layers[tap.layer].channels * rows * columns
 
     def for_inference(self, device: str = "cpu") -> Self:
         """Return a copy that is quicker and cannot be trained: batch normalisation folded, layers fused.
@@ -419,7 +423,8 @@ _OF_TRAINING = ("aux1.", "aux2.", "AuxLogits.")
 def _load_traced(architecture: Architecture, path: Path) -> Backbone:
     """Load a network whose layers are found by tracing; without a last layer where the file has none."""
     state = _named_as(architecture.build, read_weights(path))
-    state = {name: value for name, value in state.items() if not name.startswith(_OF_TRAINING)}
+    if architecture.name.startswith("torchvision:"):
+        state = {name: value for name, value in state.items() if not name.startswith(_OF_TRAINING)}
     assert architecture.traced is not None
     classifier = architecture.traced.classifier
     found = [name for name in classifier if name in state]
@@ -489,7 +494,7 @@ def with_new_outputs(backbone: Backbone, classes: tuple[str, ...], *, seed: int 
     """
     if not classes:
         raise ConfigError(f"{backbone.name}: needs at least 1 output, got none.")
-    if backbone.architecture.traced is not None and is_named(backbone.name):
+    if backbone.architecture.traced is not None:
         return _with_new_classifier(backbone, classes, seed)
     net = copy.deepcopy(backbone.net)
     name, old = _last_linear(net)
@@ -503,12 +508,14 @@ def with_new_outputs(backbone: Backbone, classes: tuple[str, ...], *, seed: int 
 
 
 def _with_new_classifier(backbone: Backbone, classes: tuple[str, ...], seed: int) -> Backbone:
-    """Do the same for a library's network, which may end in a convolution, or have had no logits."""
-    architecture = architecture_named(backbone.name)
+    """Do the same for a traced network, which may end in a convolution, or a library's have had no logits."""
+    architecture = architecture_named(backbone.name) if is_named(backbone.name) else backbone.architecture
+    if architecture.traced is None or not architecture.traced.classifier:
+        raise ConfigError(f"{backbone.name}: must end in a layer of logits to be given a new one, got none.")
     with _seeded(seed):
         net = architecture.build(len(classes))
         own, old = net.state_dict(), backbone.net.state_dict()
-        for name in architecture.traced.classifier if architecture.traced else ():
+        for name in architecture.traced.classifier:
             if own[name].ndim > 1:
                 nn.init.normal_(own[name], std=0.01)
             else:
@@ -519,4 +526,10 @@ def _with_new_classifier(backbone: Backbone, classes: tuple[str, ...], seed: int
 
 
 def _last_linear(net: nn.Module) -> tuple[str, nn.Linear]:
-    return [(name, m) for name, m in net.named_modules() if isinstance(m, nn.Linear)][-1]
+    found = [(name, module) for name, module in net.named_modules() if isinstance(module, nn.Linear)]
+    if not found:
+        raise ConfigError(
+            f"{type(net).__name__}: must have a fully connected layer before the softmax, got none. Set "
+            f"learn=fc, which needs none."
+        )
+    return found[-1]

@@ -210,7 +210,9 @@ def _normalised(module: nn.Module) -> Iterator[tuple[nn.Conv2d, nn.BatchNorm2d]]
             conv = _called(module, before)
             if before is None or len(before.users) > 1:
                 continue
-            if isinstance(norm, nn.BatchNorm2d) and isinstance(conv, nn.Conv2d):
+            if not isinstance(norm, nn.BatchNorm2d) or not isinstance(conv, nn.Conv2d):
+                continue
+            if norm.running_mean is not None:
                 yield conv, norm
         return
     for first, follower in itertools.pairwise(module.children()):
@@ -343,7 +345,7 @@ class _PairwiseMaxPool(nn.MaxPool2d):
 
 
 class _FusedConv(nn.Module):
-    """A convolution and its activation as one oneDNN call, for evaluation on CPUs."""
+    """A convolution, the sum with another tensor, and its activation as one oneDNN call, for CPUs."""
 
     weight: Tensor
 
@@ -366,6 +368,11 @@ class _FusedConv(nn.Module):
                 x = functional.pad(x, (left, right, above, below))
         y: Tensor
         if other is not None:
+            if self._is_smaller(x, other, padding):
+                y = torch.ops.mkldnn._convolution_pointwise(
+                    x, self.weight, self.bias, padding, *self._steps, "none", [], ""
+                )
+                return functional.relu(y + other) if self._activation == "relu" else y + other
             activation = None if self._activation == "none" else self._activation
             y = torch.ops.mkldnn._convolution_pointwise.binary(
                 x, other, self.weight, self.bias, padding, *self._steps, "add", 1.0, activation, [], None
@@ -375,3 +382,10 @@ class _FusedConv(nn.Module):
             x, self.weight, self.bias, padding, *self._steps, self._activation, self._scalars, ""
         )
         return y
+
+    def _is_smaller(self, x: Tensor, other: Tensor, padding: list[Any]) -> bool:
+        """Whether the convolution has fewer cells than what it is added to: oneDNN would leave the rest."""
+        stride, dilation, _ = self._steps
+        sizes = zip(x.shape[2:], self.weight.shape[2:], padding, stride, dilation, strict=True)
+        own = (len(x), len(self.weight), *((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, p, s, d in sizes))
+        return tuple(torch.broadcast_shapes(own, other.shape)) != own  # type: ignore[no-untyped-call]

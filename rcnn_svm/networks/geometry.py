@@ -23,6 +23,8 @@ from torch.utils._pytree import tree_map
 
 __all__ = ["LayerInfo", "Located", "geometry_of", "locate"]
 
+_EXACT = 1e-6
+"""Pixels by which coordinates that are equal may differ for rounding."""
 _TOLERANCE = 0.05
 """Cells that a centre may be uncertain by, to either side."""
 
@@ -221,10 +223,15 @@ def _reduced(func: Any, first: bool, x: Any, dim: Any = None, keepdim: bool = Fa
     dims = sorted({d % value.ndim for d in dims}, reverse=True)
     for d in dims:
         low, high = _merged(value, d, True), _merged(value, d, False)
-        value = torch.where(high - low > 1e-6, torch.nan, low)
+        value = torch.where(high - low > _EXACT, torch.nan, low)
     for d in dims if not keepdim else ():
         value = value.squeeze(d)
     return value
+
+
+def _extreme(func: Any, first: bool, x: Any, dim: Any = None, keepdim: bool = False) -> Any:
+    value = _reduced(func, first, x, dim, keepdim)
+    return value if dim is None else (value, torch.zeros(value.shape, dtype=torch.long))
 
 
 def _deviated(func: Any, first: bool, x: Any, dim: Any = None, *args: Any, **kwargs: Any) -> Any:
@@ -241,7 +248,7 @@ def _grid(value: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
     down = value[:, :, 1, 0] - start if value.shape[2] > 1 else zero
     right = value[:, :, 0, 1] - start if value.shape[3] > 1 else zero
     expected = _spread_out(start, down, right, (value.shape[2], value.shape[3]))
-    if not torch.allclose(value, expected, atol=1e-6, rtol=0):
+    if not torch.allclose(value, expected, atol=_EXACT, rtol=0):
         raise _UnknownError("its cells do not lie at even distances")
     return start, down, right
 
@@ -394,7 +401,8 @@ _RULES: dict[str, Callable[..., Any]] = {
     ),
     **_rules("mm bmm matmul dot mv", _product),
     **_rules("addmm baddbmm", _affine),
-    **_rules("mean sum amax amin max min", _reduced),
+    **_rules("mean sum amax amin", _reduced),
+    **_rules("max min", _extreme),
     **_rules("var std var_mean", _deviated),
     "convolution": _convolved,
     **_rules("avg_pool2d max_pool2d_with_indices", _pooled),
@@ -457,13 +465,15 @@ def locate(layers: Mapping[str, nn.Module], size: tuple[int, int]) -> OrderedDic
             try:
                 plain = layer.forward(plain)
             except (RuntimeError, AssertionError, ValueError) as error:
-                problem = f"it does not take images of {size[1]} x {size[0]} pixels ({_first_line(error)})"
+                what = f"{size[1]} x {size[0]} pixels ({_first_line(error)})"
+                problem = f"it does not take images of any size, such as {what}"
                 break
             if not problem:
                 try:
                     low, high = layer.forward(low), layer.forward(high)
-                except _UnknownError as error:
-                    problem = str(error)
+                # It went through as a plain tensor: whatever fails here is a rule of ours.
+                except (_UnknownError, RuntimeError, TypeError, ValueError, IndexError) as error:
+                    problem = _first_line(error)
             shape = tuple(plain.shape[1:])
             if not problem:
                 before = found[name] = _read(shape, low.value, high.value)
@@ -507,7 +517,7 @@ def _read(shape: tuple[int, ...], low: Tensor, high: Tensor) -> Located:
 def _varies(value: Tensor, dim: int) -> bool:
     """Whether coordinates of a row of the batch change along an axis."""
     low, high = _merged(value, dim, True), _merged(value, dim, False)
-    return bool(((high - low).nan_to_num(nan=0.0) > 1e-6).any())
+    return bool(((high - low).nan_to_num(nan=0.0) > _EXACT).any())
 
 
 def _axes_of(value: Tensor) -> tuple[Axes, int]:
@@ -555,7 +565,7 @@ def geometry_of(found: Located, previous: LayerInfo) -> LayerInfo:
     stride = round(across)
     problem = ""
     apart = max(last_x - x, last_y - y) / max(across, 1e-9)
-    if across != down or across != stride or stride < 1:
+    if max(abs(across - stride), abs(down - stride)) > _EXACT or stride < 1:
         problem = f"its cells lie {across:g} x {down:g} pixels apart"
     elif apart > 2 * _TOLERANCE:
         problem = f"the paths to a cell are centred {apart:.2f} cells apart"

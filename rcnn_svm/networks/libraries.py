@@ -43,7 +43,7 @@ def architecture_named(name: str, *, with_logits: bool = True) -> Architecture:
     """
     library, colon, model = name.partition(":")
     if colon and library == "torchvision":
-        return _of_torchvision(name, model)
+        return _of_torchvision(name, model, with_logits)
     if colon and library == "timm":
         return _of_timm(name, model, with_logits)
     if name not in ARCHITECTURES:
@@ -60,7 +60,7 @@ def _unknown(library: str, model: str, names: list[str]) -> ConfigError:
     return ConfigError(f"{library} has no network {model!r}.{meant}")
 
 
-def _of_torchvision(name: str, model: str) -> Architecture:
+def _of_torchvision(name: str, model: str, with_logits: bool) -> Architecture:
     names = torchvision.models.list_models(module=torchvision.models)
     if model not in names:
         raise _unknown("torchvision", model, names)
@@ -70,9 +70,21 @@ def _of_torchvision(name: str, model: str) -> Architecture:
     extra: dict[str, Any] = {}
     if model in ("googlenet", "inception_v3"):  # branches of its training alone
         extra = {"aux_logits": False, "init_weights": False}
+
+    def build(n_outputs: int) -> nn.Module:
+        net: nn.Module = torchvision.models.get_model(
+            model, weights=None, num_classes=n_outputs or 1, **extra
+        )
+        if not n_outputs:  # without the last layer, as timm makes them
+            path = [name for name, part in net.named_modules() if isinstance(part, nn.Linear | nn.Conv2d)][-1]
+            parent, _, child = path.rpartition(".")
+            setattr(net.get_submodule(parent), child, nn.Identity())
+        return net
+
     return Architecture.of_graph(
         name,
-        lambda n: torchvision.models.get_model(model, weights=None, num_classes=n, **extra),
+        build,
+        with_logits=with_logits,
         crop_size=int(shown.crop_size[0]),
         mean=tuple(shown.mean),
         std=tuple(shown.std),

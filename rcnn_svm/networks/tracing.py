@@ -477,7 +477,7 @@ def on_meta(build: Callable[[], nn.Module]) -> nn.Module:
     try:
         with torch.device("meta"):
             net = build()
-    except (NotImplementedError, RuntimeError):
+    except RuntimeError:  # of the meta device; a real one is raised again below
         net = build().to("meta")
     return net.eval()
 
@@ -583,14 +583,12 @@ class TracedLayers:
         return layers
 
     @property
-    def default_taps(self) -> str:
-        """What is read where nothing else is said: parts, the whole, its surroundings, the image."""
+    def scales(self) -> tuple[str, str]:
+        """Names of the maps that are read where nothing else is said: of stride 16 and 32, or the nearest."""
         strides = sorted(int(name[1:]) for name in self.plan.aliases if re.fullmatch(r"s\d+", name))
         middle = max((stride for stride in strides if stride <= 16), default=strides[0])
         last = min((stride for stride in strides if stride >= 32), default=strides[-1])
-        if middle == last:
-            return f"s{last}@3x3,s{last}@1x1*1.8,s{last}@1x1*image"
-        return f"s{middle}@3x3,s{last}@1x1,s{last}@1x1*1.8,s{last}@1x1*image"
+        return f"s{middle}", f"s{last}"
 
     @property
     def trunk_from(self) -> str:

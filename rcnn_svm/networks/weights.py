@@ -6,10 +6,12 @@ stands in a file's name, as in `mobilenet_v2-b0353104.pth`, is compared with the
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 import re
 import sys
-from collections.abc import Mapping
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -152,9 +154,20 @@ def _of_timm(name: str, weights: str) -> Path:
     return cached
 
 
+def _fetched(repo: str, files: Sequence[str], revision: str | None) -> Path:
+    """Download the first of some files that a repository has."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    for one in files[:-1]:
+        with contextlib.suppress(EntryNotFoundError):
+            return Path(hf_hub_download(repo, one, revision=revision))
+    return Path(hf_hub_download(repo, files[-1], revision=revision))
+
+
 def _of_hub(name: str, repository: str, file: str | None) -> Path:
     """Return a file of the Hugging Face hub: from its cache, else downloaded; safetensors where there are."""
-    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub import try_to_load_from_cache
 
     repo, _, revision = repository.partition("@")
     files = [file] if file else ["model.safetensors", "pytorch_model.bin"]
@@ -162,7 +175,7 @@ def _of_hub(name: str, repository: str, file: str | None) -> Path:
     path = next((Path(one) for one in found if isinstance(one, str)), None)
     if path is None:
         try:
-            path = Path(hf_hub_download(repo, files[0], revision=revision or None))
+            path = _fetched(repo, files, revision or None)
         except Exception as error:  # of the hub, its client and the network
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise WeightsError(
@@ -307,4 +320,7 @@ def load_weights(net: nn.Module, state: Mapping[str, Tensor], where: str) -> Non
             raise WeightsError(
                 f"{where}: {name!r} must be finite, holds NaN or infinity. Train or fetch it again."
             )
-    net.load_state_dict(floats, assign=True)
+    versioned = OrderedDict(floats)
+    # Files without pickles hold no versions of layouts, which some networks of torchvision ask for.
+    versioned._metadata = net.state_dict()._metadata  # type: ignore[attr-defined]
+    net.load_state_dict(versioned, assign=True)

@@ -8,8 +8,10 @@ from collections import OrderedDict
 import numpy as np
 import pytest
 import torch
+import torchvision
 from safetensors.torch import save_file
 from torch import nn
+from torch.nn import functional
 
 from benchmarks.networks import measured_centres, prove
 from rcnn_svm.cli import main
@@ -322,3 +324,52 @@ def test_the_command_line_takes_them(tmp_path, capsys):
     assert main(words) == 0
     channels = load_backbone("timm:test_efficientnet", "random").n_features(TapSpec.parse("s16@1x1"))
     assert np.load(tmp_path / "rows.npy").shape == (1, 4 * channels)
+
+
+class _Context(nn.Module):
+    """A sum in which the convolution is the smaller term, as in networks with global context."""
+
+    def __init__(self, n_outputs: int) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, 4, 1), nn.ReLU())
+        self.gate = nn.Conv2d(8, 8, 1)
+        self.narrow = nn.Conv2d(8, 8, 3, 4, 1)
+        self.logits = nn.Conv2d(8, n_outputs, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        x = functional.relu(x + self.gate(x.mean((2, 3), keepdim=True)))
+        x = x * torch.sigmoid(x.max(1, keepdim=True)[0])
+        return self.logits(self.narrow(x).mean((2, 3), keepdim=True)).flatten(1)
+
+
+def test_sums_of_unlike_sizes_maxima_and_logits_of_a_convolution():
+    backbone = random_backbone(Architecture.of_graph("mine", _Context, crop_size=64), 5, seed=3).eval()
+    x = torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        plain = backbone(x, ("logits",))["logits"]
+        quick = backbone.for_inference()(x, ("logits",))["logits"]
+    torch.testing.assert_close(quick, plain, rtol=1e-4, atol=1e-5)
+    with_classes = with_new_outputs(backbone, ("a", "b"), seed=1)
+    assert with_classes.n_outputs == 2
+    assert (with_classes.net.logits.bias == 0).all()
+    torch.testing.assert_close(with_classes.net.gate.weight, backbone.net.gate.weight)
+    with pytest.raises(ConfigError, match="must have a fully connected layer before the softmax"):
+        backbone.softmax_layer()
+
+
+def test_boxes_are_refined_on_the_maps_that_are_read(small):
+    assert small.fine_taps == "s16@7x7*1.6,s32@1x1*1.8"
+    features = SharedFeatures(small, small.fine_taps, longer_sides=(96,))
+    channels = small.layers[small.aliases["s16"]].channels
+    assert features.n_features == 49 * channels + small.layers[small.aliases["s32"]].channels
+
+
+def test_a_file_of_torchvision_without_the_last_layer_is_read_up_to_it(tmp_path, capsys):
+    net = torchvision.models.get_model("mnasnet0_5", weights=None)
+    state = {name: value for name, value in net.state_dict().items() if not name.startswith("classifier.")}
+    torch.save(state, tmp_path / "cut.pth")
+    backbone = load_backbone("torchvision:mnasnet0_5", tmp_path / "cut.pth")
+    assert "is read up to `penultimate`" in capsys.readouterr().err
+    assert list(backbone.layers)[-1] == "penultimate"
+    assert backbone.layers["penultimate"].channels == 1280

@@ -376,7 +376,8 @@ def test_the_command_exports_into_the_detectors_folder_and_names_wrong_words(
     assert "--calibrate is for --precision int8" in capsys.readouterr().err
     assert main(["export", str(folder), "--precision", "fp16"]) == 0
     assert (folder / "onnx" / "requirements.txt").read_text().splitlines() == list(REQUIREMENTS)
-    assert main(["detect", str(folder), str(photo), *out, "--runtime", "onnx", "--explain"]) == 2
+    for other in (["--explain"], ["--cluster", "local:1"]):
+        assert main(["detect", str(folder), str(photo), *out, "--runtime", "onnx", *other]) == 2
     assert main(["detect", str(folder), str(photo), *out, "--runtime", "onnx", "--all"]) == 0
     capsys.readouterr()
     replace(made(WARPED), info={"made": "again"}).save(folder)
