@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as nps
 from PIL import Image
@@ -262,8 +262,14 @@ ARRAYS = nps.arrays(
 )
 
 
+def _layout(array: np.ndarray) -> list[int]:
+    """Its strides, but for those that are never walked."""
+    return [stride for stride, side in zip(array.strides, array.shape, strict=True) if side > 1]
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.lists(ARRAYS, max_size=3), st.booleans(), st.text(max_size=5))
+@example([np.zeros((1, 2), np.float16)], True, "")
 def test_whatever_is_sent_arrives(
     tmp_path_factory: pytest.TempPathFactory, arrays: list[np.ndarray], turned: bool, text: str
 ) -> None:
@@ -275,7 +281,8 @@ def test_whatever_is_sent_arrives(
     found = plane.unpack(packed)
     assert found["text"] == text
     for sent, arrived in zip(arrays, found["arrays"], strict=True):
-        assert (sent.dtype, sent.strides) == (arrived.dtype, arrived.strides) or sent.size == 0
+        assert (sent.dtype, sent.shape) == (arrived.dtype, arrived.shape)
+        assert _layout(sent) == _layout(arrived) or sent.size == 0
         assert sent.tobytes() == arrived.tobytes()
     plane.forget(files)
     assert list(plane.folder.iterdir()) == []
