@@ -508,7 +508,8 @@ def _refinement(parts: Parts, learned: Representation, regions: SplitRegions, ru
     store = FeatureStore(run.cache / "features", featurizer, precision=features.precision, engine=run.engine)
     store.fill(around.dataset.samples, around.boxes, f"rows around objects of {around.dataset.split}")
     blocks = StoredBlocks(store, around)
-    return Refinement(featurizer, train_refiner(blocks, refine, seed=parts.seed, device=run.device))
+    refiner = train_refiner(blocks, refine, seed=parts.seed, device=run.device, ranks=run.ranks)
+    return Refinement(featurizer, refiner)
 
 
 @dataclass(eq=False)

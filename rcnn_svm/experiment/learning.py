@@ -250,7 +250,9 @@ class FcOnFrozen:
             for view in views:
                 part = view.regions
                 view.store.fill(part.dataset.samples, part.boxes, f"features of {part.dataset.split}")
-            layers = train_fc_layers(JoinedBlocks(views), self.fc, seed=parts.seed, device=run.device)
+            layers = train_fc_layers(
+                JoinedBlocks(views), self.fc, seed=parts.seed, device=run.device, ranks=run.ranks
+            )
         return _with_layers(network, base, layers, self.fc, meter)
 
 
@@ -322,6 +324,7 @@ class TunedTrunk:
                 self.trunk,
                 folder=run.cache / "tuned",
                 seed=parts.seed,
+                ranks=run.ranks,
             )
             featurizer = build_featurizer(parts.features, backbone, device=run.device)
             tuned = Network(backbone, featurizer, None, network.finetune_s, network.peak_rss_mb)
@@ -374,6 +377,7 @@ class FineTuned:
                 seed=parts.seed,
                 checkpoint=checkpoint,
                 device=run.device,
+                ranks=run.ranks,
             ).backbone
         featurizer = build_featurizer(parts.features, tuned, device=run.device)
         weight, bias = tuned.softmax_layer()
