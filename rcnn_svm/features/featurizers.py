@@ -24,7 +24,7 @@ from rcnn_svm.boxes import Boxes, as_boxes, widen
 from rcnn_svm.errors import ConfigError, ShapeError
 from rcnn_svm.features.roi_pool import roi_align, roi_max_pool
 from rcnn_svm.features.sizes import nearest_scales, resize
-from rcnn_svm.features.store import RowReader
+from rcnn_svm.features.store import Featurizer, RowReader
 from rcnn_svm.features.warp import WarpMode, warp_crops, warp_geometry
 from rcnn_svm.networks.backbone import Backbone
 from rcnn_svm.networks.geometry import LayerInfo
@@ -291,23 +291,25 @@ class SharedFeatures(_Features):
         """
         return self.of_image_with(image)[0]
 
+    def reads_with(self, other: Featurizer) -> bool:
+        """Whether other features are of the same network, sizes of images and device, see `of_image_with`."""
+        return isinstance(other, SharedFeatures) and (
+            (other.backbone.digest, other.longer_sides, other.device)
+            == (self.backbone.digest, self.longer_sides, self.device)
+        )
+
     def of_image_with(self, image: Image, *others: SharedFeatures) -> list[RowReader]:
         """Return what `of_image` does for these and for other features, whose convolutions run once for all.
 
         Args:
             image: uint8 (H, W, 3) RGB.
-            others: of the same network, sizes of images and device.
+            others: such as `reads_with` takes.
 
         Raises:
             ConfigError: they are of another network, size or device.
         """
-        for other in others:
-            if (other.backbone.digest, other.longer_sides, other.device) != (
-                self.backbone.digest,
-                self.longer_sides,
-                self.device,
-            ):
-                raise ConfigError("SharedFeatures: features that are read together must be of one network.")
+        if not all(map(self.reads_with, others)):
+            raise ConfigError("SharedFeatures: features that are read together must be of one network.")
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
             raise ShapeError(
                 f"SharedFeatures: an image must be uint8 (H, W, 3) RGB, got {image.dtype} {image.shape}."

@@ -24,12 +24,13 @@ from rcnn_svm.heads.base import (
     require_positive,
 )
 from rcnn_svm.heads.scorers import LinearScorer, SoftmaxScorer
+from rcnn_svm.threads import allowed, in_order
 
 __all__ = ["LogisticHead", "NetworkSoftmaxHead", "SoftmaxHead"]
 
 R = TypeVar("R")
 
-_SLAB_ROWS = 4096  # of a batch at once, so that temporaries stay small
+_SLAB_ROWS = 4096  # of a batch at once, so that temporaries stay small and threads share them
 _MEMORY = 10  # pairs of steps that L-BFGS remembers
 _ARMIJO = 1e-4
 
@@ -98,7 +99,9 @@ class _SmoothHead(HeadBase):
         for C in Cs:
             # Not from the C before: its gradient can be within the tolerance of the next C as it is.
             weights = np.zeros((self._n_outputs, self.n_features_in_ + 1))
-            objective = _Objective(self._loss, C, weights.shape, lambda work: map(work, _slabs(sample)))
+            objective = _Objective(
+                self._loss, C, weights.shape, lambda work: in_order(work, _slabs(sample), allowed())
+            )
             scale = float(np.abs(objective.gradient_at_zero()).max())
             limit = self.max_passes if whole else 200  # over the sample, which is in memory
             weights, value, gradient, _ = _minimise(
@@ -196,7 +199,8 @@ class _SmoothHead(HeadBase):
         """Yield what comes of each slab of all labelled rows, image by image, from the blocks' engine."""
         labelled = ((i, part, np.flatnonzero(self._kinds(part) >= 0)) for i, part in enumerate(labels))
         images = ((part[rows], reading(blocks, i, rows)) for i, part, rows in labelled if len(rows))
-        with contextlib.closing(engine_of(blocks).in_order(partial(_over_image, work), images, 1)) as seen:
+        look, engine = partial(_over_image, work), engine_of(blocks)
+        with contextlib.closing(engine.in_order(look, images, allowed())) as seen:
             for one in seen:
                 yield from one
 
