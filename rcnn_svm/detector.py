@@ -1,8 +1,9 @@
 """A trained detector: image in, detections out, and the folder that holds it.
 
-The folder has `detector.json` (what it is), `head.DIGEST.safetensors` (scores and box regression) and
-`backbone.DIGEST.safetensors` (the network), no pickle, and is all that `detect` needs: scikit-learn is
-not loaded. `detector.json` names the other two with their hashes, and is written last: a save that is
+The folder has `detector.json` (what it is), `head.DIGEST.safetensors` (scores and box regression),
+`backbone.DIGEST.safetensors` (the network) and, where another network finds regions,
+`proposer.DIGEST.safetensors`, no pickle, and is all that `detect` needs: scikit-learn is
+not loaded. `detector.json` names the others with their hashes, and is written last: a save that is
 interrupted leaves the detector that was there before.
 """
 
@@ -46,12 +47,20 @@ from rcnn_svm.postprocess import (
     postprocess_traced,
     refined,
 )
-from rcnn_svm.proposals import GridConfig, Proposer, SelectiveSearchConfig, WholeImage, regions_of
+from rcnn_svm.proposals import (
+    GridConfig,
+    Proposer,
+    RpnConfig,
+    RpnProposals,
+    SelectiveSearchConfig,
+    WholeImage,
+    regions_of,
+)
 from rcnn_svm.structures import Detections, Image, Sample, TrainingRegions, mirror_image, require_finite
 from rcnn_svm.threads import images_at_once
 
 if TYPE_CHECKING:
-    from rcnn_svm.networks.backbone import Backbone
+    from rcnn_svm.networks.detection import Network
 
 __all__ = [
     "Detector",
@@ -72,7 +81,9 @@ _PROPOSERS: Mapping[str, type[SelectiveSearchConfig | GridConfig | WholeImage]] 
     "grid": GridConfig,
     "whole-image": WholeImage,
 }
-"""Our proposers, by the names that files know them by."""
+"""Our proposers that need no file, by the names that files know them by."""
+_PROPOSER = "proposer"
+"""What the file of a network that finds regions, and not features, is called."""
 
 Look: TypeAlias = Callable[[Boxes], tuple[NDArray[np.float32], NDArray[np.float32] | None]]
 """Boxes of one image -> their unscaled rows, and those of the mirror image where it is read too."""
@@ -269,7 +280,7 @@ class Detector:
     proposer: Proposer
     n_proposals: int | None
     features: FeatureConfig
-    backbone: Backbone | None
+    backbone: Network | None
     featurizer: Featurizer
     layers: FcLayers | None
     model: Model
@@ -410,7 +421,11 @@ class Detector:
         return {
             "head": self.head,
             "classes": list(self.classes),
-            "proposals": _described(self.proposer, _PROPOSERS),
+            "proposals": (
+                {"kind": RpnProposals.name, "settings": to_dict(self.proposer.config)}
+                if isinstance(self.proposer, RpnProposals)
+                else _described(self.proposer, _PROPOSERS)
+            ),
             "n_proposals": self.n_proposals,
             "features": to_dict(self.features),
             "detect": _described(self.postprocess, {_OURS: PostprocessConfig}),
@@ -472,6 +487,11 @@ class Detector:
         if self.backbone is not None:
             paths["backbone"] = folder / f"backbone.{self.backbone.digest[:12]}.safetensors"
             self.backbone.save(paths["backbone"])
+        if isinstance(self.proposer, RpnProposals):
+            network = self.proposer.network
+            if self.backbone is None or network.digest != self.backbone.digest:
+                paths[_PROPOSER] = folder / f"{_PROPOSER}.{network.digest[:12]}.safetensors"
+                network.save(paths[_PROPOSER])
         files = {kind: {"name": path.name, "sha256": file_digest(path)} for kind, path in paths.items()}
         write_json(
             folder / "detector.json",
@@ -486,7 +506,7 @@ class Detector:
                 **self.settings(),
             },
         )
-        for kind in ("head", "backbone"):
+        for kind in ("head", "backbone", _PROPOSER):
             for path in folder.glob(f"{kind}.*.safetensors"):
                 if path not in paths.values():
                     path.unlink(missing_ok=True)
@@ -548,11 +568,14 @@ def _read(
     where: str,
 ) -> Detector:
     """Return what the files of a detector describe; raise anything where they are damaged."""
-    settings = restored(values, parts, where=where)
-    features = settings["features"]
+    features = from_dict(FeatureConfig, values["features"], where=where)
     backbone, featurizer = _featurizer(
         files.get("backbone"), values["network"], features, parts, device, where=where
     )
+    if values["proposals"]["kind"] == RpnProposals.name and "settings" in values["proposals"]:
+        rpn = from_dict(RpnConfig, values["proposals"]["settings"], where=where)
+        parts = {**parts, RpnProposals.name: _rpn(rpn, files.get(_PROPOSER), backbone)}
+    settings = restored(values, parts, where=where)
     refinement = None
     if part := _part(arrays, "refiner"):
         if backbone is None:
@@ -694,10 +717,10 @@ def _featurizer(
     device: str,
     *,
     where: str,
-) -> tuple[Backbone | None, Featurizer]:
+) -> tuple[Network | None, Featurizer]:
     """Return the network of a saved detector, and what reads features from it."""
     from rcnn_svm.networks.architectures import Architecture
-    from rcnn_svm.networks.backbone import load_backbone
+    from rcnn_svm.networks.detection import load_network
     from rcnn_svm.networks.libraries import is_named
 
     part: Any = network if is_named(network) else part_named(network, "network or featurizer", parts)
@@ -705,8 +728,19 @@ def _featurizer(
         return None, part
     if weights is None:
         raise DataError(f"{where}: must name the file of the network {network}. Train the detector again.")
-    backbone = load_backbone(part, weights)
+    backbone = load_network(part, weights)
     return backbone, build_featurizer(features, backbone, device=device)
+
+
+def _rpn(config: RpnConfig, weights: Path | None, backbone: Network | None) -> RpnProposals:
+    """Return what finds the regions of a saved detector: a network of its own, or that of its features."""
+    from rcnn_svm.networks.detection import DetectionNetwork, load_detection_network
+
+    if weights is not None:
+        return RpnProposals(config, load_detection_network(config.network, weights))
+    if not isinstance(backbone, DetectionNetwork):
+        raise ValueError(f"it names no file of {config.network}, which finds its regions")
+    return RpnProposals(config, backbone)
 
 
 def _part(arrays: Mapping[str, NDArray[Any]], name: str) -> dict[str, NDArray[Any]]:

@@ -15,10 +15,11 @@ from torch import nn
 from torchvision.models import get_model_weights
 
 from rcnn_svm.errors import ConfigError, DependencyError
+from rcnn_svm.networks import trained_to_detect
 from rcnn_svm.networks.architectures import ARCHITECTURES, Architecture
 from rcnn_svm.networks.tracing import on_meta
 
-__all__ = ["architecture_named", "is_named", "timm_settings"]
+__all__ = ["architecture_named", "is_named", "timm_settings", "unknown_network"]
 
 _LIBRARIES = ("timm", "torchvision")
 _DEFAULT = "IMAGENET1K_V1"
@@ -54,7 +55,8 @@ def architecture_named(name: str, *, with_logits: bool = True) -> Architecture:
     return ARCHITECTURES[name]
 
 
-def _unknown(library: str, model: str, names: list[str]) -> ConfigError:
+def unknown_network(library: str, model: str, names: list[str]) -> ConfigError:
+    """Return the error for a network that is none of `names`."""
     near = difflib.get_close_matches(model, names, 4)
     meant = f" Did you mean {' or '.join(near)}?" if near else ""
     return ConfigError(f"{library} has no network {model!r}.{meant}")
@@ -62,8 +64,13 @@ def _unknown(library: str, model: str, names: list[str]) -> ConfigError:
 
 def _of_torchvision(name: str, model: str, with_logits: bool) -> Architecture:
     names = torchvision.models.list_models(module=torchvision.models)
+    if trained_to_detect(name):
+        raise ConfigError(
+            f"{name}: was trained to detect, and is read as it is by `train`, `compare` and `extract --path "
+            f"shared`. Name a network that classifies."
+        )
     if model not in names:
-        raise _unknown("torchvision", model, names)
+        raise unknown_network("torchvision", model, names)
     members = get_model_weights(model).__members__
     member = members[_DEFAULT] if _DEFAULT in members else next(iter(members.values()))
     shown = member.transforms()
@@ -104,7 +111,7 @@ def timm_settings(model: str) -> Any:
     timm = _timm()
     base, _, tag = model.partition(".")
     if not timm.is_model(base):
-        raise _unknown("timm", base, timm.list_models())
+        raise unknown_network("timm", base, timm.list_models())
     try:
         settings = timm.get_pretrained_cfg(model)
     except RuntimeError as error:  # no such tag
