@@ -192,7 +192,7 @@ class Model:
         postprocess: Postprocess,
         look: Look,
         fine: RowReader | None = None,
-    ) -> Detections:
+    ) -> tuple[Detections, Boxes | None]:
         """Turn scored regions into detections, after a second look at some of them as configured.
 
         Args:
@@ -204,30 +204,20 @@ class Model:
             postprocess: from scores to detections.
             look: boxes -> (rows, mirrored) as `read` takes them; called for a second look only.
             fine: boxes -> rows of `refinement`; None to let boxes be.
+
+        Returns:
+            M detections, and (M, 4) the region that each has its score from; None where the post-processing
+            is not ours and does not tell.
         """
         if not isinstance(postprocess, PostprocessConfig):
-            return postprocess(image_id, size, boxes, scores, deltas)
-        return self.trace(image_id, size, boxes, scores, deltas, postprocess, look, fine)[0]
-
-    def trace(
-        self,
-        image_id: str,
-        size: tuple[int, int],
-        boxes: Boxes,
-        scores: NDArray[np.float32],
-        deltas: NDArray[np.float32] | None,
-        config: PostprocessConfig,
-        look: Look,
-        fine: RowReader | None = None,
-    ) -> tuple[Detections, Boxes]:
-        """Run `detect`; also return the region, (M, 4), that each of M detections has its score from."""
-        boxes, scores, deltas = self.looked_again(size, boxes, scores, deltas, config, look)
-        if self.refinement is None or fine is None or deltas is None or not config.refined:
-            found, rows = postprocess_traced(image_id, size, boxes, scores, deltas, config)
+            return postprocess(image_id, size, boxes, scores, deltas), None
+        boxes, scores, deltas = self.looked_again(size, boxes, scores, deltas, postprocess, look)
+        if self.refinement is None or fine is None or deltas is None or not postprocess.refined:
+            found, rows = postprocess_traced(image_id, size, boxes, scores, deltas, postprocess)
             return found, boxes[rows]
-        first, regions = candidates_to_refine(image_id, size, boxes, scores, deltas, config)
+        first, regions = candidates_to_refine(image_id, size, boxes, scores, deltas, postprocess)
         moves, overlaps = self.refinement.refiner(fine(first.boxes), first.labels)
-        found, rows = refined(first, moves, overlaps, size, scores.shape[1], config)
+        found, rows = refined(first, moves, overlaps, size, scores.shape[1], postprocess)
         return found, boxes[regions[rows]]
 
     def looked_again(
@@ -313,7 +303,7 @@ class Detector:
         Unlikely ones are among them; `thresholds.believed` returns those that are worth showing. They have
         probabilities where the detector is calibrated.
         """
-        return self._finish(image_id, image, self._proposals(image, image_id))
+        return self._finish(image_id, image, self._proposals(image, image_id))[0]
 
     __call__ = detect
 
@@ -348,7 +338,7 @@ class Detector:
             boxes = self._proposals(image, sample.image_id)
         except DataError as error:
             return error
-        return self._finish(sample.image_id, image, boxes)
+        return self._finish(sample.image_id, image, boxes)[0]
 
     def trace(self, image: Image, image_id: str = "image") -> tuple[Detections, Boxes]:
         """Find objects in one image, and say which region each detection has its score from.
@@ -365,18 +355,15 @@ class Detector:
         Raises:
             ConfigError: the post-processing is not ours and does not tell.
         """
-        config = self.postprocess
-        if not isinstance(config, PostprocessConfig):
+        if not isinstance(self.postprocess, PostprocessConfig):
             raise ConfigError(
                 f"Detector.trace: post-processing must be ours to tell which region a detection is of, got "
-                f"{_name(config)}. Name the regions yourself, as rcnn_svm.evidence.explain takes them."
+                f"{_name(self.postprocess)}. Name the regions yourself, as rcnn_svm.evidence.explain takes "
+                f"them."
             )
-        boxes, (look, fine) = self._proposals(image, image_id), self.looks(image)
-        scores, deltas = self.model.read(*look(boxes), config.min_score)
-        found, regions = self.model.trace(
-            image_id, image.shape[:2], boxes, scores, deltas, config, look, fine
-        )
-        return self._calibrated(found), regions
+        found, regions = self._finish(image_id, image, self._proposals(image, image_id))
+        assert regions is not None  # ours tells
+        return found, regions
 
     def views(self, image: Image) -> list[Image]:
         """Return the images whose scores are averaged: the image and, as configured, its mirror image."""
@@ -385,12 +372,12 @@ class Detector:
     def _proposals(self, image: Image, image_id: str) -> Boxes:
         return regions_of(self.proposer, image, image_id).boxes[: self.n_proposals]
 
-    def _finish(self, image_id: str, image: Image, boxes: Boxes) -> Detections:
+    def _finish(self, image_id: str, image: Image, boxes: Boxes) -> tuple[Detections, Boxes | None]:
         (look, fine), size, postprocess = self.looks(image), image.shape[:2], self.postprocess
         least = postprocess.min_score if isinstance(postprocess, PostprocessConfig) else -np.inf
         scores, deltas = self.model.read(*look(boxes), least)
-        found = self.model.detect(image_id, size, boxes, scores, deltas, postprocess, look, fine)
-        return self._calibrated(found)
+        found, regions = self.model.detect(image_id, size, boxes, scores, deltas, postprocess, look, fine)
+        return self._calibrated(found), regions
 
     def _calibrated(self, found: Detections) -> Detections:
         if self.calibration is None:

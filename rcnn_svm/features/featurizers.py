@@ -22,16 +22,16 @@ from torch import Tensor
 from torch.nn import functional
 
 from rcnn_svm.boxes import Boxes, as_boxes, widen
-from rcnn_svm.errors import ConfigError, ShapeError
+from rcnn_svm.errors import ConfigError
 from rcnn_svm.features.roi_pool import roi_align, roi_max_pool
-from rcnn_svm.features.sizes import nearest_scales, resize
+from rcnn_svm.features.sizes import resize, rows_of_scales
 from rcnn_svm.features.store import RowReader
 from rcnn_svm.features.warp import WarpMode, warp_crops, warp_geometry
 from rcnn_svm.networks.backbone import Backbone
 from rcnn_svm.networks.detection import DetectionNetwork, Pyramid
 from rcnn_svm.networks.geometry import LayerInfo
 from rcnn_svm.networks.taps import TapSpec, format_taps, parse_taps
-from rcnn_svm.structures import Image
+from rcnn_svm.structures import Image, require_image
 
 __all__ = ["DetectionFeatures", "SharedFeatures", "WarpedFeatures", "seen_part"]
 
@@ -313,10 +313,7 @@ class SharedFeatures(_Features[Backbone]):
                 self.device,
             ):
                 raise ConfigError("SharedFeatures: features that are read together must be of one network.")
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
-            raise ShapeError(
-                f"SharedFeatures: an image must be uint8 (H, W, 3) RGB, got {image.dtype} {image.shape}."
-            )
+        require_image("SharedFeatures", image)
         scales = [side / max(image.shape[:2]) for side in self.longer_sides]
         seen: dict[int, _Scale] = {}
         layers = set().union(*(features._layers for features in (self, *others)))
@@ -325,13 +322,10 @@ class SharedFeatures(_Features[Backbone]):
         def read(features: SharedFeatures, boxes: Boxes) -> NDArray[np.float32]:
             boxes = as_boxes(boxes, where="SharedFeatures")
             out = np.empty((len(boxes), features.n_features), np.float32)
-            choice = nearest_scales(boxes, scales)
-            for i, scale in enumerate(scales):
-                rows = np.flatnonzero(choice == i)
-                if len(rows):
-                    if i not in seen:
-                        seen[i] = self._at_scale(image, scale, layers)
-                    features._pool(out, rows, seen[i], boxes[rows], image.shape[:2])
+            for i, rows in rows_of_scales(boxes, scales):
+                if i not in seen:
+                    seen[i] = self._at_scale(image, scales[i], layers)
+                features._pool(out, rows, seen[i], boxes[rows], image.shape[:2])
             return out
 
         return [partial(read, features) for features in (self, *others)]

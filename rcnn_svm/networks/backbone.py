@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from rcnn_svm.errors import ConfigError, ShapeError, WeightsError
+from rcnn_svm.errors import ConfigError, WeightsError
 from rcnn_svm.files import atomic_path, bytes_digest
 from rcnn_svm.networks.architectures import (
     ARCHITECTURES,
@@ -41,7 +41,7 @@ from rcnn_svm.networks.tracing import on_meta
 from rcnn_svm.networks.weights import find_weights, load_weights, read_weights
 from rcnn_svm.opencv import cv2
 from rcnn_svm.progress import say
-from rcnn_svm.structures import Image
+from rcnn_svm.structures import Image, require_image
 from rcnn_svm.threads import limit_torch
 
 __all__ = [
@@ -162,10 +162,7 @@ class Backbone(nn.Module):
         Raises:
             ShapeError: `image` is not uint8 (H, W, 3).
         """
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
-            raise ShapeError(
-                f"{self.name}: an image must be uint8 (H, W, 3) RGB, got {image.dtype} {image.shape}."
-            )
+        require_image(self.name, image)
         return np.asarray(cv2.LUT(image, self._table), np.float32)
 
     def forward(self, crops: Tensor, layers: Collection[str] = ("logits",)) -> dict[str, Tensor]:

@@ -26,7 +26,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.transform import resize_boxes
 
 from rcnn_svm.boxes import Boxes
-from rcnn_svm.errors import ConfigError, ShapeError
+from rcnn_svm.errors import ConfigError
 from rcnn_svm.files import bytes_digest
 from rcnn_svm.networks import trained_to_detect
 from rcnn_svm.networks.architectures import Architecture
@@ -44,7 +44,7 @@ from rcnn_svm.networks.fusing import fuse_for_inference
 from rcnn_svm.networks.libraries import unknown_network
 from rcnn_svm.networks.taps import TapSpec
 from rcnn_svm.networks.weights import find_weights, load_weights, read_weights
-from rcnn_svm.structures import Image
+from rcnn_svm.structures import Image, require_image
 from rcnn_svm.threads import limit_torch
 
 __all__ = ["DetectionNetwork", "Network", "Pyramid", "load_detection_network", "load_network"]
@@ -165,10 +165,7 @@ class DetectionNetwork:
         Raises:
             ShapeError: it is not.
         """
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
-            raise ShapeError(
-                f"{self.name}: an image must be uint8 (H, W, 3) RGB, got {image.dtype} {image.shape}."
-            )
+        require_image(self.name, image)
         handed = _HANDED.__dict__.pop("seen", None)  # once: maps of an image take a hundred megabytes
         if handed is not None and handed[0] == self._identity(image):
             return Pyramid(*handed[1])

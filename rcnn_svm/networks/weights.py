@@ -24,14 +24,12 @@ from rcnn_svm.errors import ConfigError, DependencyError, WeightsError
 from rcnn_svm.files import file_digest
 from rcnn_svm.networks import trained_to_detect
 from rcnn_svm.networks.efficientnet_lite import LITE
-from rcnn_svm.networks.libraries import timm_settings
+from rcnn_svm.networks.libraries import default_member, timm_settings
 from rcnn_svm.progress import say
 
 __all__ = ["find_weights", "licence_of", "load_weights", "read_weights"]
 
 _HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.")
-_DEFAULT = "IMAGENET1K_V1"
-"""The weights that exist for every torchvision backbone."""
 
 
 class _Package(NamedTuple):
@@ -111,14 +109,13 @@ def find_weights(name: str, weights: str) -> Path:
     if name.startswith("timm:"):
         return _of_timm(name, weights)
     members = _members(name)
-    default = _DEFAULT if _DEFAULT in members else next(iter(members))
-    member = default if weights == "default" else weights
-    if member not in members:
+    if weights != "default" and weights not in members:
         raise ConfigError(
             f"{name}: weights must be default, offline, random, a file or one of "
             f"{', '.join(members)}, got {weights!r}."
         )
-    url = str(members[member].value.url)
+    member = default_member(members) if weights == "default" else members[weights]
+    url = str(member.value.url)
     cached = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
     if cached.exists():
         return cached
