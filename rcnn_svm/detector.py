@@ -23,10 +23,10 @@ from rcnn_svm.engine import THREADS, Engine
 from rcnn_svm.errors import ConfigError, DataError, ShapeError
 from rcnn_svm.evaluation.calibration import ClassCurves
 from rcnn_svm.evaluation.thresholds import Thresholds
-from rcnn_svm.features.build import FeatureConfig, build_featurizer, read_together, taps_of
+from rcnn_svm.features.build import FeatureConfig, build_featurizer, taps_of
 from rcnn_svm.features.fc_layers import FcLayers
 from rcnn_svm.features.scaling import FeatureScaler
-from rcnn_svm.features.store import Featurizer, RowReader
+from rcnn_svm.features.store import Featurizer, RowReader, readers_of
 from rcnn_svm.files import atomic_path, bytes_digest, file_digest, read_json, write_json
 from rcnn_svm.heads.base import Scorer
 from rcnn_svm.heads.bbox_regressor import BoxRegressor
@@ -389,12 +389,11 @@ class Detector:
         """Return what reads regions of an image, and boxes that are to be refined; the network runs once."""
         first, *others = self.views(image)
         refinement = self.model.refinement
-        if refinement is None:
-            read, fine = self.featurizer.of_image(first), None
-        else:
-            read, fine = read_together(self.featurizer, refinement.featurizer, first)
+        fine = [] if refinement is None else [refinement.featurizer]
+        read, *further = readers_of([self.featurizer, *fine], first)
         readers = [read, *(self.featurizer.of_image(view) for view in others)]
-        return look_at([self._layered(one) for one in readers], image.shape[1]), fine
+        look = look_at([self._layered(one) for one in readers], image.shape[1])
+        return look, further[0] if further else None
 
     def _layered(self, read: RowReader) -> RowReader:
         layers = self.layers

@@ -22,7 +22,7 @@ from rcnn_svm.evaluation.classification import labels_of
 from rcnn_svm.evaluation.coco import evaluate_coco
 from rcnn_svm.evaluation.thresholds import Thresholds, UnreachedError, choose_thresholds
 from rcnn_svm.evaluation.voc import HIT, IGNORED, EvalResult, evaluate_voc
-from rcnn_svm.experiment.learning import Representation
+from rcnn_svm.experiment.learning import Representation, rows_around_objects
 from rcnn_svm.experiment.measure import Meter
 from rcnn_svm.experiment.parts import Parts, Run
 from rcnn_svm.experiment.regions import SplitRegions, StoredBlocks
@@ -34,14 +34,14 @@ from rcnn_svm.experiment.selection import (
     detected,
     scored_once,
 )
-from rcnn_svm.features.build import build_featurizer
 from rcnn_svm.features.scaling import FeatureScaler
-from rcnn_svm.features.store import FeatureStore, RowReader, to_float32
+from rcnn_svm.features.store import RowReader, fill_together, to_float32
 from rcnn_svm.heads.bbox_regressor import BoxRegressor
 from rcnn_svm.heads.recipe import HeadRecipe
 from rcnn_svm.postprocess import Postprocess, PostprocessConfig
 from rcnn_svm.progress import note, track
-from rcnn_svm.structures import Dataset, Detections, Sample
+from rcnn_svm.structures import Dataset, Detections
+from rcnn_svm.threads import images_at_once
 from rcnn_svm.training.refine import train_refiner
 
 __all__ = [
@@ -364,12 +364,13 @@ def hold_out(
     for training, held in pairs:
         learned = learn(training)
         settled = settle(parts, learned)
-        for view in views_of(parts, held):
-            learned.fill(view)
         blocks = [learned.blocks(view) for view in views_of(parts, held)]
+        for view in () if parts.looks_once else blocks:
+            learned.fill(view.regions)
         boxed = _moves(parts)
         for head in train_heads(parts, learned, training, settled, run):
-            runs = detect_all(head.name, head.model, blocks, [head.chosen.plain, *boxed])
+            variants = [head.chosen.plain, *boxed]
+            runs = detect_all(head.name, head.model, blocks, variants, kept=not parts.looks_once)
             mine = found.setdefault(head.name, [[] for _ in runs])
             for so_far, one in zip(mine, runs, strict=True):
                 so_far += one.detections
@@ -500,15 +501,10 @@ def _refines(chosen: Chosen) -> bool:
 
 def _refinement(parts: Parts, learned: Representation, regions: SplitRegions, run: Run) -> Refinement:
     """Train what refines boxes on the regions around the objects of a split."""
-    backbone, refine = learned.network.backbone, parts.refine
-    assert backbone is not None  # `Parts` saw to it
-    features = replace(parts.features, taps=refine.taps or backbone.fine_taps)
-    featurizer = build_featurizer(features, backbone, device=run.device)
-    around = regions.around_objects(refine.overlap_from, refine.near, refine.jitter, seed=parts.seed)
-    store = FeatureStore(run.cache / "features", featurizer, precision=features.precision, engine=run.engine)
-    store.fill(around.dataset.samples, around.boxes, f"rows around objects of {around.dataset.split}")
-    blocks = StoredBlocks(store, around)
-    return Refinement(featurizer, train_refiner(blocks, refine, seed=parts.seed, device=run.device))
+    around = rows_around_objects(parts, learned.network, regions, run)
+    fill_together([around.wanted], f"rows around objects of {regions.dataset.split}")
+    refiner = train_refiner(around, parts.refine, seed=parts.seed, device=run.device)
+    return Refinement(around.store.featurizer, refiner)
 
 
 @dataclass(eq=False)
@@ -520,7 +516,7 @@ class Found:
 
 
 def detect_all(
-    name: str, model: Model, views: Sequence[StoredBlocks], variants: Sequence[Variant]
+    name: str, model: Model, views: Sequence[StoredBlocks], variants: Sequence[Variant], *, kept: bool = True
 ) -> list[Found]:
     """Detect in every image once for each variant of post-processing; regions are read once for all.
 
@@ -529,11 +525,14 @@ def detect_all(
         model: the trained head.
         views: the rows of a split and, where they are read too, of its mirror images.
         variants: of post-processing.
+        kept: whether rows are read from the store, which other heads read as well. Otherwise they are
+            computed as the saved detector does it, with what else is read of an image, and not kept.
     """
     blocks, runs = views[0], [Found([]) for _ in variants]
     images = (tuple(view.only(i) for view in views) for i in range(len(blocks)))
-    # In the one thread of this process, so that it is told how long an image takes.
-    found = blocks.engine.in_order(partial(_detect, model, tuple(variants)), images, 1)
+    # Kept rows are read in the one thread of this process, so that it is told how long an image takes.
+    work, n_threads = partial(_detect, model, tuple(variants), kept), 1 if kept else images_at_once()
+    found = blocks.engine.in_order(work, images, n_threads)
     for one in track(found, f"{name} on {blocks.regions.dataset.split}", total=len(blocks)):
         for run, (detections, seconds) in zip(runs, one, strict=True):
             run.detections.append(detections)
@@ -542,14 +541,19 @@ def detect_all(
 
 
 def _detect(
-    model: Model, variants: Sequence[Variant], views: Sequence[StoredBlocks]
+    model: Model, variants: Sequence[Variant], kept: bool, views: Sequence[StoredBlocks]
 ) -> list[tuple[Detections, float]]:
     """Return what each variant finds in the views of one image, and the seconds that it takes."""
     regions = views[0].regions
     n_gt, sample = regions.n_gt[0], regions.dataset.samples[0]
-    boxes, rows = regions.boxes[0][n_gt:], to_float32(views[0].features(0, slice(n_gt, None)))
-    mirrored = to_float32(views[1].features(0)) if len(views) > 1 else None
-    look, fine = _look(views), _fine(model, sample)
+    boxes, mirrored = regions.boxes[0][n_gt:], None
+    look, fine = _looks(model, views)
+    if kept:
+        rows = to_float32(views[0].features(0, slice(n_gt, None)))
+        if len(views) > 1:
+            mirrored = to_float32(views[1].features(0))
+    else:
+        rows, mirrored = look(boxes)
     started = time.perf_counter()
     scores, deltas = model.read(rows, mirrored)
     scored = time.perf_counter() - started
@@ -564,24 +568,17 @@ def _detect(
     return found
 
 
-def _fine(model: Model, sample: Sample) -> RowReader | None:
-    """Return what reads boxes that are to be refined; the image is opened when they are asked for."""
-    if model.refinement is None:
-        return None
-    featurizer = model.refinement.featurizer
+def _looks(model: Model, views: Sequence[StoredBlocks]) -> tuple[Look, RowReader | None]:
+    """Return what reads regions of views of one image, and boxes that are to be refined.
+
+    The image is opened when they are asked for; its network runs once for both.
+    """
+    others = [] if model.refinement is None else [model.refinement.featurizer]
 
     @functools.cache
-    def opened() -> RowReader:
-        return featurizer.of_image(sample.read())
+    def opened() -> tuple[Look, list[RowReader]]:
+        read, *fine = views[0].readers(0, *others)
+        readers = [read, *(view.readers(0)[0] for view in views[1:])]
+        return look_at(readers, views[0].regions.dataset.samples[0].size[1]), fine
 
-    return lambda boxes: opened()(boxes)
-
-
-def _look(views: Sequence[StoredBlocks]) -> Look:
-    """Return what reads more regions of views of one image; the image is opened when they are asked for."""
-
-    @functools.cache
-    def opened() -> Look:
-        return look_at([view.reader(0) for view in views], views[0].regions.dataset.samples[0].size[1])
-
-    return lambda boxes: opened()(boxes)
+    return (lambda boxes: opened()[0](boxes)), (lambda boxes: opened()[1][0](boxes)) if others else None

@@ -17,7 +17,7 @@ from rcnn_svm.experiment.regions import JoinedBlocks, SplitRegions, StoredBlocks
 from rcnn_svm.features.build import build_featurizer
 from rcnn_svm.features.fc_layers import FcLayers
 from rcnn_svm.features.featurizers import SharedFeatures
-from rcnn_svm.features.store import DerivedStore, FeatureStore, Featurizer
+from rcnn_svm.features.store import DerivedStore, FeatureStore, Featurizer, fill_together
 from rcnn_svm.files import bytes_digest, digest
 from rcnn_svm.heads.bbox_regressor import BoxRegressor
 from rcnn_svm.heads.scorers import SoftmaxScorer
@@ -29,7 +29,16 @@ from rcnn_svm.training.crops import finetune
 from rcnn_svm.training.fc import train_fc_layers
 from rcnn_svm.training.trunk import frozen_layer, tune_trunk
 
-__all__ = ["FcOnFrozen", "FineTuned", "Frozen", "Learner", "Network", "Representation", "TunedTrunk"]
+__all__ = [
+    "FcOnFrozen",
+    "FineTuned",
+    "Frozen",
+    "Learner",
+    "Network",
+    "Representation",
+    "TunedTrunk",
+    "rows_around_objects",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -261,9 +270,8 @@ class FcOnFrozen:
         """See `Learner`."""
         with Meter() as meter:
             views = self.views(parts, network, base, regions)
-            for view in views:
-                part = view.regions
-                view.store.fill(part.dataset.samples, part.boxes, f"features of {part.dataset.split}")
+            around = [rows_around_objects(parts, network, regions, run)] if parts.refines else []
+            fill_together([view.wanted for view in (*views, *around)], f"features of {regions.dataset.split}")
             layers = train_fc_layers(JoinedBlocks(views), self.fc, seed=parts.seed, device=run.device)
         return _with_layers(network, base, layers, self.fc, meter)
 
@@ -418,6 +426,17 @@ def _with_layers(
     return Representation(
         network, DerivedStore(store, layers), layers, softmax, regressor, meter.seconds, meter.peak_rss_mb
     )
+
+
+def rows_around_objects(parts: Parts, network: Network, regions: SplitRegions, run: Run) -> StoredBlocks:
+    """Return the regions around the objects of a split, as what refines boxes reads them."""
+    backbone, refine = network.backbone, parts.refine
+    assert backbone is not None  # `Parts` saw to it
+    features = replace(parts.features, taps=refine.taps or backbone.fine_taps)
+    featurizer = build_featurizer(features, backbone, device=run.device)
+    store = FeatureStore(run.cache / "features", featurizer, precision=features.precision, engine=run.engine)
+    around = regions.around_objects(refine.overlap_from, refine.near, refine.jitter, seed=parts.seed)
+    return StoredBlocks(store, around)
 
 
 def _few(config: FcConfig, parts: Parts, regions: SplitRegions) -> SplitRegions:

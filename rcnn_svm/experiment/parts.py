@@ -200,6 +200,11 @@ class Parts:
         return isinstance(self.postprocess, PostprocessConfig) and bool(self.postprocess.refined)
 
     @property
+    def looks_once(self) -> bool:
+        """Whether rows of images that are not trained on are read once, so that they need not be kept."""
+        return len(self.heads) == 1 and not self.choose
+
+    @property
     def reads_all_rows(self) -> bool:
         """Whether some head, or box regression, is trained on or chosen by the rows of every region."""
         return self.choose or any(head.head.reads_rows for head in self.heads) or not self.learner.has_boxes

@@ -35,12 +35,12 @@ from rcnn_svm.experiment.choosing import (
 )
 from rcnn_svm.experiment.config import DataConfig, ExperimentConfig
 from rcnn_svm.experiment.data import absent_classes
-from rcnn_svm.experiment.learning import Network, Representation
+from rcnn_svm.experiment.learning import Network, Representation, rows_around_objects
 from rcnn_svm.experiment.measure import Meter
 from rcnn_svm.experiment.parts import Parts, Run
 from rcnn_svm.experiment.regions import SplitRegions, StoredBlocks
 from rcnn_svm.features.build import taps_of
-from rcnn_svm.features.store import FeatureStore
+from rcnn_svm.features.store import FeatureStore, fill_together
 from rcnn_svm.postprocess import Postprocess, PostprocessConfig
 from rcnn_svm.progress import Stages
 from rcnn_svm.proposals import ProposalRecall, Proposer, WholeImage, cached_proposals
@@ -77,7 +77,8 @@ class HeadResult:
         measures: what the experiment's own evaluators say, by name.
         train_s: wall clock of the final training on trainval.
         score_s_per_image: scoring, regression and NMS of an image's regions, mean over test; with
-            `detect.second_look` or `detect.refined` the features of what is looked at again as well.
+            `detect.second_look` or `detect.refined` the features of what is looked at again as well. In a thread
+            of one's own, beside other images, where there is a single head.
         peak_rss_mb: largest memory of the process during the final training.
         details: chosen settings, validation mAP, what was tried, support vectors and the like.
         preferred: whether this variant of its head, without or with box regression, did better on the images
@@ -139,9 +140,14 @@ def propose(dataset: Dataset, proposer: Proposer, run: Run) -> dict[str, RegionS
 
 def stages_of(parts: Parts) -> tuple[str, ...]:
     """Return the names of the stages that `run_experiment` goes through, in order."""
-    features = ("features",) if parts.learner.reads_first else ()  # else read while the network is tuned
+    # Otherwise features are read where they are needed.
+    features = ("features",) if _reads_first(parts) else ()
     choose = ("choose",) if parts.choose or parts.folds != 0 else ()
     return ("proposals", "network", *features, *choose, "train", "detect")
+
+
+def _reads_first(parts: Parts) -> bool:
+    return parts.learner.reads_first and (parts.reads_all_rows or not parts.looks_once)
 
 
 @dataclass(frozen=True, eq=False)
@@ -209,11 +215,15 @@ def prepare(parts: Parts, splits: Splits, run: Run, stages: Stages, room: CacheL
     base = FeatureStore(
         run.cache / "features", network.featurizer, precision=parts.features.precision, engine=run.engine
     )
-    if parts.learner.reads_first:
+    if _reads_first(parts):
         with stages("features", "what the network makes of each region"):
             if parts.reads_all_rows:
-                base.fill(trainval.dataset.samples, trainval.boxes, "features of trainval")
-            base.fill(test.dataset.samples, test.boxes, "features of test")
+                wanted = [StoredBlocks(base, trainval)]
+                if parts.refines and not parts.learner.tunes_network:
+                    wanted.append(rows_around_objects(parts, network, trainval, run))
+                fill_together([blocks.wanted for blocks in wanted], "features of trainval")
+            if not parts.looks_once:
+                base.fill(test.dataset.samples, test.boxes, "features of test")
     room.hold()
     return Prepared(parts, run, trainval, train, val, test, network, base)
 
@@ -267,7 +277,7 @@ def run_experiment(
 
     with stages("detect", f"{len(test)} images of {test.dataset.split}, looked at once"):
         views = views_of(parts, test)
-        for view in views:
+        for view in () if parts.looks_once else views:
             final.fill(view)
         results: dict[str, HeadResult] = {}
         for head in trained:
@@ -414,7 +424,8 @@ def _results(
     own = chosen.recipe
     kind = own.head.clone().set_params(**chosen.head.settings).about
     results = []
-    for variant, run in zip(variants, detect_all(trained.name, trained.model, views, variants), strict=True):
+    found = detect_all(trained.name, trained.model, views, variants, kept=not parts.looks_once)
+    for variant, run in zip(variants, found, strict=True):
         model = trained.model
         if not variant.with_boxes:
             model = replace(model, regressor=None, regressor_scaler=None, refinement=None)

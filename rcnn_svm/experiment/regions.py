@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from rcnn_svm.boxes import Boxes, clip, flip_horizontally
 from rcnn_svm.engine import Engine
-from rcnn_svm.features.store import FeatureStore, RowReader, to_float32
+from rcnn_svm.features.store import FeatureStore, Featurizer, RowReader, Wanted, to_float32
 from rcnn_svm.heads.assign import LabelRule, RegionTruth, describe_regions
 from rcnn_svm.heads.base import ALL, Rows
 from rcnn_svm.heads.scorers import SoftmaxScorer
@@ -222,6 +222,11 @@ class StoredBlocks:
         """What fills the store, and may read it."""
         return self.store.engine
 
+    @property
+    def wanted(self) -> Wanted:
+        """All the rows, for the store to be filled."""
+        return Wanted(self.store, self.regions.dataset.samples, self.regions.boxes)
+
     def only(self, i: int) -> StoredBlocks:
         """Return the block of image `i` alone, for its rows."""
         return StoredBlocks(self.store, self.regions.only(i), self.scaler)
@@ -234,9 +239,9 @@ class StoredBlocks:
         single = to_float32(stored)
         return self.scaler(single, out=None if single is stored else single)
 
-    def reader(self, i: int) -> RowReader:
-        """Return what computes the unscaled features of any boxes of image `i`."""
-        return self.store.reader(self.regions.dataset.samples[i])
+    def readers(self, i: int, *others: Featurizer) -> list[RowReader]:
+        """Return what computes the unscaled features of any boxes of image `i`, and other ones of it."""
+        return self.store.readers(self.regions.dataset.samples[i], *others)
 
     def told(self, keys: NDArray[np.int64]) -> TrainingRegions:
         """Return where regions lie and what they show, given by (n, 2) image and row."""

@@ -1,8 +1,9 @@
 """Why SVMs and not the softmax? One factor at a time, on the same regions and the same features.
 
 `run_study` trains every cell of a `design` with the same number of settings to choose from on val, and looks
-at test once for each. What cells share (regions, features, learned layers) is computed once; what a cell
-found is kept in the cache, so that a study that was cut short goes on where it was.
+at test once for each. They are chosen with the first seed; further seeds train with what was chosen. What
+cells share (regions, features, learned layers) is computed once; what a cell found is kept in the cache, so
+that a study that was cut short goes on where it was.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from rcnn_svm.experiment.learning import Representation
 from rcnn_svm.experiment.measure import Meter
 from rcnn_svm.experiment.parts import Parts, Run
 from rcnn_svm.experiment.recipe import Prepared, prepare
-from rcnn_svm.experiment.regions import StoredBlocks
+from rcnn_svm.experiment.regions import SplitRegions, StoredBlocks
 from rcnn_svm.experiment.selection import Choice, choose_head
 from rcnn_svm.heads.bbox_regressor import BoxRegressor
 from rcnn_svm.heads.recipe import HeadRecipe
@@ -59,8 +60,8 @@ class Outcome:
     """What one cell reached with one seed.
 
     Attributes:
-        settings: that won on val.
-        tried: all of them, each with its mAP on val, in percent.
+        settings: that won on val with the first seed.
+        tried: all of them, each with its mAP on val with that seed, in percent.
         train_s: wall clock of the final training on trainval.
         peak_rss_mb: largest memory of the process meanwhile, in 10^6 bytes; None where an older version
             trained it, which did not look.
@@ -137,7 +138,7 @@ def run_study(parts: Parts, splits: Splits, run: Run, design: Design, *, n_seeds
         run: how.
         design: the cells.
         n_seeds: train each cell with so many seeds, from that of `parts` on: of learned layers, random
-            negatives and solvers.
+            negatives and solvers. Its setting is chosen with the first.
 
     Raises:
         DataError: as `run_experiment`, and a test split without an object.
@@ -152,8 +153,9 @@ def run_study(parts: Parts, splits: Splits, run: Run, design: Design, *, n_seeds
         seeded = replace(parts, seed=seed)
         kept = Kept(run.cache, splits, seeded)
         missing: list[Cell] = []
+        first = {cell.key: own for cell in design.trained if (own := outcomes.get((cell.key, seeds[0])))}
         for cell in design.trained:
-            known = kept.read(_what(cell, seed))
+            known = kept.read(_what(cell, seed, first.get(cell.key)))
             if known is None:
                 missing.append(cell)
             else:
@@ -166,7 +168,7 @@ def run_study(parts: Parts, splits: Splits, run: Run, design: Design, *, n_seeds
         old = len(design.trained) - len(missing)
         words = f"{len(missing)} cells" + (f", {old} more are kept from before" if old else "")
         with stages(f"seed {seed}", words):
-            for cell, outcome in _train(seeded, splits, run, design, missing, room):
+            for cell, outcome in _train(seeded, splits, run, design, missing, first, room):
                 names = ("settings", "tried", "train_s", "peak_rss_mb")
                 about = {name: getattr(outcome, name) for name in names}
                 by_name = {
@@ -174,7 +176,7 @@ def run_study(parts: Parts, splits: Splits, run: Run, design: Design, *, n_seeds
                     for level, boxed in BOXES.levels.items()
                     if boxed in outcome.detections
                 }
-                kept.write(_what(cell, seed), about, by_name)
+                kept.write(_what(cell, seed, first.get(cell.key)), about, by_name)
                 outcomes[cell.key, seed] = outcome
     with stages("closer look", "probabilities and mistakes of three heads"):
         looks = _look(parts, splits, run, design, outcomes, room)
@@ -183,9 +185,21 @@ def run_study(parts: Parts, splits: Splits, run: Run, design: Design, *, n_seeds
     return replace(analyse(parts, splits, design, seeds, outcomes, seconds), looks=looks, n_kept=n_kept)
 
 
-def _what(cell: Cell, seed: int) -> dict[str, Any]:
-    """Return what tells a cell from others in the cache: its regions and rows by name, its head in full."""
-    return {"levels": dict(cell.levels), "head": repr(cell.head(seed))}
+def _what(cell: Cell, seed: int, first: Outcome | None) -> dict[str, Any]:
+    """Return what tells a cell from others in the cache: its regions and rows by name, its head in full.
+
+    Args:
+        cell: of the design.
+        seed: that it is trained with.
+        first: what it was with the first seed, where that is another one.
+    """
+    chosen = {} if first is None else {"settings": dict(first.settings)}
+    return {"levels": dict(cell.levels), "head": repr(cell.head(seed)), **chosen}
+
+
+def _chosen(recipe: HeadRecipe, tried: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the setting that won, in full; what is kept of it is what is shown."""
+    return recipe.settings()[max(range(len(tried)), key=lambda i: float(tried[i]["val_map"]))]
 
 
 def _look(
@@ -219,13 +233,12 @@ def _look(
     scalers = Scalers(learned.blocks(ready.train))
     looks = []
     for name, cell in cells.items():
-        recipe, tried = cell.head(parts.seed), outcomes[cell.key, parts.seed].tried
-        best = max(range(len(tried)), key=lambda i: float(tried[i]["val_map"]))
+        recipe = cell.head(parts.seed)
         looks.append(
             look_closer(
                 name,
                 recipe,
-                recipe.settings()[best],
+                _chosen(recipe, outcomes[cell.key, parts.seed].tried),
                 ready,
                 learned,
                 scalers.get(recipe.scaling),
@@ -236,9 +249,25 @@ def _look(
 
 
 def _train(
-    parts: Parts, splits: Splits, run: Run, design: Design, cells: Sequence[Cell], room: CacheLimit
+    parts: Parts,
+    splits: Splits,
+    run: Run,
+    design: Design,
+    cells: Sequence[Cell],
+    first: Mapping[tuple[str, ...], Outcome],
+    room: CacheLimit,
 ) -> Iterator[tuple[Cell, Outcome]]:
-    """Train cells, those of the same regions and rows one after the other."""
+    """Train cells, those of the same regions and rows one after the other.
+
+    Args:
+        parts: of the experiment, with the seed.
+        splits: the images.
+        run: how.
+        design: of the study.
+        cells: some of it.
+        first: what they were with the first seed; empty where this is the first.
+        room: of the cache.
+    """
     for _, same_regions in itertools.groupby(cells, key=lambda cell: cell.levels["proposals"]):
         ready: dict[Any, _Rows] = {}
         for layer_name, group in itertools.groupby(same_regions, key=lambda cell: cell.levels["layer"]):
@@ -247,79 +276,105 @@ def _train(
             if layer.learner not in ready:
                 seeded = design.parts_of(own[0], parts)
                 stages = Stages(("proposals", "network", "features"))
-                ready = {layer.learner: _Rows(prepare(seeded, splits, run, stages, room))}
-            rows = ready[layer.learner]
+                ready = {layer.learner: _Rows(prepare(seeded, splits, run, stages, room), choose=not first)}
+            bench = ready[layer.learner].of(layer)
             for cell in own:
-                yield cell, _outcome(rows.of(layer), cell.head(parts.seed))
+                recipe, chosen = cell.head(parts.seed), first.get(cell.key)
+                tried = _tried(bench, recipe) if chosen is None else chosen.tried
+                yield cell, _outcome(bench, recipe, tried)
             room.hold()
 
 
 class _Rows:
-    """What cells of the same regions share: what was learned from train and from trainval."""
+    """What cells of the same regions share: what was learned from trainval, and from train to choose on."""
 
-    def __init__(self, ready: Prepared) -> None:
+    def __init__(self, ready: Prepared, *, choose: bool) -> None:
         self._ready = ready
-        self._learned = (ready.learn(ready.train), ready.learn(ready.trainval))
+        self._first = ready.learn(ready.train) if choose else None
+        self._final = ready.learn(ready.trainval)
         self._bench: dict[Layer, _Bench] = {}
 
     def of(self, layer: Layer) -> _Bench:
         """Return what is ready to train heads on the rows of a layer."""
         if layer not in self._bench:
-            self._bench = {layer: _Bench.of(self._ready, *map(layer.rows, self._learned))}
+            first = None if self._first is None else layer.rows(self._first)
+            self._bench = {layer: _Bench.of(self._ready, first, layer.rows(self._final))}
         return self._bench[layer]
 
 
 @dataclass(frozen=True, eq=False)
+class _Seen:
+    """The rows that heads are trained on, those that they are measured on, and how the first are scaled."""
+
+    training: StoredBlocks
+    held: StoredBlocks
+    scalers: Scalers
+
+    @classmethod
+    def of(cls, learned: Representation, training: SplitRegions, held: SplitRegions) -> _Seen:
+        for split in (training, held):
+            learned.fill(split)
+        rows = learned.blocks(training)
+        return cls(rows, learned.blocks(held), Scalers(rows))
+
+
+@dataclass(frozen=True, eq=False)
 class _Bench:
-    """The rows of one layer, and what the heads on them share."""
+    """The rows of one layer, and what the heads on them share.
+
+    Attributes:
+        ready: the experiment.
+        first: train and val; None where nothing is chosen.
+        final: trainval and test.
+        regressor: ridge regression of boxes on trainval.
+    """
 
     ready: Prepared
-    train: StoredBlocks
-    val: StoredBlocks
-    trainval: StoredBlocks
-    test: StoredBlocks
-    scalers: tuple[Scalers, Scalers]
+    first: _Seen | None
+    final: _Seen
     regressor: BoxRegressor | None
 
     @classmethod
-    def of(cls, ready: Prepared, first: Representation, final: Representation) -> _Bench:
+    def of(cls, ready: Prepared, first: Representation | None, final: Representation) -> _Bench:
         """Compute the rows, and fit ridge regression of boxes on them."""
-        for learned, splits in ((first, (ready.train, ready.val)), (final, (ready.trainval, ready.test))):
-            for split in splits:
-                learned.fill(split)
-        train, trainval, parts = first.blocks(ready.train), final.blocks(ready.trainval), ready.parts
-        scalers = (Scalers(train), Scalers(trainval))
-        regressor = None
+        chosen = None if first is None else _Seen.of(first, ready.train, ready.val)
+        seen, parts, regressor = _Seen.of(final, ready.trainval, ready.test), ready.parts, None
         if parts.boxes is not None:
             ridge = BoxRegressor(min_iou=parts.boxes.min_iou, **parts.boxes.settled())
-            regressor = ridge.fit(trainval.scaled(scalers[1].get(parts.boxes.scaling)))
-        return cls(
-            ready, train, first.blocks(ready.val), trainval, final.blocks(ready.test), scalers, regressor
-        )
+            regressor = ridge.fit(seen.training.scaled(seen.scalers.get(parts.boxes.scaling)))
+        return cls(ready, chosen, seen, regressor)
 
 
-def _outcome(bench: _Bench, recipe: HeadRecipe) -> Outcome:
-    """Choose a setting on val, train with it on trainval, detect in test without and with box regression."""
-    parts, n_jobs = bench.ready.parts, bench.ready.run.n_jobs
-    scaler, final_scaler = (scalers.get(recipe.scaling) for scalers in bench.scalers)
-    choice, _ = choose_head(recipe, bench.train, bench.val, scaler, _PLAIN, parts.rule, n_jobs=n_jobs)
+def _tried(bench: _Bench, recipe: HeadRecipe) -> list[dict[str, Any]]:
+    """Train on train with every setting, and measure each on val."""
+    seen, rule, n_jobs = bench.first, bench.ready.parts.rule, bench.ready.run.n_jobs
+    assert seen is not None  # settings are chosen with the first seed
+    scaler = seen.scalers.get(recipe.scaling)
+    choice, _ = choose_head(recipe, seen.training, seen.held, scaler, _PLAIN, rule, n_jobs=n_jobs)
+    note(f"{recipe.name}: {choice.val_map:.1f} mAP on {seen.held.regions.dataset.split}")
+    return [{"settings": recipe.shown(settings), "val_map": value} for settings, value in choice.tried]
+
+
+def _outcome(bench: _Bench, recipe: HeadRecipe, tried: Sequence[Mapping[str, Any]]) -> Outcome:
+    """Train on trainval with the setting that won, detect in test without and with box regression."""
+    parts, settings, seen = bench.ready.parts, _chosen(recipe, tried), bench.final
+    scaler = seen.scalers.get(recipe.scaling)
     with Meter() as meter:
-        (fitted,) = recipe.fit(bench.trainval.scaled(final_scaler), [choice.settings], n_jobs=n_jobs)
-    model, variants = Model(fitted.scorer, final_scaler), [Variant(_NOTHING, _PLAIN, with_boxes=False)]
+        (fitted,) = recipe.fit(seen.training.scaled(scaler), [settings], n_jobs=bench.ready.run.n_jobs)
+    model, variants = Model(fitted.scorer, scaler), [Variant(_NOTHING, _PLAIN, with_boxes=False)]
     if parts.boxes is not None:
-        box_scaler = bench.scalers[1].get(parts.boxes.scaling)
+        box_scaler = seen.scalers.get(parts.boxes.scaling)
         model = replace(model, regressor=bench.regressor, regressor_scaler=box_scaler)
         variants.append(Variant(_NOTHING, PAPER, with_boxes=True))
-    runs = detect_all(recipe.name, model, [bench.test], variants)
+    runs = detect_all(recipe.name, model, [seen.held], variants)
     found = {variant.with_boxes: own.detections for variant, own in zip(variants, runs, strict=True)}
-    note(f"{recipe.name}: {choice.val_map:.1f} mAP on {bench.val.regions.dataset.split}")
     return _measured(
-        recipe.shown(choice.settings),
-        [{"settings": recipe.shown(settings), "val_map": value} for settings, value in choice.tried],
+        recipe.shown(settings),
+        tried,
         meter.seconds,
         meter.peak_rss_mb,
         found,
-        bench.test.regions.dataset,
+        seen.held.regions.dataset,
         parts.rule,
     )
 

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 from rcnn_svm.config import Count, Interval, Values, check
 from rcnn_svm.errors import ConfigError
-from rcnn_svm.features.store import Featurizer, Precision, RowReader
+from rcnn_svm.features.store import Featurizer, Precision
 from rcnn_svm.networks import trained_to_detect
-from rcnn_svm.structures import Image
 
 if TYPE_CHECKING:
     from rcnn_svm.features.featurizers import DetectionFeatures, SharedFeatures, WarpedFeatures
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 
     ImageFeaturizer: TypeAlias = SharedFeatures | WarpedFeatures | DetectionFeatures
 
-__all__ = ["FeatureConfig", "build_featurizer", "read_together", "taps_of"]
+__all__ = ["FeatureConfig", "build_featurizer", "taps_of"]
 
 
 @dataclass(frozen=True)
@@ -100,15 +99,6 @@ def build_featurizer(
         mode=config.crop_mode,
         device=device,
     )
-
-
-def read_together(first: Featurizer, second: Featurizer, image: Image) -> tuple[RowReader, RowReader]:
-    """Return what `of_image` of two featurizers of one network does; what they share is computed once."""
-    together = getattr(first, "of_image_with", None)
-    if together is None or type(first) is not type(second):
-        return first.of_image(image), second.of_image(image)
-    own, other = together(image, second)
-    return own, other
 
 
 def taps_of(featurizer: Featurizer) -> str:

@@ -25,7 +25,7 @@ from rcnn_svm.boxes import Boxes, as_boxes, widen
 from rcnn_svm.errors import ConfigError
 from rcnn_svm.features.roi_pool import roi_align, roi_max_pool
 from rcnn_svm.features.sizes import resize, rows_of_scales
-from rcnn_svm.features.store import RowReader
+from rcnn_svm.features.store import Featurizer, RowReader
 from rcnn_svm.features.warp import WarpMode, warp_crops, warp_geometry
 from rcnn_svm.networks.backbone import Backbone
 from rcnn_svm.networks.detection import DetectionNetwork, Pyramid
@@ -296,23 +296,25 @@ class SharedFeatures(_Features[Backbone]):
         """
         return self.of_image_with(image)[0]
 
+    def reads_with(self, other: Featurizer) -> bool:
+        """Whether other features are of the same network, sizes of images and device, see `of_image_with`."""
+        return isinstance(other, SharedFeatures) and (
+            (other.backbone.digest, other.longer_sides, other.device)
+            == (self.backbone.digest, self.longer_sides, self.device)
+        )
+
     def of_image_with(self, image: Image, *others: SharedFeatures) -> list[RowReader]:
         """Return what `of_image` does for these and for other features, whose convolutions run once for all.
 
         Args:
             image: uint8 (H, W, 3) RGB.
-            others: of the same network, sizes of images and device.
+            others: such as `reads_with` takes.
 
         Raises:
             ConfigError: they are of another network, size or device.
         """
-        for other in others:
-            if (other.backbone.digest, other.longer_sides, other.device) != (
-                self.backbone.digest,
-                self.longer_sides,
-                self.device,
-            ):
-                raise ConfigError("SharedFeatures: features that are read together must be of one network.")
+        if not all(map(self.reads_with, others)):
+            raise ConfigError("SharedFeatures: features that are read together must be of one network.")
         require_image("SharedFeatures", image)
         scales = [side / max(image.shape[:2]) for side in self.longer_sides]
         seen: dict[int, _Scale] = {}
@@ -427,21 +429,24 @@ class DetectionFeatures(_Features[DetectionNetwork]):
         """Return a function from (R, 4) boxes of one image to their (R, D) float32 features."""
         return self.of_image_with(image)[0]
 
+    def reads_with(self, other: Featurizer) -> bool:
+        """Whether other features are of the same network and device, see `of_image_with`."""
+        return isinstance(other, DetectionFeatures) and (
+            (other.backbone.digest, other.device) == (self.backbone.digest, self.device)
+        )
+
     def of_image_with(self, image: Image, *others: DetectionFeatures) -> list[RowReader]:
         """Return what `of_image` does for these and for other features, whose convolutions run once for all.
 
         Args:
             image: uint8 (H, W, 3) RGB.
-            others: of the same network and device.
+            others: such as `reads_with` takes.
 
         Raises:
             ConfigError: they are of another network or device.
         """
-        for other in others:
-            if (other.backbone.digest, other.device) != (self.backbone.digest, self.device):
-                raise ConfigError(
-                    "DetectionFeatures: features that are read together must be of one network."
-                )
+        if not all(map(self.reads_with, others)):
+            raise ConfigError("DetectionFeatures: features that are read together must be of one network.")
         seen: list[Pyramid] = []
 
         def read(features: DetectionFeatures, boxes: Boxes) -> NDArray[np.float32]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, TypeAlias
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +43,9 @@ __all__ = [
     "Precision",
     "RowReader",
     "Transform",
+    "Wanted",
+    "fill_together",
+    "readers_of",
     "to_float32",
 ]
 
@@ -78,6 +81,21 @@ class Featurizer(Protocol):
 
     def of_image(self, image: Image) -> RowReader:
         """Return the same for one image, which may be called again and computes once what regions share."""
+
+
+def readers_of(featurizers: Sequence[Featurizer], image: Image) -> list[RowReader]:
+    """Return what `of_image` of each does; the network of those that `reads_with` says runs once for all."""
+    readers: dict[int, RowReader] = {}
+    left = list(range(len(featurizers)))
+    while left:
+        first = featurizers[left[0]]
+        shares: Callable[[Featurizer], bool] = getattr(first, "reads_with", lambda _: False)
+        own = [left[0], *(i for i in left[1:] if shares(featurizers[i]))]
+        others = [featurizers[i] for i in own[1:]]
+        found = first.of_image_with(image, *others) if others else [first.of_image(image)]  # type: ignore[attr-defined]
+        readers.update(zip(own, found, strict=True))
+        left = [i for i in left if i not in own]
+    return [readers[i] for i in range(len(featurizers))]
 
 
 class Transform(Protocol):
@@ -149,20 +167,20 @@ class FeatureStore:
         self.n_features = n_features
         self.dtype = np.dtype(precision)
 
-    def _load(self, sample: Sample) -> Image:
-        """Read what `_compute` needs besides the boxes."""
-        return sample.read()
+    def _compute(self, sample: Sample, boxes: Boxes) -> NDArray[np.float32]:
+        return self.featurizer(sample.read(), boxes)
 
-    def _compute(self, sample: Sample, image: Image, boxes: Boxes) -> NDArray[np.float32]:
-        return self.featurizer(image, boxes)
+    def readers(self, sample: Sample, *others: Featurizer) -> list[RowReader]:
+        """Return what computes the features of any boxes of an image, and other ones of it; none are kept.
 
-    def reader(self, sample: Sample) -> RowReader:
-        """Return what computes the features of any boxes of an image; they are not kept.
+        Args:
+            sample: the image, which is read once.
+            others: their network runs once with that of these features where it is the same.
 
         Raises:
             DataError: the image cannot be read.
         """
-        return self.featurizer.of_image(sample.read())
+        return readers_of([self.featurizer, *others], sample.read())
 
     def path(self, sample: Sample, boxes: Boxes) -> Path:
         """Return where the features of these boxes of this image lie or will lie."""
@@ -183,48 +201,32 @@ class FeatureStore:
         stored = self._read(path, len(boxes))
         if stored is not None:
             return stored
-        computed = self._write(path, sample, self._load(sample), boxes)
+        computed = self._write(path, sample, boxes, self._compute(sample, boxes))
         stored = self._read(path, len(boxes))
         return computed if stored is None else stored
 
-    def fill(self, samples: Sequence[Sample], boxes: Sequence[Boxes], what: str = "features") -> float:
-        """Compute what is missing, several images at once where torch has several threads, or on a cluster.
+    def fill(self, samples: Sequence[Sample], boxes: Sequence[Boxes], what: str = "features") -> None:
+        """Compute what is missing, see `fill_together`.
 
         Args:
             samples: the images.
             boxes: for each image the (R, 4) regions, in the order that `get` will be asked with.
             what: name of the progress bar.
 
-        Returns:
-            Seconds of wall clock spent.
-
         Raises:
             DiskSpaceError: refused before the work starts, or the disk filled up meanwhile.
         """
-        started = time.perf_counter()
-        todo = self._missing(samples, boxes)
-        if not todo:
-            return time.perf_counter() - started
-        require_free_space(self.folder, sum(self._n_bytes(len(boxes[i])) for i, _ in todo))
-        write_json(self.folder / "identity.json", self._identity)
-        items = ((samples[i], boxes[i], path) for i, path in todo)
-        for _ in track(self.engine.in_order(self._make, items, images_at_once()), what, total=len(todo)):
-            pass
-        return time.perf_counter() - started
-
-    def _make(self, missing: tuple[Sample, Boxes, Path]) -> None:
-        sample, boxes, path = missing
-        self._write(path, sample, self._load(sample), boxes)
+        fill_together([Wanted(self, samples, boxes)], what)
 
     def estimate(self, samples: Sequence[Sample], boxes: Sequence[Boxes], *, n_probes: int = 3) -> Estimate:
         """Time a few missing images without keeping them, and add up what all will take."""
         todo = [i for i, _ in self._missing(samples, boxes)]
         probes = todo[:: max(1, len(todo) // n_probes)][:n_probes]
         if probes:
-            self._compute(samples[probes[0]], self._load(samples[probes[0]]), boxes[probes[0]])  # warm up
+            self._compute(samples[probes[0]], boxes[probes[0]])  # warm up
         started = time.perf_counter()
         for i in probes:
-            self._compute(samples[i], self._load(samples[i]), boxes[i])
+            self._compute(samples[i], boxes[i])
         spent = time.perf_counter() - started
         rows = sum(len(boxes[i]) for i in probes)
         seconds = spent * sum(len(boxes[i]) for i in todo) / rows if rows else 0.0
@@ -258,8 +260,7 @@ class FeatureStore:
         say(f"{path}: damaged; its features are computed again.")
         return None
 
-    def _write(self, path: Path, sample: Sample, image: Image, boxes: Boxes) -> NDArray[Any]:
-        features = self._compute(sample, image, boxes)
+    def _write(self, path: Path, sample: Sample, boxes: Boxes, features: NDArray[np.float32]) -> NDArray[Any]:
         if features.shape != (len(boxes), self.n_features):
             raise ShapeError(
                 f"FeatureStore: the featurizer must return {(len(boxes), self.n_features)}, "
@@ -296,13 +297,71 @@ class DerivedStore(FeatureStore):
         key = {"base": base._identity, "transform": dict(transform.key)}
         self._open(base.root, key, transform.n_features, base.dtype.name)
 
-    def reader(self, sample: Sample) -> RowReader:
-        """Return what computes the features of any boxes of an image; they are not kept."""
-        read = self.base.reader(sample)
-        return lambda boxes: self.transform(read(boxes))
+    def readers(self, sample: Sample, *others: Featurizer) -> list[RowReader]:
+        """See `FeatureStore.readers`."""
+        read, *further = self.base.readers(sample, *others)
+        return [lambda boxes: self.transform(read(boxes)), *further]
 
-    def _load(self, sample: Sample) -> Image:
-        return np.zeros((0, 0, 3), np.uint8)  # the pixels are not needed: the base store has seen them
-
-    def _compute(self, sample: Sample, image: Image, boxes: Boxes) -> NDArray[np.float32]:
+    def _compute(self, sample: Sample, boxes: Boxes) -> NDArray[np.float32]:
         return self.transform(to_float32(self.base.get(sample, boxes)))
+
+
+class Wanted(NamedTuple):
+    """Rows that a store shall hold.
+
+    Attributes:
+        store: where they go.
+        samples: the images.
+        boxes: for each image the (R, 4) regions, in the order that `get` will be asked with.
+    """
+
+    store: FeatureStore
+    samples: Sequence[Sample]
+    boxes: Sequence[Boxes]
+
+
+class _Missing(NamedTuple):
+    """Rows of one image that are not there yet."""
+
+    store: FeatureStore
+    boxes: Boxes
+    path: Path
+
+
+def fill_together(wanted: Sequence[Wanted], what: str = "features") -> None:
+    """Compute what is missing, several images at once where torch has several threads, or on a cluster.
+
+    An image of which several stores want rows is read once, and its network runs once where it is theirs.
+
+    Args:
+        wanted: by which stores; the first one's engine does the work.
+        what: name of the progress bar.
+
+    Raises:
+        DiskSpaceError: refused before the work starts, or the disk filled up meanwhile.
+    """
+    images: dict[str, tuple[Sample, list[_Missing]]] = {}
+    for store, samples, boxes in wanted:
+        todo = store._missing(samples, boxes)
+        if not todo:
+            continue
+        require_free_space(store.folder, sum(store._n_bytes(len(boxes[i])) for i, _ in todo))
+        write_json(store.folder / "identity.json", store._identity)
+        for i, path in todo:
+            _, missing = images.setdefault(samples[i].digest(), (samples[i], []))
+            missing.append(_Missing(store, boxes[i], path))
+    if images:
+        made = wanted[0].store.engine.in_order(_fill_image, images.values(), images_at_once())
+        for _ in track(made, what, total=len(images)):
+            pass
+
+
+def _fill_image(item: tuple[Sample, Sequence[_Missing]]) -> None:
+    sample, missing = item
+    if len(missing) == 1 or any(isinstance(one.store, DerivedStore) for one in missing):
+        for store, boxes, path in missing:
+            store._write(path, sample, boxes, store._compute(sample, boxes))
+        return
+    readers = readers_of([one.store.featurizer for one in missing], sample.read())
+    for (store, boxes, path), read in zip(missing, readers, strict=True):
+        store._write(path, sample, boxes, read(boxes))

@@ -13,6 +13,7 @@ from rcnn_svm.errors import ConfigError, DataError
 from rcnn_svm.heads.assign import FINETUNE_RULE, LabelRule
 from rcnn_svm.heads.base import Fitted, HeadBase, RegionBlocks, Scorer, read_features, require_positive
 from rcnn_svm.heads.scorers import LinearScorer, SoftmaxScorer
+from rcnn_svm.threads import allowed, in_order
 
 __all__ = ["LogisticHead", "NetworkSoftmaxHead", "SoftmaxHead"]
 
@@ -314,11 +315,17 @@ class _Objective:
         gradient = weights.copy()
         gradient[:, -1] = 0
         coef, intercept = weights[:, :-1].astype(np.float32), weights[:, -1]
-        for features, labels, weight in self._slabs():
+
+        def sums(slab: Batch) -> tuple[float, float, NDArray[np.float32], NDArray[np.float64]]:
+            features, labels, weight = slab
             residual, _, log_loss = self._loss(features @ coef.T + intercept, labels)
-            value += self._C * weight * log_loss
-            gradient[:, :-1] += self._C * weight * (residual.T.astype(np.float32) @ features)
-            gradient[:, -1] += self._C * weight * residual.sum(axis=0)
+            product: NDArray[np.float32] = residual.T.astype(np.float32) @ features
+            return self._C * weight, log_loss, product, residual.sum(axis=0)
+
+        for scale, log_loss, product, residuals in in_order(sums, self._slabs(), allowed()):
+            value += scale * log_loss
+            gradient[:, :-1] += scale * product
+            gradient[:, -1] += scale * residuals
         return value, gradient
 
     def gradient_at_zero(self) -> NDArray[np.float64]:
@@ -335,18 +342,23 @@ class _Objective:
         n = self._shape[1]
         hessian = np.zeros((n, n))
         coef, intercept = weights[:, :-1].astype(np.float32), weights[:, -1]
-        for features, labels, weight in self._slabs():
+
+        def product(slab: Batch) -> NDArray[np.float32]:
+            features, labels, weight = slab
             _, curvature, _ = self._loss(features @ coef.T + intercept, labels)
             scaled = np.sqrt(self._C * weight * curvature.mean(axis=1)).astype(np.float32)
             x = np.concatenate([features * scaled[:, None], scaled[:, None]], axis=1)
-            hessian += x.T @ x
+            return np.asarray(x.T @ x)
+
+        for own in in_order(product, self._slabs(), allowed()):
+            hessian += own
         hessian[np.arange(n - 1), np.arange(n - 1)] += 1
         hessian[-1, -1] += 1e-6 * max(1.0, hessian[-1, -1])  # the intercept alone has no ridge
         factor = cho_factor(hessian, lower=True, overwrite_a=True)
         return lambda gradient: cho_solve(factor, gradient.T).T
 
     def _slabs(self) -> Iterator[Batch]:
-        """Cut batches into slabs, so that temporaries stay small."""
+        """Cut batches into slabs, so that temporaries stay small and threads share them."""
         for features, labels, weight in self._batches():
             for start in range(0, len(labels), 4096):
                 yield features[start : start + 4096], labels[start : start + 4096], weight

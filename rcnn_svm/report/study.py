@@ -402,7 +402,7 @@ def _readme(
     reasons = dict.fromkeys(cell.left_out for cell in left)
     why = f" {len(left)} combinations were left out: {'; '.join(reasons)}." if left else ""
     seeds = f", with each of {len(study.seeds)} seeds" if len(study.seeds) > 1 else ""
-    again = " and of the seeds" if seeds else ""
+    again, first = (" and of the seeds", " with the first seed") if seeds else ("", "")
     main = [effect for effect in effects if effect["kind"] == "effect"]
     right = [effect for effect in effects if effect["kind"] == "effect on accuracy"]
     equal = [effect for effect in effects if effect["kind"] == "all else equal"]
@@ -412,9 +412,9 @@ def _readme(
         + "".join(f"- {sentence}\n" for sentence in words)
         + f"\nTrained on {len(splits.trainval)} images, measured once on {len(splits.test)}: "
         f"{len(study.design.trained)} cells on the same regions and features, each without and with box "
-        f"regression{seeds}, each with six settings to choose from on val.{why} A change is the mean over "
-        f"all pairs of cells that differ in this alone, with a 95 % interval of a paired bootstrap over the "
-        f"test images{again}; p values are corrected by Holm's method, for all {len(main)} effects, and "
+        f"regression{seeds}, each with six settings to choose from on val{first}.{why} A change is the mean "
+        f"over all pairs of cells that differ in this alone, with a 95 % interval of a paired bootstrap over "
+        f"the test images{again}; p values are corrected by Holm's method, for all {len(main)} effects, and "
         f"apart from them for all {n_crossed} interactions"
         + (f" and all {len(right)} effects on accuracy" if right else "")
         + ".\n\n"

@@ -14,7 +14,7 @@ from rcnn_svm.boxes import Boxes, as_boxes
 from rcnn_svm.detector import Detector, Model, Refinement, checked_files, restored
 from rcnn_svm.errors import DataError, DependencyError, ShapeError
 from rcnn_svm.evaluation.calibration import ClassCurves
-from rcnn_svm.features.store import RowReader
+from rcnn_svm.features.store import Featurizer, RowReader
 from rcnn_svm.files import read_json
 from rcnn_svm.heads.bbox_regressor import BoxRegressor
 from rcnn_svm.heads.refiner import BoxRefiner, deltas_and_overlaps
@@ -114,6 +114,10 @@ class SharedNetwork:
     def of_image(self, image: Image) -> RowReader:
         """Return the same for one image; with `again` its convolutions run once."""
         return self.of_image_with(image)[0]
+
+    def reads_with(self, other: Featurizer) -> bool:
+        """Whether another one is of the same export: its graphs take the maps of this one's."""
+        return isinstance(other, SharedNetwork) and other._longer_sides == self._longer_sides
 
     def of_image_with(self, image: Image, *others: SharedNetwork) -> list[RowReader]:
         """Return what `of_image` does for this and other networks, whose convolutions run once for all."""

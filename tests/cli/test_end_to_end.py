@@ -73,7 +73,7 @@ def test_detect_draws_and_writes_what_evaluate_reads(
 def test_a_saved_detector_finds_what_the_trained_one_found(
     detector_folder: Path, digits_folder: Path, tmp_path: Path
 ) -> None:
-    """Stored half-precision features and fresh single-precision ones differ by rounding alone."""
+    """Nothing of test is rounded; where other crops are multiplied together their last bits differ."""
     from rcnn_svm import load_dataset, load_detector
     from rcnn_svm.evaluation.voc import evaluate_voc
 
@@ -82,7 +82,7 @@ def test_a_saved_detector_finds_what_the_trained_one_found(
     found = list(detector.detect_all(dataset.samples))
     value = 100 * evaluate_voc(found, [s.truth for s in dataset], dataset.classes).map()
     metrics = json.loads((detector_folder / "evaluation" / "metrics.json").read_text())
-    assert value == pytest.approx(metrics["heads"]["linear-svm+bbox"]["mAP"], abs=2.0)
+    assert value == pytest.approx(metrics["heads"]["linear-svm+bbox"]["mAP"], abs=0.5)
     one = detector.detect(dataset.samples[0].read(), dataset.samples[0].image_id)
     np.testing.assert_array_equal(one.boxes, found[0].boxes)
 
@@ -481,8 +481,8 @@ def test_learning_from_other_views_with_no_head_that_reads_all_regions(
         arguments = ["train", digits_folder, "--out", out, "--cache", cache, *TINY, *small, *settings]
         assert run(*arguments, "--head", "softmax-finetuned") == 0
         found.append(json.loads((out / "evaluation" / "metrics.json").read_text())["heads"])
-        # Every view of trainval, test and its hidden rows; no rows of all background of trainval.
+        # Every view of trainval; no rows of all its background, and none of test, which is read once.
         n_files = len(list((cache / "features").rglob("*.npy")))
-        assert n_files == n_views * len(splits.trainval) + 2 * len(splits.test)
+        assert n_files == n_views * len(splits.trainval)
     assert all(set(heads) == {"softmax-finetuned", "softmax-finetuned+bbox"} for heads in found)
     assert len({array_file(tmp_path / f"out{n}").read_bytes() for n in (1, 2, 3)}) == 3

@@ -189,7 +189,13 @@ def test_the_question_is_answered_by_what_each_factor_has_of_the_difference() ->
 
 
 @pytest.mark.slow
-def test_a_study_from_images_to_a_verdict(run: Verb, digits_folder: Path, tmp_path: Path, capsys) -> None:  # noqa: F811
+def test_a_study_from_images_to_a_verdict(
+    run: Verb,  # noqa: F811
+    digits_folder: Path,  # noqa: F811
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     words = ["--backbone", "small_cnn", "--weights", "random", "--path", "warped", "--taps", "fc7"]
     words += ["--learn", "nothing", "--set", "proposals.max_regions=40", "--set", "proposals.min_size=10"]
     words += [
@@ -235,6 +241,18 @@ def test_a_study_from_images_to_a_verdict(run: Verb, digits_folder: Path, tmp_pa
     assert "1 cells, 7 more are kept from before" in told
     assert f"{kept[0]}: damaged; it is trained again." in told
     assert (tmp_path / "t" / "effects.csv").read_bytes() == (tmp_path / "s" / "effects.csv").read_bytes()
+
+    # A second seed trains with what was chosen with the first.
+    def fail(*_: object, **__: object) -> None:
+        raise AssertionError("nothing is chosen again")
+
+    monkeypatch.setattr("rcnn_svm.experiment.study.choose_head", fail)
+    words += ["--seeds", "2"]
+    assert run("study", digits_folder, "--out", tmp_path / "u", "--cache", tmp_path / "c", *words) == 0
+    assert len(list((tmp_path / "c" / "study").glob("*.npz"))) == 16
+    again = list(csv.DictReader((tmp_path / "u" / "cells.csv").read_text().splitlines()))
+    assert [cell["C"] for cell in again] == [f"{cell['C']} {cell['C']}" for cell in cells]
+    assert [cell["mAP"] for cell in again] != [cell["mAP"] for cell in cells]
     assert run("study", digits_folder, "--out", tmp_path / "s", "--factors", "magic") == 2
     assert run("study", digits_folder, "--out", tmp_path / "s", "--seeds", "0") == 2
 
@@ -243,7 +261,7 @@ def test_what_is_kept_of_a_cell_depends_on_its_head_in_full() -> None:
     from rcnn_svm.experiment.study import _what
 
     plan = design(["negatives", "loss"], PARTS)
-    kept = [str(_what(cell, seed)) for cell in plan.trained for seed in (0, 1)]
+    kept = [str(_what(cell, seed, None)) for cell in plan.trained for seed in (0, 1)]
     assert len(set(kept)) == len(kept)
     assert all("C" in text and "LabelRule" in text for text in kept)
     assert not any(" at 0x" in text for text in kept)  # the next process finds it again

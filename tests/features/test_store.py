@@ -6,15 +6,25 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from rcnn_svm import cache, files
+from rcnn_svm.boxes import Boxes
 from rcnn_svm.errors import CacheError, DiskSpaceError, ShapeError
-from rcnn_svm.features.store import DerivedStore, FeatureStore, to_float32
-from rcnn_svm.structures import GroundTruth, Sample
+from rcnn_svm.features.store import (
+    DerivedStore,
+    FeatureStore,
+    Featurizer,
+    RowReader,
+    Wanted,
+    fill_together,
+    to_float32,
+)
+from rcnn_svm.structures import GroundTruth, Image, Sample
 
 
 class MeanColour:
@@ -73,6 +83,51 @@ def test_rows_are_computed_once_and_mapped_after(tmp_path: Path) -> None:
     assert (store.get(samples[2], boxes[2]) != 0).any(), "writing to the array must not reach the file"
     store.fill(samples, boxes)
     assert featurizer.calls == 4
+
+
+class Layered:
+    """Colours times a factor, off an image that those of one factor's sign open once for all."""
+
+    n_features = 3
+
+    def __init__(self, factor: float) -> None:
+        self.factor, self.opened = factor, 0
+
+    @property
+    def key(self) -> dict[str, float]:
+        return {"factor": self.factor}
+
+    def __call__(self, image: Image, boxes: Boxes) -> np.ndarray:
+        return self.of_image(image)(boxes)
+
+    def of_image(self, image: Image) -> RowReader:
+        return self.of_image_with(image)[0]
+
+    def reads_with(self, other: Featurizer) -> bool:
+        return isinstance(other, Layered) and (other.factor > 0) == (self.factor > 0)
+
+    def of_image_with(self, image: Image, *others: Layered) -> list[RowReader]:
+        self.opened += 1
+        return [partial(MeanColour(one.factor), image) for one in (self, *others)]
+
+
+def test_an_image_that_several_stores_want_is_opened_once(tmp_path: Path) -> None:
+    kinds = [Layered(factor) for factor in (1.0, -1.0, 2.0, -2.0, 3.0)]
+    stores = [FeatureStore(tmp_path / "together", kind) for kind in kinds]
+    samples = [sample(i) for i in range(4)]
+    # Each wants its own images, and its own regions of them.
+    wanted = [
+        Wanted(store, samples[i % 2 :], [regions(s + i) for s in range(4)][i % 2 :])
+        for i, store in enumerate(stores)
+    ]
+    fill_together(wanted)
+    assert [kind.opened for kind in kinds] == [4, 3, 0, 0, 0]
+    for kind, (store, own, boxes) in zip(kinds, wanted, strict=True):
+        alone = FeatureStore(tmp_path / "alone", Layered(kind.factor))
+        alone.fill(own, boxes)
+        assert contents(alone.folder) == contents(store.folder)
+    fill_together(wanted)
+    assert sum(kind.opened for kind in kinds) == 7
 
 
 def test_half_precision_is_the_rounded_single(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from rcnn_svm.experiment.config import ExperimentConfig, HeadsConfig
 from rcnn_svm.experiment.recipe import train_detector
 from rcnn_svm.features.build import FeatureConfig, build_featurizer
 from rcnn_svm.features.featurizers import DetectionFeatures
+from rcnn_svm.features.store import readers_of
 from rcnn_svm.networks.backbone import load_backbone
 from rcnn_svm.networks.detection import load_network
 from rcnn_svm.networks.weights import licence_of
@@ -199,7 +200,9 @@ def test_the_convolutions_run_once_for_regions_and_features(network, monkeypatch
     changed[0, 0] += 1
     features(changed, boxes[:5])
     assert len(passes) == 4
-    one, two = features.of_image_with(image, DetectionFeatures(network, "roi@1x1"))
+    other = DetectionFeatures(network, "roi@1x1")
+    assert features.reads_with(other)
+    one, two = readers_of([features, other], image)
     assert (one(boxes[:2]).shape, two(boxes[:2]).shape, len(passes)) == ((2, 1024), (2, 256), 5)
 
 
