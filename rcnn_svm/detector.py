@@ -1,8 +1,9 @@
 """A trained detector: image in, detections out, and the folder that holds it.
 
-The folder has `detector.json` (what it is), `head.DIGEST.safetensors` (scores and box regression) and
-`backbone.DIGEST.safetensors` (the network), no pickle, and is all that `detect` needs: scikit-learn is
-not loaded. `detector.json` names the other two with their hashes, and is written last: a save that is
+The folder has `detector.json` (what it is), `head.DIGEST.safetensors` (scores and box regression),
+`backbone.DIGEST.safetensors` (the network) and, where another network finds regions,
+`proposer.DIGEST.safetensors`, no pickle, and is all that `detect` needs: scikit-learn is
+not loaded. `detector.json` names the others with their hashes, and is written last: a save that is
 interrupted leaves the detector that was there before.
 """
 
@@ -46,12 +47,20 @@ from rcnn_svm.postprocess import (
     postprocess_traced,
     refined,
 )
-from rcnn_svm.proposals import GridConfig, Proposer, SelectiveSearchConfig, WholeImage, regions_of
+from rcnn_svm.proposals import (
+    GridConfig,
+    Proposer,
+    RpnConfig,
+    RpnProposals,
+    SelectiveSearchConfig,
+    WholeImage,
+    regions_of,
+)
 from rcnn_svm.structures import Detections, Image, Sample, TrainingRegions, mirror_image, require_finite
 from rcnn_svm.threads import images_at_once
 
 if TYPE_CHECKING:
-    from rcnn_svm.networks.backbone import Backbone
+    from rcnn_svm.networks.detection import Network
 
 __all__ = [
     "Detector",
@@ -72,7 +81,9 @@ _PROPOSERS: Mapping[str, type[SelectiveSearchConfig | GridConfig | WholeImage]] 
     "grid": GridConfig,
     "whole-image": WholeImage,
 }
-"""Our proposers, by the names that files know them by."""
+"""Our proposers that need no file, by the names that files know them by."""
+_PROPOSER = "proposer"
+"""What the file of a network that finds regions, and not features, is called."""
 
 Look: TypeAlias = Callable[[Boxes], tuple[NDArray[np.float32], NDArray[np.float32] | None]]
 """Boxes of one image -> their unscaled rows, and those of the mirror image where it is read too."""
@@ -181,7 +192,7 @@ class Model:
         postprocess: Postprocess,
         look: Look,
         fine: RowReader | None = None,
-    ) -> Detections:
+    ) -> tuple[Detections, Boxes | None]:
         """Turn scored regions into detections, after a second look at some of them as configured.
 
         Args:
@@ -193,30 +204,20 @@ class Model:
             postprocess: from scores to detections.
             look: boxes -> (rows, mirrored) as `read` takes them; called for a second look only.
             fine: boxes -> rows of `refinement`; None to let boxes be.
+
+        Returns:
+            M detections, and (M, 4) the region that each has its score from; None where the post-processing
+            is not ours and does not tell.
         """
         if not isinstance(postprocess, PostprocessConfig):
-            return postprocess(image_id, size, boxes, scores, deltas)
-        return self.trace(image_id, size, boxes, scores, deltas, postprocess, look, fine)[0]
-
-    def trace(
-        self,
-        image_id: str,
-        size: tuple[int, int],
-        boxes: Boxes,
-        scores: NDArray[np.float32],
-        deltas: NDArray[np.float32] | None,
-        config: PostprocessConfig,
-        look: Look,
-        fine: RowReader | None = None,
-    ) -> tuple[Detections, Boxes]:
-        """Run `detect`; also return the region, (M, 4), that each of M detections has its score from."""
-        boxes, scores, deltas = self.looked_again(size, boxes, scores, deltas, config, look)
-        if self.refinement is None or fine is None or deltas is None or not config.refined:
-            found, rows = postprocess_traced(image_id, size, boxes, scores, deltas, config)
+            return postprocess(image_id, size, boxes, scores, deltas), None
+        boxes, scores, deltas = self.looked_again(size, boxes, scores, deltas, postprocess, look)
+        if self.refinement is None or fine is None or deltas is None or not postprocess.refined:
+            found, rows = postprocess_traced(image_id, size, boxes, scores, deltas, postprocess)
             return found, boxes[rows]
-        first, regions = candidates_to_refine(image_id, size, boxes, scores, deltas, config)
+        first, regions = candidates_to_refine(image_id, size, boxes, scores, deltas, postprocess)
         moves, overlaps = self.refinement.refiner(fine(first.boxes), first.labels)
-        found, rows = refined(first, moves, overlaps, size, scores.shape[1], config)
+        found, rows = refined(first, moves, overlaps, size, scores.shape[1], postprocess)
         return found, boxes[regions[rows]]
 
     def looked_again(
@@ -269,7 +270,7 @@ class Detector:
     proposer: Proposer
     n_proposals: int | None
     features: FeatureConfig
-    backbone: Backbone | None
+    backbone: Network | None
     featurizer: Featurizer
     layers: FcLayers | None
     model: Model
@@ -302,7 +303,7 @@ class Detector:
         Unlikely ones are among them; `thresholds.believed` returns those that are worth showing. They have
         probabilities where the detector is calibrated.
         """
-        return self._finish(image_id, image, self._proposals(image, image_id))
+        return self._finish(image_id, image, self._proposals(image, image_id))[0]
 
     __call__ = detect
 
@@ -337,7 +338,7 @@ class Detector:
             boxes = self._proposals(image, sample.image_id)
         except DataError as error:
             return error
-        return self._finish(sample.image_id, image, boxes)
+        return self._finish(sample.image_id, image, boxes)[0]
 
     def trace(self, image: Image, image_id: str = "image") -> tuple[Detections, Boxes]:
         """Find objects in one image, and say which region each detection has its score from.
@@ -354,18 +355,15 @@ class Detector:
         Raises:
             ConfigError: the post-processing is not ours and does not tell.
         """
-        config = self.postprocess
-        if not isinstance(config, PostprocessConfig):
+        if not isinstance(self.postprocess, PostprocessConfig):
             raise ConfigError(
                 f"Detector.trace: post-processing must be ours to tell which region a detection is of, got "
-                f"{_name(config)}. Name the regions yourself, as rcnn_svm.evidence.explain takes them."
+                f"{_name(self.postprocess)}. Name the regions yourself, as rcnn_svm.evidence.explain takes "
+                f"them."
             )
-        boxes, (look, fine) = self._proposals(image, image_id), self.looks(image)
-        scores, deltas = self.model.read(*look(boxes), config.min_score)
-        found, regions = self.model.trace(
-            image_id, image.shape[:2], boxes, scores, deltas, config, look, fine
-        )
-        return self._calibrated(found), regions
+        found, regions = self._finish(image_id, image, self._proposals(image, image_id))
+        assert regions is not None  # ours tells
+        return found, regions
 
     def views(self, image: Image) -> list[Image]:
         """Return the images whose scores are averaged: the image and, as configured, its mirror image."""
@@ -374,12 +372,12 @@ class Detector:
     def _proposals(self, image: Image, image_id: str) -> Boxes:
         return regions_of(self.proposer, image, image_id).boxes[: self.n_proposals]
 
-    def _finish(self, image_id: str, image: Image, boxes: Boxes) -> Detections:
+    def _finish(self, image_id: str, image: Image, boxes: Boxes) -> tuple[Detections, Boxes | None]:
         (look, fine), size, postprocess = self.looks(image), image.shape[:2], self.postprocess
         least = postprocess.min_score if isinstance(postprocess, PostprocessConfig) else -np.inf
         scores, deltas = self.model.read(*look(boxes), least)
-        found = self.model.detect(image_id, size, boxes, scores, deltas, postprocess, look, fine)
-        return self._calibrated(found)
+        found, regions = self.model.detect(image_id, size, boxes, scores, deltas, postprocess, look, fine)
+        return self._calibrated(found), regions
 
     def _calibrated(self, found: Detections) -> Detections:
         if self.calibration is None:
@@ -409,7 +407,11 @@ class Detector:
         return {
             "head": self.head,
             "classes": list(self.classes),
-            "proposals": _described(self.proposer, _PROPOSERS),
+            "proposals": (
+                {"kind": RpnProposals.name, "settings": to_dict(self.proposer.config)}
+                if isinstance(self.proposer, RpnProposals)
+                else _described(self.proposer, _PROPOSERS)
+            ),
             "n_proposals": self.n_proposals,
             "features": to_dict(self.features),
             "detect": _described(self.postprocess, {_OURS: PostprocessConfig}),
@@ -471,6 +473,11 @@ class Detector:
         if self.backbone is not None:
             paths["backbone"] = folder / f"backbone.{self.backbone.digest[:12]}.safetensors"
             self.backbone.save(paths["backbone"])
+        if isinstance(self.proposer, RpnProposals):
+            network = self.proposer.network
+            if self.backbone is None or network.digest != self.backbone.digest:
+                paths[_PROPOSER] = folder / f"{_PROPOSER}.{network.digest[:12]}.safetensors"
+                network.save(paths[_PROPOSER])
         files = {kind: {"name": path.name, "sha256": file_digest(path)} for kind, path in paths.items()}
         write_json(
             folder / "detector.json",
@@ -485,7 +492,7 @@ class Detector:
                 **self.settings(),
             },
         )
-        for kind in ("head", "backbone"):
+        for kind in ("head", "backbone", _PROPOSER):
             for path in folder.glob(f"{kind}.*.safetensors"):
                 if path not in paths.values():
                     path.unlink(missing_ok=True)
@@ -547,11 +554,14 @@ def _read(
     where: str,
 ) -> Detector:
     """Return what the files of a detector describe; raise anything where they are damaged."""
-    settings = restored(values, parts, where=where)
-    features = settings["features"]
+    features = from_dict(FeatureConfig, values["features"], where=where)
     backbone, featurizer = _featurizer(
         files.get("backbone"), values["network"], features, parts, device, where=where
     )
+    if values["proposals"]["kind"] == RpnProposals.name and "settings" in values["proposals"]:
+        rpn = from_dict(RpnConfig, values["proposals"]["settings"], where=where)
+        parts = {**parts, RpnProposals.name: _rpn(rpn, files.get(_PROPOSER), backbone)}
+    settings = restored(values, parts, where=where)
     refinement = None
     if part := _part(arrays, "refiner"):
         if backbone is None:
@@ -693,10 +703,10 @@ def _featurizer(
     device: str,
     *,
     where: str,
-) -> tuple[Backbone | None, Featurizer]:
+) -> tuple[Network | None, Featurizer]:
     """Return the network of a saved detector, and what reads features from it."""
     from rcnn_svm.networks.architectures import Architecture
-    from rcnn_svm.networks.backbone import load_backbone
+    from rcnn_svm.networks.detection import load_network
     from rcnn_svm.networks.libraries import is_named
 
     part: Any = network if is_named(network) else part_named(network, "network or featurizer", parts)
@@ -704,8 +714,19 @@ def _featurizer(
         return None, part
     if weights is None:
         raise DataError(f"{where}: must name the file of the network {network}. Train the detector again.")
-    backbone = load_backbone(part, weights)
+    backbone = load_network(part, weights)
     return backbone, build_featurizer(features, backbone, device=device)
+
+
+def _rpn(config: RpnConfig, weights: Path | None, backbone: Network | None) -> RpnProposals:
+    """Return what finds the regions of a saved detector: a network of its own, or that of its features."""
+    from rcnn_svm.networks.detection import DetectionNetwork, load_detection_network
+
+    if weights is not None:
+        return RpnProposals(config, load_detection_network(config.network, weights))
+    if not isinstance(backbone, DetectionNetwork):
+        raise ValueError(f"it names no file of {config.network}, which finds its regions")
+    return RpnProposals(config, backbone)
 
 
 def _part(arrays: Mapping[str, NDArray[Any]], name: str) -> dict[str, NDArray[Any]]:

@@ -29,7 +29,7 @@ from rcnn_svm.networks.taps import TapSpec, format_taps
 from rcnn_svm.structures import Image
 
 if TYPE_CHECKING:
-    from rcnn_svm.features.featurizers import SharedFeatures, WarpedFeatures
+    from rcnn_svm.features.build import ImageFeaturizer
     from rcnn_svm.networks.backbone import Backbone
 
 __all__ = ["BIAS", "DOUBT", "LAYERS", "Cells", "Evidence", "explain"]
@@ -188,15 +188,18 @@ class _Reader:
     """
 
     def __init__(self, detector: Detector) -> None:
-        from rcnn_svm.features.featurizers import SharedFeatures, WarpedFeatures
+        from rcnn_svm.features.featurizers import DetectionFeatures, SharedFeatures, WarpedFeatures
+        from rcnn_svm.networks.backbone import Backbone
 
         self._detector = detector
         own = detector.featurizer
-        self._ours: SharedFeatures | WarpedFeatures | None = None
-        self._pooled: SharedFeatures | WarpedFeatures | None = None
+        self._ours: ImageFeaturizer | None = own if isinstance(own, DetectionFeatures) else None
+        self._pooled: ImageFeaturizer | None = None
         self._dense: dict[TapSpec, list[_Dense]] = {}
         self._below: dict[TapSpec, TapSpec] = {}
-        if not isinstance(own, SharedFeatures | WarpedFeatures) or detector.backbone is None:
+        if not isinstance(own, SharedFeatures | WarpedFeatures) or not isinstance(
+            detector.backbone, Backbone
+        ):
             return
         self._ours = own
         for tap in own.taps:

@@ -43,6 +43,16 @@ def _column(value: ArrayLike, n: int, dtype: type[_Scalar], where: str) -> NDArr
     return array
 
 
+def require_image(where: str, image: NDArray[Any]) -> None:
+    """Check that an array is an image: uint8 (H, W, 3) RGB, of a pixel or more.
+
+    Raises:
+        ShapeError: it is not; `where` stands before what is said.
+    """
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
+        raise ShapeError(f"{where}: an image must be uint8 (H, W, 3) RGB, got {image.dtype} {image.shape}.")
+
+
 def require_finite(where: str, arrays: Mapping[str, NDArray[Any]]) -> None:
     """Check that what was learned holds neither NaN nor infinity; no later product would tell.
 

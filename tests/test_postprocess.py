@@ -125,7 +125,9 @@ def test_a_second_look_reads_the_moved_regions_and_lets_them_compete() -> None:
     seen: list[np.ndarray] = []
     first = model.read(*look(boxes))
     found = {
-        n: model.detect("a", (100, 100), boxes, *first, PostprocessConfig(vote_iou=None, second_look=n), look)
+        n: model.detect(
+            "a", (100, 100), boxes, *first, PostprocessConfig(vote_iou=None, second_look=n), look
+        )[0]
         for n in (0, 1)
     }
     assert len(seen) == 2  # the regions, and once more for the second detector
@@ -138,9 +140,9 @@ def test_a_second_look_reads_the_moved_regions_and_lets_them_compete() -> None:
     off = PostprocessConfig(vote_iou=None, second_look=1, regression="off")
     model.detect("a", (100, 100), boxes, *first, off, look)
     nobody = PostprocessConfig(vote_iou=None, second_look=1, min_score=9)
-    assert len(model.detect("a", (100, 100), boxes, *first, nobody, look)) == 0
+    assert len(model.detect("a", (100, 100), boxes, *first, nobody, look)[0]) == 0
     nothing = [np.zeros((0, 4), np.float32), np.zeros((0, 1), np.float32), np.zeros((0, 1, 4), np.float32)]
-    assert len(model.detect("a", (100, 100), *nothing, nobody, look)) == 0
+    assert len(model.detect("a", (100, 100), *nothing, nobody, look)[0]) == 0
     assert len(seen) == 2
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -73,9 +74,10 @@ def _layers(options: argparse.Namespace) -> None:
 
 def _extract(options: argparse.Namespace) -> None:
     from rcnn_svm.cli.images import open_images
-    from rcnn_svm.features.build import build_featurizer
+    from rcnn_svm.features.build import build_featurizer, taps_of
     from rcnn_svm.files import atomic_path
-    from rcnn_svm.networks.backbone import load_backbone
+    from rcnn_svm.networks.backbone import Backbone
+    from rcnn_svm.networks.detection import load_network
     from rcnn_svm.threads import images_at_once
 
     suffix = options.out.suffix
@@ -84,10 +86,11 @@ def _extract(options: argparse.Namespace) -> None:
     samples = open_images(options.images)
     if suffix == ".npy" and len(samples) > 1:
         raise ConfigError(f"--out {options.out}: .npy holds one image, got {len(samples)}. Use .safetensors.")
-    backbone = load_backbone(options.backbone, options.weights, seed=options.seed)
-    taps = options.taps or list(backbone.layers)[-2]
-    config = FeatureConfig(options.backbone, options.weights, options.path, taps)
-    featurizer = build_featurizer(config, backbone, device=shared.device_of(options))
+    config = FeatureConfig(options.backbone, options.weights, options.path, options.taps)
+    network = load_network(options.backbone, options.weights, seed=options.seed)
+    if isinstance(network, Backbone) and not options.taps:
+        config = replace(config, taps=list(network.layers)[-2])
+    featurizer = build_featurizer(config, network, device=shared.device_of(options))
     regions = None if options.boxes is None else read_regions(options.boxes, samples)
     wanted = [(sample, _whole(sample) if regions is None else regions[sample.image_id]) for sample in samples]
     rows = shared.engine_of(options).in_order(partial(_rows, featurizer), wanted, images_at_once())
@@ -100,7 +103,7 @@ def _extract(options: argparse.Namespace) -> None:
             from safetensors.numpy import save
 
             stream.write(save(arrays))
-    n = sum(map(len, arrays.values()))
+    n, taps = sum(map(len, arrays.values())), config.taps or taps_of(featurizer)
     say(f"{options.out}: {taps} of {options.backbone}, {n} x {featurizer.n_features} float32")
 
 

@@ -249,6 +249,11 @@ def add_experiment_options(parser: argparse.ArgumentParser, *, without: Collecti
             choices=choices(FeatureConfig, "path"),
             help="convolutions once per image, or per region",
         )
+    group.add_argument(
+        "--proposer",
+        choices=choices(ExperimentConfig, "proposer"),
+        help="what finds regions; rpn: the network, if it was trained to detect, or --set rpn.network=NAME",
+    )
     if "learn" not in without:
         group.add_argument(
             "--learn", choices=choices(ExperimentConfig, "learn"), help="what is trained before the heads"
@@ -307,7 +312,7 @@ def experiment_config(options: argparse.Namespace, base: ExperimentConfig) -> Ex
     config = with_overrides(config, whole.get("config"), whole.get("set", ()))
     features = replace(config.features, **given(options, "backbone", "weights", "taps", "path"))
     choose = given(options, "choice").get("choice", config.choose)
-    return replace(config, features=features, choose=choose, **given(options, "learn", "seed"))
+    return replace(config, features=features, choose=choose, **given(options, "proposer", "learn", "seed"))
 
 
 def n_jobs_of(options: argparse.Namespace) -> int:

@@ -13,8 +13,9 @@ import numpy as np
 from rcnn_svm.cache import CacheLimit
 from rcnn_svm.cli import options as shared
 from rcnn_svm.config import choices
+from rcnn_svm.errors import ConfigError
 from rcnn_svm.progress import say
-from rcnn_svm.proposals import SelectiveSearchConfig
+from rcnn_svm.proposals import RpnConfig, RpnProposals, SelectiveSearchConfig
 
 if TYPE_CHECKING:
     from rcnn_svm.proposals import ProposalRecall
@@ -24,8 +25,6 @@ __all__ = ["add_propose"]
 
 _N_DRAWN = 4
 """Images that are drawn."""
-_KINDS = ("segmentation", "boxes")
-"""What is drawn of each."""
 
 
 def add_propose(propose: argparse.ArgumentParser) -> None:
@@ -40,6 +39,13 @@ def add_propose(propose: argparse.ArgumentParser) -> None:
     )
     propose.add_argument("--min-size", type=int, metavar="PX", help="drop smaller boxes (default 20)")
     propose.add_argument("--max-width", type=int, metavar="PX", help="shrink wider images first")
+    propose.add_argument(
+        "--rpn",
+        metavar="NAME",
+        help="the regions of a network that was trained to detect, such as "
+        "torchvision:fasterrcnn_mobilenet_v3_large_fpn, instead of a selective search",
+    )
+    propose.add_argument("--weights", metavar="FILE", help="of that network: default, random, or a file")
     propose.add_argument("--max-regions", type=int, metavar="N", help="keep the best N boxes")
     propose.add_argument("--out", type=Path, metavar="FILE", help="write the boxes as JSON")
     propose.add_argument("--plot", type=Path, metavar="DIR", help="draw segmentations, boxes and recall")
@@ -57,8 +63,9 @@ def _propose(options: argparse.Namespace) -> None:
     from rcnn_svm.files import write_text
     from rcnn_svm.proposals import cached_proposals, proposal_recall
 
-    settings = ("mode", "ranking", "min_size", "max_width", "max_regions", "seed")
-    config = SelectiveSearchConfig(**shared.given(options, *settings))
+    proposer, kinds = _proposer(options), ["boxes"]
+    if isinstance(proposer, SelectiveSearchConfig):
+        kinds.append("segmentation")
     room = CacheLimit(options.cache, shared.cache_limit_of(options))
     truths = None
     classes: tuple[str, ...] = ()
@@ -80,11 +87,11 @@ def _propose(options: argparse.Namespace) -> None:
         truths, classes = [sample.truth for sample in samples], dataset.classes
     written = [options.out] if options.out is not None else []
     if options.plot is not None:
-        written += [_drawn(options.plot, sample, kind) for sample in samples[:_N_DRAWN] for kind in _KINDS]
+        written += [_drawn(options.plot, sample, kind) for sample in samples[:_N_DRAWN] for kind in kinds]
     refuse_to_overwrite(written, [sample.path for sample in samples])
     regions = cached_proposals(
         samples,
-        config,
+        proposer,
         options.cache / "proposals",
         n_jobs=shared.n_jobs_of(options),
         engine=shared.engine_of(options),
@@ -99,7 +106,7 @@ def _propose(options: argparse.Namespace) -> None:
     if truths is not None:
         recall = proposal_recall([one.boxes for one in regions], truths, len(classes))
     if options.plot is not None:
-        _draw(options.plot, samples, regions, config, recall)
+        _draw(options.plot, samples, regions, proposer, recall)
     # Last: the reader of what is printed may leave, as `head` does.
     print(f"{len(regions)} images, {counts.mean():.0f} boxes each ({counts.min()} to {counts.max()})")
     if recall is not None:
@@ -114,11 +121,38 @@ def _propose(options: argparse.Namespace) -> None:
         )
 
 
+_SEARCH = ("mode", "ranking", "min_size", "max_width", "seed")
+"""Options of a selective search."""
+
+
+def _proposer(options: argparse.Namespace) -> SelectiveSearchConfig | RpnProposals:
+    """Return what finds the regions.
+
+    Raises:
+        ConfigError: an option of the other one; what `load_detection_network` refuses.
+    """
+    cut, search = shared.given(options, "max_regions"), shared.given(options, *_SEARCH)
+    if options.rpn is None:
+        if options.weights is not None:
+            raise ConfigError(f"--weights are of the network of --rpn, got {options.weights} without one.")
+        return SelectiveSearchConfig(**search, **cut)
+    from rcnn_svm.networks.detection import load_detection_network
+
+    seed = search.pop("seed", 0)  # of random weights
+    if search:
+        raise ConfigError(
+            f"--{next(iter(search)).replace('_', '-')} is of a selective search, got --rpn as well. Leave "
+            f"out one of the two."
+        )
+    config = RpnConfig(options.rpn, **shared.given(options, "weights"), **cut)
+    return RpnProposals(config, load_detection_network(config.network, config.weights, seed=seed))
+
+
 def _draw(
     folder: Path,
     samples: Sequence[Sample],
     regions: Sequence[RegionSet],
-    config: SelectiveSearchConfig,
+    proposer: SelectiveSearchConfig | RpnProposals,
     recall: ProposalRecall | None,
 ) -> None:
     """Draw the first few images, and recall where there are labels."""
@@ -129,10 +163,16 @@ def _draw(
     for sample, one in list(zip(samples, regions, strict=True))[:_N_DRAWN]:
         image = sample.read()
         truth = sample.truth.boxes if recall is not None else None
-        figures[_drawn(folder, sample, "segmentation")] = levels_figure(image, config)
+        if isinstance(proposer, SelectiveSearchConfig):
+            figures[_drawn(folder, sample, "segmentation")] = levels_figure(image, proposer)
         figures[_drawn(folder, sample, "boxes")] = boxes_figure(image, one, truth)
     if recall is not None:
-        figures[folder / "recall.png"] = recall_figure({f"selective search ({config.mode})": recall})
+        how = (
+            f"selective search ({proposer.mode})"
+            if isinstance(proposer, SelectiveSearchConfig)
+            else f"RPN of {proposer.network.name}"
+        )
+        figures[folder / "recall.png"] = recall_figure({how: recall})
     for path, figure in figures.items():
         with atomic_path(path) as temporary:
             figure.savefig(temporary, format="png")

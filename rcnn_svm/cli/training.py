@@ -206,9 +206,10 @@ def _open(options: argparse.Namespace, config: ExperimentConfig, folder: Path) -
 
     splits = load_data(config.data, seed=config.seed)
     remove_marker(folder / "metrics.json")  # where one lies, the rest of the folder belongs to it
-    warning = too_small(splits.trainval, config.proposals.min_size)
-    if warning:
-        say(warning)
+    if config.proposer == "selective-search":
+        warning = too_small(splits.trainval, config.proposals.min_size)
+        if warning:
+            say(warning)
     write_json(options.out / "config.json", to_dict(config, finite=True))
     for line in words.opening(config, splits, options.out):
         say(line)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rcnn_svm.experiment.config import ExperimentConfig
+from rcnn_svm.networks import trained_to_detect
 
 if TYPE_CHECKING:
     from rcnn_svm.datasets import Splits
@@ -62,6 +63,7 @@ def opening(config: ExperimentConfig, splits: Splits, out: Path) -> list[str]:
         *_item("Data", f"{splits.train.name}; {train}, {val} and {test} images; {objects}"),
         *_item("Network", f"{_network(config)}; of each region it reads {_reading(config)}"),
         *(_item("Regions", "each image is one: no proposals, NMS and box regression") if whole else []),
+        *(_item("Regions", f"of the RPN of {_rpn(config)}") if config.proposer == "rpn" else []),
         *_item("Trained", _learned(config) + ("" if whole else " with box regression")),
         *_item("Settings", settings),
         *_item("Results", f"{out}; every setting of this run is in {out / 'config.json'}"),
@@ -289,6 +291,10 @@ def _objects(*parts: Dataset) -> str:
     return f"{n} {what} of {len(classes)} {kinds} ({named})"
 
 
+def _rpn(config: ExperimentConfig) -> str:
+    return f"{config.rpn.network}, weights {config.rpn.weights}" if config.rpn.network else "the same network"
+
+
 def _network(config: ExperimentConfig) -> str:
     return f"{config.features.backbone}, weights {config.features.weights}"
 
@@ -297,6 +303,8 @@ def _reading(config: ExperimentConfig) -> str:
     taps = config.features.taps.replace(",", ", ") or "the layers that it has for this"
     if config.features.path == "warped":
         return f"{taps}, from a crop of the region alone"
+    if trained_to_detect(config.features.backbone):
+        return f"{taps}, from its own maps"
     sides = " and ".join(map(str, config.features.longer_sides))
     return f"{taps}, in one pass over the image at {sides} pixels"
 

@@ -561,7 +561,9 @@ def _detect(
     for variant in variants:
         started = time.perf_counter()
         own = deltas if variant.with_boxes else None
-        detected = model.detect(sample.image_id, sample.size, boxes, scores, own, variant.detect, look, fine)
+        detected, _ = model.detect(
+            sample.image_id, sample.size, boxes, scores, own, variant.detect, look, fine
+        )
         found.append((detected, scored + time.perf_counter() - started))
     return found
 

@@ -14,8 +14,9 @@ from rcnn_svm.errors import ConfigError
 from rcnn_svm.evaluation.voc import Rule
 from rcnn_svm.features.build import FeatureConfig
 from rcnn_svm.heads.assign import LabelRule
+from rcnn_svm.networks import trained_to_detect
 from rcnn_svm.postprocess import WHOLE_IMAGE, PostprocessConfig, Step
-from rcnn_svm.proposals import SelectiveSearchConfig, WholeImage
+from rcnn_svm.proposals import RpnConfig, RpnProposals, SelectiveSearchConfig, WholeImage
 from rcnn_svm.training.config import FcConfig, FinetuneConfig, RefineConfig, TrunkConfig
 
 if TYPE_CHECKING:
@@ -201,7 +202,9 @@ class ExperimentConfig:
 
     Attributes:
         data: the images.
-        proposals: the regions.
+        proposer: what finds regions: `selective-search`, or `rpn`, a network that was trained to.
+        proposals: the selective search.
+        rpn: the network.
         test_regions: look at no more than so many of them at test, and where settings are chosen; None for
             all. Training gains from more.
         features: the network and what is read out of it.
@@ -233,9 +236,11 @@ class ExperimentConfig:
     """
 
     data: DataConfig = field(default_factory=DataConfig)
+    proposer: Literal["selective-search", "rpn"] = "selective-search"
     proposals: SelectiveSearchConfig = field(
         default_factory=lambda: SelectiveSearchConfig(max_width=500, max_regions=1000)
     )
+    rpn: RpnConfig = field(default_factory=RpnConfig)
     test_regions: Count | None = None
     features: FeatureConfig = field(default_factory=FeatureConfig)
     learn: Literal["nothing", "fc", "trunk", "network"] = "fc"
@@ -284,12 +289,17 @@ class ExperimentConfig:
 
         Raises:
             ConfigError: parts that do not work together, or no part of such a name.
+            WeightsError: the weights of a network that finds regions are missing or damaged.
         """
         from rcnn_svm.experiment.learning import FcOnFrozen, FineTuned, Frozen, TunedTrunk
         from rcnn_svm.experiment.parts import BoxRecipe, Parts, PostprocessGrid
 
         fc, finetune, whole = self.fc, self.finetune, self.data.whole_images
         if whole:
+            if self.proposer == "rpn":
+                raise ConfigError(
+                    "proposer=rpn finds regions, of which whole images have none. Leave it out."
+                )
             if self.learn == "trunk":
                 raise ConfigError(
                     "learn=trunk draws many regions of an image, whole images have one. Set learn=fc or "
@@ -324,6 +334,8 @@ class ExperimentConfig:
             "n_bootstrap": self.n_bootstrap,
             "seed": self.seed,
         }
+        if self.proposer == "rpn" and "proposer" not in own:
+            made |= self._rpn(shared="backbone" not in own and "featurizer" not in own)
         if whole:
             made |= {
                 "proposer": WholeImage(),
@@ -350,6 +362,24 @@ class ExperimentConfig:
         if own:
             described["own"] = {name: _named(part) for name, part in own.items()}
         return Parts(**made, described=described)
+
+    def _rpn(self, *, shared: bool) -> dict[str, Any]:
+        """Return what finds regions, and the network that features are read from where it is the same."""
+        from rcnn_svm.networks.detection import load_detection_network
+
+        config, features = self.rpn, self.features
+        if not config.network:
+            config = replace(config, network=features.backbone, weights=features.weights)
+        if not trained_to_detect(config.network):
+            raise ConfigError(
+                f"rpn.network must be a network that was trained to detect, such as "
+                f"torchvision:fasterrcnn_mobilenet_v3_large_fpn, got {config.network!r}."
+            )
+        network = load_detection_network(config.network, config.weights, seed=self.seed)
+        made: dict[str, Any] = {"proposer": RpnProposals(config, network)}
+        if shared and (config.network, config.weights) == (features.backbone, features.weights):
+            made["backbone"] = network
+        return made
 
 
 def _named(part: Any) -> Any:
@@ -409,6 +439,7 @@ def quick_config(base: ExperimentConfig) -> ExperimentConfig:
         base,
         data=replace(base.data, max_images=min(base.data.max_images or 40, 40)),
         proposals=replace(base.proposals, max_regions=min(base.proposals.max_regions or 300, 300)),
+        rpn=replace(base.rpn, max_regions=min(base.rpn.max_regions or 300, 300)),
         fc=replace(base.fc, n_steps=min(base.fc.n_steps or 200, 200)),
         detect=replace(base.detect, refined=base.detect.refined or 0),
         trunk=replace(base.trunk, n_steps=min(base.trunk.n_steps, 50)),

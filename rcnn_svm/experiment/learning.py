@@ -21,7 +21,8 @@ from rcnn_svm.features.store import DerivedStore, FeatureStore, Featurizer, fill
 from rcnn_svm.files import bytes_digest, digest
 from rcnn_svm.heads.bbox_regressor import BoxRegressor
 from rcnn_svm.heads.scorers import SoftmaxScorer
-from rcnn_svm.networks.backbone import Backbone, load_backbone
+from rcnn_svm.networks import detection
+from rcnn_svm.networks.backbone import Backbone
 from rcnn_svm.structures import RegionSet
 from rcnn_svm.training.config import FcConfig, FinetuneConfig, TrunkConfig
 from rcnn_svm.training.crops import finetune
@@ -52,7 +53,7 @@ class Network:
         peak_rss_mb: largest memory meanwhile.
     """
 
-    backbone: Backbone | None
+    backbone: detection.Network | None
     featurizer: Featurizer
     softmax: SoftmaxScorer | None
     finetune_s: float
@@ -150,9 +151,10 @@ class Learner(Protocol):
         ...
 
 
-def _start(parts: Parts) -> Backbone:
+def _start(parts: Parts) -> detection.Network:
     """Return the network before anything is learned: the one handed in, or the one that its words name."""
-    return parts.backbone or load_backbone(parts.features.backbone, parts.features.weights, seed=parts.seed)
+    features = parts.features
+    return parts.backbone or detection.load_network(features.backbone, features.weights, seed=parts.seed)
 
 
 def _loaded(parts: Parts, device: str) -> Network:
@@ -163,10 +165,17 @@ def _loaded(parts: Parts, device: str) -> Network:
     return Network(backbone, build_featurizer(parts.features, backbone, device=device), None, 0.0, 0.0)
 
 
-def _own(what: str) -> ConfigError:
-    return ConfigError(
-        f"learn={what} trains a network, which a featurizer of your own has not. Set learn=fc."
-    )
+def _require_trainable(parts: Parts, what: str) -> None:
+    """See that there is a network that can be trained."""
+    if parts.featurizer is not None:
+        raise ConfigError(
+            f"learn={what} trains a network, which a featurizer of your own has not. Set learn=fc."
+        )
+    if parts.reads_detection:
+        raise ConfigError(
+            f"learn={what} trains a network that classifies, got one that was trained to detect, which is "
+            f"read as it is. Set learn=fc or learn=nothing."
+        )
 
 
 @dataclass(frozen=True)
@@ -225,6 +234,11 @@ class FcOnFrozen:
         if self.fc.other_sides and (parts.features.path != "shared" or parts.featurizer is not None):
             path = "a featurizer of your own" if parts.featurizer is not None else "features.path=warped"
             raise ConfigError(f"fc.other_sides needs the shared path, got {self.fc.other_sides} with {path}.")
+        if self.fc.other_sides and parts.reads_detection:
+            raise ConfigError(
+                f"fc.other_sides must be empty with a network that was trained to detect, which resizes "
+                f"images by itself, got {self.fc.other_sides}. Set fc.other_sides=[]."
+            )
 
     def prepare(
         self, parts: Parts, train: SplitRegions, proposals: Mapping[str, RegionSet], run: Run
@@ -286,8 +300,7 @@ class TunedTrunk:
 
     def check(self, parts: Parts) -> None:
         """See `Learner`."""
-        if parts.featurizer is not None:
-            raise _own("trunk")
+        _require_trainable(parts, "trunk")
         if self.fc.scaling != "none":
             raise ConfigError(
                 f"fc.scaling must be none with learn=trunk, which trains through unscaled rows, "
@@ -317,7 +330,7 @@ class TunedTrunk:
         self, parts: Parts, network: Network, base: FeatureStore, regions: SplitRegions, run: Run
     ) -> Representation:
         """See `Learner`."""
-        assert network.backbone is not None  # `check` saw to it
+        assert isinstance(network.backbone, Backbone)  # `check` saw to it
         with Meter() as meter:
             (view,) = self.views(parts, network, base, regions)
             few = view.regions
@@ -358,14 +371,14 @@ class FineTuned:
 
     def check(self, parts: Parts) -> None:
         """See `Learner`."""
-        if parts.featurizer is not None:
-            raise _own("network")
+        _require_trainable(parts, "network")
 
     def prepare(
         self, parts: Parts, train: SplitRegions, proposals: Mapping[str, RegionSet], run: Run
     ) -> Network:
         """See `Learner`; also refuses taps that do not end before the softmax."""
         start = _start(parts)
+        assert isinstance(start, Backbone)  # `check` saw to it
         _ = start.softmax_layer()  # a network that has none is refused before it is trained
         boxes = [proposals[sample.image_id].boxes for sample in train.dataset]
         identity = {

@@ -18,6 +18,7 @@ from rcnn_svm.evaluation.voc import Rule
 from rcnn_svm.features.build import FeatureConfig
 from rcnn_svm.features.store import Featurizer
 from rcnn_svm.heads.recipe import HeadRecipe
+from rcnn_svm.networks import trained_to_detect
 from rcnn_svm.postprocess import Postprocess, PostprocessConfig
 from rcnn_svm.proposals import Proposer
 from rcnn_svm.structures import Detections, GroundTruth
@@ -25,7 +26,7 @@ from rcnn_svm.training.config import RefineConfig
 
 if TYPE_CHECKING:
     from rcnn_svm.experiment.learning import Learner
-    from rcnn_svm.networks.backbone import Backbone
+    from rcnn_svm.networks.detection import Network
     from rcnn_svm.training.parallel import Ranks
 
 __all__ = ["BoxRecipe", "Evaluator", "Parts", "PostprocessGrid", "Run"]
@@ -157,7 +158,7 @@ class Parts:
     postprocess: Postprocess
     tried: PostprocessGrid
     refine: RefineConfig
-    backbone: Backbone | None
+    backbone: Network | None
     featurizer: Featurizer | None
     evaluators: tuple[Evaluator, ...]
     test_regions: int | None
@@ -184,7 +185,18 @@ class Parts:
                 f"detect.refined needs shared maps of a network and box regression, got {self.postprocess!r} "
                 f"without. Set features.path=shared, or detect.refined=0."
             )
+        if self.reads_detection and self.features.longer_sides != FeatureConfig().longer_sides:
+            raise ConfigError(
+                f"features.longer_sides: a network that was trained to detect resizes images by itself, got "
+                f"{self.features.longer_sides}. Leave it at {FeatureConfig().longer_sides}."
+            )
         self.learner.check(self)
+
+    @property
+    def reads_detection(self) -> bool:
+        """Whether features are read from a network that was trained to detect."""
+        name = self.features.backbone if self.backbone is None else self.backbone.name
+        return self.featurizer is None and trained_to_detect(name)
 
     @property
     def refines(self) -> bool:

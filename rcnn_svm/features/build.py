@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 from rcnn_svm.config import Count, Interval, Values, check
 from rcnn_svm.errors import ConfigError
 from rcnn_svm.features.store import Featurizer, Precision
+from rcnn_svm.networks import trained_to_detect
 
 if TYPE_CHECKING:
-    from rcnn_svm.features.featurizers import SharedFeatures, WarpedFeatures
-    from rcnn_svm.networks.backbone import Backbone
+    from rcnn_svm.features.featurizers import DetectionFeatures, SharedFeatures, WarpedFeatures
+    from rcnn_svm.networks.detection import Network
 
-    ImageFeaturizer: TypeAlias = SharedFeatures | WarpedFeatures
+    ImageFeaturizer: TypeAlias = SharedFeatures | WarpedFeatures | DetectionFeatures
 
 __all__ = ["FeatureConfig", "build_featurizer", "taps_of"]
 
@@ -24,13 +25,14 @@ class FeatureConfig:
 
     Attributes:
         backbone: name of the network: one of `rcnn_svm.networks.backbone.BACKBONES`, `timm:NAME[.TAG]` or
-            `torchvision:NAME`.
+            `torchvision:NAME`, which may be one that was trained to detect.
         weights: `default`, `offline`, `random`, a member of torchvision's enum, or a file.
         path: `shared` runs the convolutions once per image, `warped` the whole network on every
             region, as R-CNN does.
         taps: layers by name, separated by commas, such as `fc7` or `block13@3x3,block17@1x1*1.8`; empty for
             the network's own (`Architecture.taps`).
-        longer_sides: shared path: sizes that the image's longer side is brought to.
+        longer_sides: shared path: sizes that the image's longer side is brought to; a network that was
+            trained to detect resizes images by itself.
         crop_size: warped path: side of a crop in pixels; None is the network's own.
         padding: warped path: context in pixels of the crop; None is the network's own.
         crop_mode: warped path: `warp` stretches a region, `square` takes the square around it.
@@ -57,10 +59,15 @@ class FeatureConfig:
                 "features.path: small_cnn reads small crops and needs the warped path. "
                 "Set features.path=warped."
             )
+        if self.path == "warped" and trained_to_detect(self.backbone):
+            raise ConfigError(
+                f"features.path: {self.backbone} reads regions on maps of the whole image, got 'warped'. Set "
+                f"features.path=shared (--path shared)."
+            )
 
 
 def build_featurizer(
-    config: FeatureConfig, backbone: Backbone | None = None, *, seed: int = 0, device: str = "cpu"
+    config: FeatureConfig, backbone: Network | None = None, *, seed: int = 0, device: str = "cpu"
 ) -> ImageFeaturizer:
     """Make the featurizer of a configuration.
 
@@ -74,12 +81,14 @@ def build_featurizer(
         ConfigError: an unknown network or layer.
         WeightsError: the weights are missing, damaged or of another network.
     """
-    from rcnn_svm.features.featurizers import SharedFeatures, WarpedFeatures
-    from rcnn_svm.networks.backbone import load_backbone
+    from rcnn_svm.features.featurizers import DetectionFeatures, SharedFeatures, WarpedFeatures
+    from rcnn_svm.networks.detection import DetectionNetwork, load_network
 
     if backbone is None:
-        backbone = load_backbone(config.backbone, config.weights, seed=seed)
+        backbone = load_network(config.backbone, config.weights, seed=seed)
     taps = config.taps or backbone.default_taps
+    if isinstance(backbone, DetectionNetwork):
+        return DetectionFeatures(backbone, taps, device=device)
     if config.path == "shared":
         return SharedFeatures(backbone, taps, longer_sides=config.longer_sides, device=device)
     return WarpedFeatures(

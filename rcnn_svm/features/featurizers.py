@@ -3,6 +3,7 @@
 `WarpedFeatures` is R-CNN: every region becomes a crop and the whole network runs on each crop.
 `SharedFeatures` runs the convolutions once over the image and pools each region from their maps; region
 layers such as fc6 and fc7 follow on all regions at once. Both offer the same taps and the same call.
+`DetectionFeatures` reads a network that was trained to detect, which pools and goes on by itself.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, Generic, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -21,17 +22,18 @@ from torch import Tensor
 from torch.nn import functional
 
 from rcnn_svm.boxes import Boxes, as_boxes, widen
-from rcnn_svm.errors import ConfigError, ShapeError
+from rcnn_svm.errors import ConfigError
 from rcnn_svm.features.roi_pool import roi_align, roi_max_pool
-from rcnn_svm.features.sizes import nearest_scales, resize
+from rcnn_svm.features.sizes import resize, rows_of_scales
 from rcnn_svm.features.store import Featurizer, RowReader
 from rcnn_svm.features.warp import WarpMode, warp_crops, warp_geometry
 from rcnn_svm.networks.backbone import Backbone
+from rcnn_svm.networks.detection import DetectionNetwork, Pyramid
 from rcnn_svm.networks.geometry import LayerInfo
 from rcnn_svm.networks.taps import TapSpec, format_taps, parse_taps
-from rcnn_svm.structures import Image
+from rcnn_svm.structures import Image, require_image
 
-__all__ = ["SharedFeatures", "WarpedFeatures", "seen_part"]
+__all__ = ["DetectionFeatures", "SharedFeatures", "WarpedFeatures", "seen_part"]
 
 _VERSION = 4
 """To be raised whenever the same settings give other numbers, so that stored features are not mixed up."""
@@ -44,12 +46,15 @@ _CROPS_A_THREAD = 4
 """Crops of a batch that every thread of the CPU gets, at least."""
 
 
-class _Features(ABC):
-    """What both ways of computing features share: taps, their columns, device, identity."""
+_N = TypeVar("_N", Backbone, DetectionNetwork)
+
+
+class _Features(ABC, Generic[_N]):
+    """What all ways of computing features share: taps, their columns, device, identity."""
 
     def __init__(
         self,
-        backbone: Backbone,
+        backbone: _N,
         taps: str | Sequence[TapSpec],
         device: str,
     ) -> None:
@@ -58,7 +63,7 @@ class _Features(ABC):
             raise ConfigError(f"{type(self).__name__}: needs at least one tap, for example fc7.")
         self.taps = tuple(backbone.resolve(tap) for tap in parsed)
         self.device = device
-        self.backbone = backbone.for_inference(device)
+        self.backbone: _N = backbone.for_inference(device)
         ends = np.cumsum([0, *(backbone.n_features(tap) for tap in self.taps)]).tolist()
         self.columns = dict(zip(self.taps, map(slice, ends[:-1], ends[1:]), strict=True))
         self.n_features: int = ends[-1]
@@ -121,7 +126,7 @@ class _Features(ABC):
         out[rows, self.columns[tap]] = value.flatten(1).float().cpu().numpy()
 
 
-class WarpedFeatures(_Features):
+class WarpedFeatures(_Features[Backbone]):
     """Features of regions warped to the network's input, one crop each, as in R-CNN.
 
     Args:
@@ -231,7 +236,7 @@ def crops_on_device(image: Tensor, windows: Tensor, crop_size: int) -> Tensor:
     return crops
 
 
-class SharedFeatures(_Features):
+class SharedFeatures(_Features[Backbone]):
     """Features of regions pooled from convolutions that ran once over the whole image.
 
     Convolutional taps are pooled by RoIAlign onto their grid. Region layers (the last pooling, fc6, fc7,
@@ -310,10 +315,7 @@ class SharedFeatures(_Features):
         """
         if not all(map(self.reads_with, others)):
             raise ConfigError("SharedFeatures: features that are read together must be of one network.")
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
-            raise ShapeError(
-                f"SharedFeatures: an image must be uint8 (H, W, 3) RGB, got {image.dtype} {image.shape}."
-            )
+        require_image("SharedFeatures", image)
         scales = [side / max(image.shape[:2]) for side in self.longer_sides]
         seen: dict[int, _Scale] = {}
         layers = set().union(*(features._layers for features in (self, *others)))
@@ -322,13 +324,10 @@ class SharedFeatures(_Features):
         def read(features: SharedFeatures, boxes: Boxes) -> NDArray[np.float32]:
             boxes = as_boxes(boxes, where="SharedFeatures")
             out = np.empty((len(boxes), features.n_features), np.float32)
-            choice = nearest_scales(boxes, scales)
-            for i, scale in enumerate(scales):
-                rows = np.flatnonzero(choice == i)
-                if len(rows):
-                    if i not in seen:
-                        seen[i] = self._at_scale(image, scale, layers)
-                    features._pool(out, rows, seen[i], boxes[rows], image.shape[:2])
+            for i, rows in rows_of_scales(boxes, scales):
+                if i not in seen:
+                    seen[i] = self._at_scale(image, scales[i], layers)
+                features._pool(out, rows, seen[i], boxes[rows], image.shape[:2])
             return out
 
         return [partial(read, features) for features in (self, *others)]
@@ -392,6 +391,87 @@ class SharedFeatures(_Features):
                 for i in range(0, len(regions), _POOLED_AT_ONCE)
             ]
         )
+
+
+class DetectionFeatures(_Features[DetectionNetwork]):
+    """Features of regions as a network that was trained to detect reads them itself.
+
+    Its convolutions run once per image, at the size that it was trained on; RoIAlign takes each region from
+    the map of its size, and its fully connected layers follow, up to the last before its class scores.
+
+    Args:
+        network: that is read.
+        taps: which layers, `"fc7"` or `"roi@3x3,fc6*1.8"`.
+        device: where torch runs.
+
+    Raises:
+        ConfigError: an unknown layer.
+
+    References:
+        Lin et al., Feature Pyramid Networks, arXiv 1612.03144; Ren et al., Faster R-CNN, arXiv 1506.01497.
+    """
+
+    def __init__(
+        self, network: DetectionNetwork, taps: str | Sequence[TapSpec], *, device: str = "cpu"
+    ) -> None:
+        super().__init__(network, taps, device)
+
+    def seen(self, tap: TapSpec, boxes: Boxes, size: tuple[int, int]) -> Boxes:
+        """Return the regions, (R, 4), widened as the tap widens them."""
+        return np.broadcast_to(seen_part(boxes, tap.widen, size), boxes.shape)
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """Identity of these features; the device does not belong to it."""
+        return self._key("detection")
+
+    def of_image(self, image: Image) -> RowReader:
+        """Return a function from (R, 4) boxes of one image to their (R, D) float32 features."""
+        return self.of_image_with(image)[0]
+
+    def reads_with(self, other: Featurizer) -> bool:
+        """Whether other features are of the same network and device, see `of_image_with`."""
+        return isinstance(other, DetectionFeatures) and (
+            (other.backbone.digest, other.device) == (self.backbone.digest, self.device)
+        )
+
+    def of_image_with(self, image: Image, *others: DetectionFeatures) -> list[RowReader]:
+        """Return what `of_image` does for these and for other features, whose convolutions run once for all.
+
+        Args:
+            image: uint8 (H, W, 3) RGB.
+            others: such as `reads_with` takes.
+
+        Raises:
+            ConfigError: they are of another network or device.
+        """
+        if not all(map(self.reads_with, others)):
+            raise ConfigError("DetectionFeatures: features that are read together must be of one network.")
+        seen: list[Pyramid] = []
+
+        def read(features: DetectionFeatures, boxes: Boxes) -> NDArray[np.float32]:
+            boxes = as_boxes(boxes, where="DetectionFeatures")
+            out = np.empty((len(boxes), features.n_features), np.float32)
+            if len(boxes):
+                if not seen:
+                    seen.append(self.backbone.look(image))
+                features._fill(out, seen[0], boxes)
+            return out
+
+        return [partial(read, features) for features in (self, *others)]
+
+    def _fill(self, out: NDArray[np.float32], seen: Pyramid, boxes: Boxes) -> None:
+        for factor in dict.fromkeys(tap.widen for tap in self.taps):
+            taps = [tap for tap in self.taps if tap.widen == factor]
+            layers = {tap.layer for tap in taps}
+            parts = seen_part(boxes, factor, seen.size)
+            for start in range(0, len(parts), _MULTIPLIED_AT_ONCE):
+                block = parts[start : start + _MULTIPLIED_AT_ONCE]
+                outputs = self.backbone.read(seen, block, layers)
+                # The image as a whole is one part for all regions.
+                rows = slice(start, start + len(block)) if len(parts) == len(boxes) else slice(None)
+                for tap in taps:
+                    self._store(out, rows, tap, outputs[tap.layer])
 
 
 def seen_part(boxes: Boxes, factor: float, size: tuple[int, ...]) -> NDArray[np.float32]:

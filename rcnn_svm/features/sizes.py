@@ -5,7 +5,7 @@ This module needs numpy and OpenCV only.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,7 @@ from rcnn_svm.boxes import Boxes
 from rcnn_svm.opencv import cv2
 from rcnn_svm.structures import Image
 
-__all__ = ["nearest_scales", "resize"]
+__all__ = ["nearest_scales", "resize", "rows_of_scales"]
 
 _PREFERRED_SIDE = 224.0
 """With several scales a region is read where its side comes nearest to this (SPP-net, section 4.1)."""
@@ -36,3 +36,10 @@ def nearest_scales(boxes: Boxes, scales: Sequence[float]) -> NDArray[np.int64]:
     side = np.sqrt(np.maximum(np.prod(boxes[:, 2:] - boxes[:, :2], axis=1), 1))  # (R,)
     ratios = side[:, None] * np.array(scales) / _PREFERRED_SIDE
     return np.asarray(np.abs(np.log(ratios)).argmin(axis=1), np.int64)
+
+
+def rows_of_scales(boxes: Boxes, scales: Sequence[float]) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """Yield each scale at which regions are read, by its place, with the rows of these regions."""
+    choice = nearest_scales(boxes, scales)
+    for i in np.unique(choice).tolist():
+        yield i, np.flatnonzero(choice == i)

@@ -112,8 +112,7 @@ class Architecture:
             >>> Architecture.of_graph("tiny", tiny, crop_size=64).traced.plan.regions
             ('pool', 'penultimate', 'logits')
         """
-        if name in ARCHITECTURES:
-            raise ConfigError(f"Architecture.of_graph: name must not be one of ours, got {name!r}.")
+        _require_own_name("of_graph", name)
         traced = TracedLayers(build, crop_size, with_logits=with_logits)
         return cls(
             name,
@@ -170,8 +169,7 @@ class Architecture:
             >>> Architecture.of("tiny", tiny, ("a", "b"), crop_size=64).taps
             'a@3x3,b@1x1,b@1x1*1.8,b@1x1*image'
         """
-        if name in ARCHITECTURES:
-            raise ConfigError(f"Architecture.of: name must not be one of ours, got {name!r}.")
+        _require_own_name("of", name)
         if not maps:
             raise ConfigError(f"Architecture.of({name!r}): needs at least one map layer, got none.")
 
@@ -232,6 +230,17 @@ class Architecture:
 
 ARCHITECTURES: dict[str, Architecture] = {}
 """Our networks, by name."""
+
+
+def _require_own_name(what: str, name: str) -> None:
+    """Refuse a name by which a saved detector would find another network."""
+    if name in ARCHITECTURES:
+        raise ConfigError(f"Architecture.{what}: name must not be one of ours, got {name!r}.")
+    if ":" in name:
+        raise ConfigError(
+            f"Architecture.{what}: name must have no colon, which names of libraries' networks have, got "
+            f"{name!r}."
+        )
 
 
 class Step(NamedTuple):

@@ -11,7 +11,7 @@ import contextlib
 import copy
 import json
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from rcnn_svm.errors import ConfigError, ShapeError, WeightsError
+from rcnn_svm.errors import ConfigError, WeightsError
 from rcnn_svm.files import atomic_path, bytes_digest
 from rcnn_svm.networks.architectures import (
     ARCHITECTURES,
@@ -41,10 +41,22 @@ from rcnn_svm.networks.tracing import on_meta
 from rcnn_svm.networks.weights import find_weights, load_weights, read_weights
 from rcnn_svm.opencv import cv2
 from rcnn_svm.progress import say
-from rcnn_svm.structures import Image
+from rcnn_svm.structures import Image, require_image
 from rcnn_svm.threads import limit_torch
 
-__all__ = ["BACKBONES", "Backbone", "load_backbone", "random_backbone", "with_new_outputs"]
+__all__ = [
+    "BACKBONES",
+    "Backbone",
+    "digest_of",
+    "is_file_name",
+    "load_backbone",
+    "named_as",
+    "random_backbone",
+    "save_network",
+    "saved_classes",
+    "seeded",
+    "with_new_outputs",
+]
 
 _ABOUT = "rcnn_svm"
 """Key of what a file of weights says about its network."""
@@ -142,12 +154,7 @@ class Backbone(nn.Module):
     @cached_property
     def digest(self) -> str:
         """Hash over all parameters and buffers; equal digests mean equal networks, whatever the file."""
-        parts = [self.name.encode()]
-        for key, value in sorted(self.net.state_dict().items()):
-            if not key.endswith("num_batches_tracked"):
-                array = value.detach().cpu().contiguous().numpy()
-                parts += [key.encode(), str(array.shape).encode(), array.tobytes()]
-        return bytes_digest(*parts)
+        return digest_of(self.name, self.net)
 
     def normalise(self, image: Image) -> NDArray[np.float32]:
         """Return float32 (H, W, 3): the image as this network was trained to see it; its mean becomes 0.
@@ -155,10 +162,7 @@ class Backbone(nn.Module):
         Raises:
             ShapeError: `image` is not uint8 (H, W, 3).
         """
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
-            raise ShapeError(
-                f"{self.name}: an image must be uint8 (H, W, 3) RGB, got {image.dtype} {image.shape}."
-            )
+        require_image(self.name, image)
         return np.asarray(cv2.LUT(image, self._table), np.float32)
 
     def forward(self, crops: Tensor, layers: Collection[str] = ("logits",)) -> dict[str, Tensor]:
@@ -292,13 +296,28 @@ class Backbone(nn.Module):
 
     def save(self, path: Path) -> None:
         """Write the weights as safetensors that `load_backbone` and torchvision can read."""
-        from safetensors.torch import save_file
+        save_network(self.name, self.net, path, self.classes)
 
-        state = {k: v.detach().cpu().contiguous() for k, v in self.net.state_dict().items()}
-        # One entry only: safetensors writes several in an order that differs from run to run.
-        about = json.dumps({"backbone": self.name, "classes": self.classes})
-        with atomic_path(path, apart=True) as temporary:
-            save_file(state, temporary, metadata={_ABOUT: about})
+
+def digest_of(name: str, net: nn.Module) -> str:
+    """Return a hash over the name of a network and all its parameters and buffers."""
+    parts = [name.encode()]
+    for key, value in sorted(net.state_dict().items()):
+        if not key.endswith("num_batches_tracked"):
+            array = value.detach().cpu().contiguous().numpy()
+            parts += [key.encode(), str(array.shape).encode(), array.tobytes()]
+    return bytes_digest(*parts)
+
+
+def save_network(name: str, net: nn.Module, path: Path, classes: tuple[str, ...] | None = None) -> None:
+    """Write the weights of a network as safetensors, with its name and the classes of its outputs."""
+    from safetensors.torch import save_file
+
+    state = {k: v.detach().cpu().contiguous() for k, v in net.state_dict().items()}
+    # One entry only: safetensors writes several in an order that differs from run to run.
+    about = json.dumps({"backbone": name, "classes": classes})
+    with atomic_path(path, apart=True) as temporary:
+        save_file(state, temporary, metadata={_ABOUT: about})
 
 
 def _run(stages: Stages, x: Tensor, layers: Collection[str]) -> dict[str, Tensor]:
@@ -329,7 +348,8 @@ def _architecture(name: str | Architecture) -> Architecture:
 
 
 @contextlib.contextmanager
-def _seeded(seed: int) -> Iterator[None]:
+def seeded(seed: int) -> Iterator[None]:
+    """Let everything random of torch's come from a seed, and leave its generator as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
@@ -362,19 +382,17 @@ def load_backbone(
     limit_torch()  # before it works for the first time
     if weights == "random":
         return random_backbone(architecture, n_outputs, seed=seed).eval()
-    if _is_file_name(weights):
-        path = Path(weights)
-    else:
-        path = find_weights(_downloadable(architecture), str(weights))
+    known = is_file_name(weights)
+    path = Path(weights) if known else find_weights(_downloadable(architecture), str(weights))
     if architecture.traced is not None:
         backbone = _load_traced(architecture, path)
     else:
-        state = _named_as(architecture.build, read_weights(path))
+        state = named_as(on_meta(lambda: architecture.build(2)), read_weights(path))
         with torch.device("meta"):
             n_saved = _n_outputs(architecture, state, path)
             net = architecture.build(n_saved)
         load_weights(net, state, str(path))
-        backbone = Backbone(architecture, net, _saved_classes(path, architecture.name, n_saved)).eval()
+        backbone = Backbone(architecture, net, saved_classes(path, architecture.name, n_saved)).eval()
     if n_outputs is None:
         return backbone
     return with_new_outputs(backbone, tuple(map(str, range(n_outputs))), seed=seed)
@@ -389,11 +407,12 @@ def random_backbone(name: str | Architecture, n_outputs: int | None = None, *, s
         seed: of the weights.
     """
     architecture = _architecture(name)
-    with _seeded(seed):
+    with seeded(seed):
         return Backbone(architecture, architecture.build(1000 if n_outputs is None else n_outputs))
 
 
-def _is_file_name(weights: str | Path) -> bool:
+def is_file_name(weights: str | Path) -> bool:
+    """Whether weights are a file rather than a name such as `default`."""
     return isinstance(weights, Path) or "/" in weights or "." in weights or Path(weights).is_file()
 
 
@@ -406,9 +425,9 @@ def _downloadable(architecture: Architecture) -> str:
     return name
 
 
-def _named_as(build: Callable[[int], nn.Module], state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+def named_as(net: nn.Module, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """Drop a prefix of all names that the network has not, such as `module.` of DataParallel."""
-    wanted = on_meta(lambda: build(2)).state_dict().keys()
+    wanted = net.state_dict().keys()
     while state and wanted.isdisjoint(state) and all("." in name for name in state):
         if len({name.partition(".")[0] for name in state}) > 1:
             break
@@ -422,7 +441,7 @@ _OF_TRAINING = ("aux1.", "aux2.", "AuxLogits.")
 
 def _load_traced(architecture: Architecture, path: Path) -> Backbone:
     """Load a network whose layers are found by tracing; without a last layer where the file has none."""
-    state = _named_as(architecture.build, read_weights(path))
+    state = named_as(on_meta(lambda: architecture.build(2)), read_weights(path))
     if architecture.name.startswith("torchvision:"):
         state = {name: value for name, value in state.items() if not name.startswith(_OF_TRAINING)}
     assert architecture.traced is not None
@@ -432,10 +451,10 @@ def _load_traced(architecture: Architecture, path: Path) -> Backbone:
     if classifier and not found and is_named(architecture.name):
         say(f"{path}: has no last layer; {architecture.name} is read up to `penultimate`.")
         architecture = architecture_named(architecture.name, with_logits=False)
-    with _seeded(0):  # not on the meta device: some buffers are in no file
+    with seeded(0):  # not on the meta device: some buffers are in no file
         net = architecture.build(n_saved)
     load_weights(net, state, str(path))
-    return Backbone(architecture, net, _saved_classes(path, architecture.name, n_saved)).eval()
+    return Backbone(architecture, net, saved_classes(path, architecture.name, n_saved)).eval()
 
 
 def _n_outputs(architecture: Architecture, state: Mapping[str, Tensor], path: Path) -> int:
@@ -461,7 +480,12 @@ def _n_outputs(architecture: Architecture, state: Mapping[str, Tensor], path: Pa
     return len(last)
 
 
-def _saved_classes(path: Path, name: str, n_outputs: int) -> tuple[str, ...] | None:
+def saved_classes(path: Path, name: str, n_outputs: int) -> tuple[str, ...] | None:
+    """Return the names of the outputs that a file of `save_network` tells; None where it tells none.
+
+    Raises:
+        WeightsError: it is of another network, or has other outputs.
+    """
     if path.suffix != ".safetensors":
         return None
     from safetensors import safe_open
@@ -498,7 +522,7 @@ def with_new_outputs(backbone: Backbone, classes: tuple[str, ...], *, seed: int 
         return _with_new_classifier(backbone, classes, seed)
     net = copy.deepcopy(backbone.net)
     name, old = _last_linear(net)
-    with _seeded(seed):
+    with seeded(seed):
         new = nn.Linear(old.in_features, len(classes))
         nn.init.normal_(new.weight, std=0.01)
     nn.init.zeros_(new.bias)
@@ -512,7 +536,7 @@ def _with_new_classifier(backbone: Backbone, classes: tuple[str, ...], seed: int
     architecture = architecture_named(backbone.name) if is_named(backbone.name) else backbone.architecture
     if architecture.traced is None or not architecture.traced.classifier:
         raise ConfigError(f"{backbone.name}: must end in a layer of logits to be given a new one, got none.")
-    with _seeded(seed):
+    with seeded(seed):
         net = architecture.build(len(classes))
         own, old = net.state_dict(), backbone.net.state_dict()
         for name in architecture.traced.classifier:

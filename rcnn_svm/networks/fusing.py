@@ -111,13 +111,7 @@ def _drop_idle(traced: fx.GraphModule) -> None:
 
 
 def _fold_in_graph(traced: fx.GraphModule) -> None:
-    for node in list(traced.graph.nodes):
-        norm, conv_node = _called(traced, node), next(iter(node.all_input_nodes), None)
-        conv = _called(traced, conv_node)
-        if conv_node is None or not isinstance(norm, nn.BatchNorm2d) or not isinstance(conv, nn.Conv2d):
-            continue
-        if len(conv_node.users) > 1 or norm.running_mean is None:
-            continue
+    for conv_node, node, conv, norm in _normalised_in_graph(traced):
         _put(traced, conv_node, fuse_conv_bn_eval(conv, norm))
         activation = getattr(norm, "act", nn.Identity())  # of timm's BatchNormAct2d
         if isinstance(activation, nn.Identity):
@@ -159,7 +153,7 @@ def _fuse_in_graph(traced: fx.GraphModule) -> None:
             after.meta = {**after.meta, **step.meta}
             step = after
         _replace(traced, last, joint)
-        traced.graph.eliminate_dead_code()
+    traced.graph.eliminate_dead_code()
 
 
 def _only_user(node: fx.Node) -> fx.Node | None:
@@ -205,21 +199,27 @@ def absorb_batch_norm(module: nn.Module) -> None:
 def _normalised(module: nn.Module) -> Iterator[tuple[nn.Conv2d, nn.BatchNorm2d]]:
     """Yield convolutions with the normalisation that follows: in a graph, else as they are registered."""
     if isinstance(module, fx.GraphModule):
-        for node in module.graph.nodes:
-            norm, before = _called(module, node), next(iter(node.all_input_nodes), None)
-            conv = _called(module, before)
-            if before is None or len(before.users) > 1:
-                continue
-            if not isinstance(norm, nn.BatchNorm2d) or not isinstance(conv, nn.Conv2d):
-                continue
-            if norm.running_mean is not None:
-                yield conv, norm
+        for _, _, conv, norm in _normalised_in_graph(module):
+            yield conv, norm
         return
     for first, follower in itertools.pairwise(module.children()):
         if isinstance(first, nn.Conv2d) and isinstance(follower, nn.BatchNorm2d):
             yield first, follower
     for child in module.children():
         yield from _normalised(child)
+
+
+def _normalised_in_graph(
+    traced: fx.GraphModule,
+) -> Iterator[tuple[fx.Node, fx.Node, nn.Conv2d, nn.BatchNorm2d]]:
+    """Yield convolutions that a normalisation alone reads, as nodes and as modules."""
+    for node in list(traced.graph.nodes):
+        norm, before = _called(traced, node), next(iter(node.all_input_nodes), None)
+        conv = _called(traced, before)
+        if before is None or not isinstance(norm, nn.BatchNorm2d) or not isinstance(conv, nn.Conv2d):
+            continue
+        if len(before.users) == 1 and norm.running_mean is not None:
+            yield before, node, conv, norm
 
 
 def _activation(module: nn.Module | None) -> tuple[str, list[float]] | None:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import difflib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torchvision
@@ -15,13 +16,15 @@ from torch import nn
 from torchvision.models import get_model_weights
 
 from rcnn_svm.errors import ConfigError, DependencyError
+from rcnn_svm.networks import trained_to_detect
 from rcnn_svm.networks.architectures import ARCHITECTURES, Architecture
 from rcnn_svm.networks.tracing import on_meta
 
-__all__ = ["architecture_named", "is_named", "timm_settings"]
+__all__ = ["architecture_named", "default_member", "is_named", "timm_settings", "unknown_network"]
 
 _LIBRARIES = ("timm", "torchvision")
 _DEFAULT = "IMAGENET1K_V1"
+"""The weights that exist for every classifier of torchvision that is described by hand."""
 
 
 def is_named(name: str) -> bool:
@@ -54,19 +57,28 @@ def architecture_named(name: str, *, with_logits: bool = True) -> Architecture:
     return ARCHITECTURES[name]
 
 
-def _unknown(library: str, model: str, names: list[str]) -> ConfigError:
+def unknown_network(library: str, model: str, names: list[str]) -> ConfigError:
+    """Return the error for a network that is none of `names`."""
     near = difflib.get_close_matches(model, names, 4)
     meant = f" Did you mean {' or '.join(near)}?" if near else ""
     return ConfigError(f"{library} has no network {model!r}.{meant}")
 
 
+def _described(name: str, build: Callable[[int], nn.Module], **settings: Any) -> Architecture:
+    """Do what `Architecture.of_graph` does, under a name that it lets nobody give a network of their own."""
+    return replace(Architecture.of_graph("network", build, **settings), name=name)
+
+
 def _of_torchvision(name: str, model: str, with_logits: bool) -> Architecture:
     names = torchvision.models.list_models(module=torchvision.models)
+    if trained_to_detect(name):
+        raise ConfigError(
+            f"{name}: was trained to detect, and is read as it is by `train`, `compare` and `extract --path "
+            f"shared`. Name a network that classifies."
+        )
     if model not in names:
-        raise _unknown("torchvision", model, names)
-    members = get_model_weights(model).__members__
-    member = members[_DEFAULT] if _DEFAULT in members else next(iter(members.values()))
-    shown = member.transforms()
+        raise unknown_network("torchvision", model, names)
+    shown = default_member(get_model_weights(model).__members__).transforms()
     extra: dict[str, Any] = {}
     if model in ("googlenet", "inception_v3"):  # branches of its training alone
         extra = {"aux_logits": False, "init_weights": False}
@@ -81,7 +93,7 @@ def _of_torchvision(name: str, model: str, with_logits: bool) -> Architecture:
             setattr(net.get_submodule(parent), child, nn.Identity())
         return net
 
-    return Architecture.of_graph(
+    return _described(
         name,
         build,
         with_logits=with_logits,
@@ -89,6 +101,11 @@ def _of_torchvision(name: str, model: str, with_logits: bool) -> Architecture:
         mean=tuple(shown.mean),
         std=tuple(shown.std),
     )
+
+
+def default_member(members: Mapping[str, Any]) -> Any:
+    """Return the weights of a network of torchvision that are taken where none are named."""
+    return members.get(_DEFAULT) or next(iter(members.values()))
 
 
 def timm_settings(model: str) -> Any:
@@ -104,7 +121,7 @@ def timm_settings(model: str) -> Any:
     timm = _timm()
     base, _, tag = model.partition(".")
     if not timm.is_model(base):
-        raise _unknown("timm", base, timm.list_models())
+        raise unknown_network("timm", base, timm.list_models())
     try:
         settings = timm.get_pretrained_cfg(model)
     except RuntimeError as error:  # no such tag
@@ -140,7 +157,7 @@ def _of_timm(name: str, model: str, with_logits: bool) -> Architecture:
     if settings.input_size[0] != 3 or settings.input_size[1] != settings.input_size[2]:
         raise ConfigError(f"{name}: must read square images of three colours, got {settings.input_size}.")
     base = model.partition(".")[0]
-    return Architecture.of_graph(
+    return _described(
         name,
         _builder(base, settings),
         with_logits=with_logits,

@@ -506,7 +506,7 @@ class TracedLayers:
 
     @cached_property
     def _net(self) -> nn.Module:
-        return self._of(2 if self._with_logits else 0)
+        return trace(self._of(2 if self._with_logits else 0))
 
     def _of(self, n_outputs: int) -> nn.Module:
         return on_meta(functools.partial(self._build, n_outputs))

@@ -22,15 +22,14 @@ from torchvision.models import get_model_weights
 
 from rcnn_svm.errors import ConfigError, DependencyError, WeightsError
 from rcnn_svm.files import file_digest
+from rcnn_svm.networks import trained_to_detect
 from rcnn_svm.networks.efficientnet_lite import LITE
-from rcnn_svm.networks.libraries import timm_settings
+from rcnn_svm.networks.libraries import default_member, timm_settings
 from rcnn_svm.progress import say
 
 __all__ = ["find_weights", "licence_of", "load_weights", "read_weights"]
 
 _HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.")
-_DEFAULT = "IMAGENET1K_V1"
-"""The weights that exist for every torchvision backbone."""
 
 
 class _Package(NamedTuple):
@@ -73,9 +72,10 @@ def licence_of(name: str, weights: str) -> str:
     if name.startswith("timm:") and weights == "default":
         return timm_settings(name.removeprefix("timm:")).license or "not stated by timm"
     if weights in ("default", "offline") or weights in _members(name):
+        data = "ImageNet and COCO" if trained_to_detect(name) else "ImageNet"
         return (
-            "not stated by torchvision, whose code is BSD-3-Clause; terms of ImageNet, which they were "
-            "trained on, may apply"
+            f"not stated by torchvision, whose code is BSD-3-Clause; terms of {data}, which they were "
+            f"trained on, may apply"
         )
     return f"not known: they were read from the file {Path(weights).name}"
 
@@ -89,13 +89,13 @@ def _members(name: str) -> Mapping[str, Any]:
 
 
 def find_weights(name: str, weights: str) -> Path:
-    """Return the file of ImageNet weights of a network, downloading it where needed.
+    """Return the file of published weights of a network, downloading it where needed.
 
     Args:
-        name: of a network of the EfficientNet-Lite family, of a torchvision classifier, or `timm:NAME`.
+        name: of a network of the EfficientNet-Lite family, of one of torchvision's, or `timm:NAME`.
         weights: `default` (the library's cached file, else that of an installed package of weights, else a
-            download, of torchvision's `IMAGENET1K_V1`), `offline` (the package only) or a member of
-            torchvision's weights enum such as `IMAGENET1K_V2`.
+            download, of torchvision's `IMAGENET1K_V1` or `COCO_V1`), `offline` (the package only) or a
+            member of torchvision's weights enum such as `IMAGENET1K_V2`.
 
     Raises:
         ConfigError: there is no such member.
@@ -109,14 +109,13 @@ def find_weights(name: str, weights: str) -> Path:
     if name.startswith("timm:"):
         return _of_timm(name, weights)
     members = _members(name)
-    default = _DEFAULT if _DEFAULT in members else next(iter(members))
-    member = default if weights == "default" else weights
-    if member not in members:
+    if weights != "default" and weights not in members:
         raise ConfigError(
             f"{name}: weights must be default, offline, random, a file or one of "
             f"{', '.join(members)}, got {weights!r}."
         )
-    url = str(members[member].value.url)
+    member = default_member(members) if weights == "default" else members[weights]
+    url = str(member.value.url)
     cached = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
     if cached.exists():
         return cached

@@ -1,4 +1,4 @@
-"""Region proposals: selective search, a grid to compare with, the whole image; their recall and their cache.
+"""Region proposals: selective search, a network's, a grid to compare with, the whole image; recall and cache.
 
 Numba is imported by the first selective search, matplotlib by the first plot.
 """
@@ -15,6 +15,7 @@ from rcnn_svm.proposals.cache import (
 )
 from rcnn_svm.proposals.grid import GridConfig, dense_grid
 from rcnn_svm.proposals.recall import BUDGETS, ProposalRecall, proposal_recall
+from rcnn_svm.proposals.rpn import RpnConfig, RpnProposals
 from rcnn_svm.proposals.selective_search import SelectiveSearchConfig, selective_search
 from rcnn_svm.proposals.whole import WholeImage
 
@@ -24,6 +25,8 @@ __all__ = [
     "KeyedProposer",
     "ProposalRecall",
     "Proposer",
+    "RpnConfig",
+    "RpnProposals",
     "SelectiveSearchConfig",
     "WholeImage",
     "cached_proposals",

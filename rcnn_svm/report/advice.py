@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from rcnn_svm.experiment.config import ExperimentConfig
 from rcnn_svm.features.build import FeatureConfig
+from rcnn_svm.networks import trained_to_detect
 from rcnn_svm.proposals import ProposalRecall, SelectiveSearchConfig
 from rcnn_svm.structures import Dataset
 
@@ -113,7 +114,10 @@ def advice(objects: TrainingObjects, weak: WeakClass | None, config: ExperimentC
         config: the training was made with.
     """
     few = few_objects(objects)
-    found = [missed_objects(objects, config.proposals), few, small_objects(objects, config.features)]
+    searched = config.proposer == "selective-search"
+    missed = missed_objects(objects, config.proposals) if searched else None
+    small = None if trained_to_detect(config.features.backbone) else small_objects(objects, config.features)
+    found = [missed, few, small]
     if weak is not None and weak.name not in _rare(objects):  # else it has been named already
         found.append(
             f"more labels of {weak.name}, or a look at its mistakes in report.html: it has "

@@ -18,7 +18,7 @@ from rcnn_svm.experiment.recipe import HeadResult
 from rcnn_svm.files import remove_marker, write_text
 from rcnn_svm.networks.weights import licence_of
 from rcnn_svm.progress import printable, say
-from rcnn_svm.proposals import SelectiveSearchConfig, WholeImage
+from rcnn_svm.proposals import RpnProposals, SelectiveSearchConfig, WholeImage
 from rcnn_svm.report.experiment import cross_validated
 from rcnn_svm.report.html import environment
 from rcnn_svm.report.tables import (
@@ -292,4 +292,11 @@ def _regions(detector: Detector) -> str:
         most = min((value for value in (proposer.max_regions, n) if value is not None), default=None)
         width = "" if proposer.max_width is None else f", in images at most {proposer.max_width} pixels wide"
         return f"selective search ({proposer.mode}), {'all' if most is None else f'{most} at most'}{width}"
+    if isinstance(proposer, RpnProposals):
+        most = min((value for value in (proposer.max_regions, n) if value is not None), default=None)
+        whose, weights = proposer.network.name, proposer.config.weights
+        return (
+            f"RPN of {whose}, weights {Path(weights).name} (licence: {licence_of(whose, weights)}), "
+            f"{'all' if most is None else f'{most} at most'}"
+        )
     return f"{type(proposer).__name__}{'' if n is None else f', {n} at most'}"

@@ -33,7 +33,7 @@ from rcnn_svm.boxes import Boxes, clip
 from rcnn_svm.detector import Detector, Model
 from rcnn_svm.errors import ConfigError, DataError, DependencyError
 from rcnn_svm.features.fc_layers import FcLayers
-from rcnn_svm.features.featurizers import SharedFeatures, WarpedFeatures
+from rcnn_svm.features.featurizers import DetectionFeatures, SharedFeatures, WarpedFeatures
 from rcnn_svm.features.scaling import FeatureScaler
 from rcnn_svm.features.sizes import resize
 from rcnn_svm.features.warp import warp_crops
@@ -46,7 +46,7 @@ from rcnn_svm.networks.efficientnet_lite import SameConv2d
 from rcnn_svm.networks.taps import TapSpec
 from rcnn_svm.opencv import cv2
 from rcnn_svm.postprocess import PostprocessConfig
-from rcnn_svm.proposals import regions_of
+from rcnn_svm.proposals import RpnProposals, regions_of
 from rcnn_svm.runtime import MANIFEST, REQUIREMENTS, Precision, load
 from rcnn_svm.runtime.networks import FORMAT, MAP
 from rcnn_svm.structures import Image, Sample
@@ -513,6 +513,12 @@ def _exportable(detector: Detector) -> SharedFeatures | WarpedFeatures:
         ConfigError: it cannot, with the reason.
     """
     settings, model, features = detector.settings(), detector.model, detector.featurizer
+    if isinstance(features, DetectionFeatures) or isinstance(detector.proposer, RpnProposals):
+        raise ConfigError(
+            f"export: no graph is made of networks that were trained to detect, got one for "
+            f"{'features' if isinstance(features, DetectionFeatures) else 'regions'}. Use the detector "
+            f"with torch, or train it with a network that classifies."
+        )
     foreign = [settings[part]["kind"] for part in ("proposals", "detect") if "settings" not in settings[part]]
     if type(model.scorer) not in _SCORERS:
         foreign.append(model.scorer.kind)
@@ -539,7 +545,7 @@ def _cut(features: WarpedFeatures) -> dict[str, Any]:
 
 def _write_graphs(detector: Detector, features: SharedFeatures | WarpedFeatures, folder: Path) -> list[Path]:
     """Write `detector.onnx`, and what reads its maps once more where something does; return their paths."""
-    assert detector.backbone is not None
+    assert isinstance(detector.backbone, Backbone)  # `_exportable` saw to it
     backbone, heads = _traceable(detector.backbone), _Heads(detector.layers, detector.model)
     found = ["scores", *(["deltas"] if detector.model.regressor is not None else [])]
     paths = [folder / "detector.onnx"]

@@ -19,7 +19,7 @@ from rcnn_svm.files import read_json
 from rcnn_svm.heads.bbox_regressor import BoxRegressor
 from rcnn_svm.heads.refiner import BoxRefiner, deltas_and_overlaps
 from rcnn_svm.runtime import MANIFEST
-from rcnn_svm.structures import Image
+from rcnn_svm.structures import Image, require_image
 
 if TYPE_CHECKING:
     from rcnn_svm.features.warp import WarpMode
@@ -39,6 +39,10 @@ _REMEDY = "Export it again."
 
 class Graph:
     """An ONNX graph in ONNX Runtime, on the CPU.
+
+    Attributes:
+        inputs, outputs: names.
+        n_classes: that it gives numbers of, for each region.
 
     Args:
         path: of the file.
@@ -67,7 +71,10 @@ class Graph:
         except Exception as error:  # onnxruntime has a class of its own for each of its codes
             raise DataError(f"{path}: must be an ONNX graph, got {error}. {_REMEDY}") from error
         self.inputs = [one.name for one in self._session.get_inputs()]
-        self.outputs = [one.name for one in self._session.get_outputs()]
+        shapes = {one.name: one.shape for one in self._session.get_outputs()}
+        self.outputs = list(shapes)
+        counted = next((shapes[name][1] for name in ("scores", "moves") if name in shapes), None)
+        self.n_classes: int | None = counted
 
     def __call__(self, **inputs: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
         """Return the outputs by name."""
@@ -114,9 +121,9 @@ class SharedNetwork:
 
     def of_image_with(self, image: Image, *others: SharedNetwork) -> list[RowReader]:
         """Return what `of_image` does for this and other networks, whose convolutions run once for all."""
-        from rcnn_svm.features.sizes import nearest_scales, resize
+        from rcnn_svm.features.sizes import resize, rows_of_scales
 
-        _check(image)
+        require_image("runtime", image)
         size = np.array(image.shape[:2], np.int64)
         scales = [side / max(image.shape[:2]) for side in self._longer_sides]
         seen: dict[int, dict[str, NDArray[Any]]] = {}
@@ -136,9 +143,7 @@ class SharedNetwork:
         def read(network: SharedNetwork, boxes: Boxes) -> NDArray[np.float32]:
             boxes = as_boxes(boxes, where="SharedNetwork")
             out = np.empty((len(boxes), network.n_features), np.float32)
-            choice = nearest_scales(boxes, scales)
-            for i in np.unique(choice).tolist():
-                rows = np.flatnonzero(choice == i)
+            for i, rows in rows_of_scales(boxes, scales):
                 out[rows] = at_scale(network, i, boxes[rows])
             return out
 
@@ -181,7 +186,7 @@ class WarpedNetwork:
         """Return the same for one image."""
         from rcnn_svm.features.warp import warp_crops
 
-        _check(image)
+        require_image("runtime", image)
         pixels = image.astype(np.float32)  # what is read between pixels is not rounded
 
         def read(boxes: Boxes) -> NDArray[np.float32]:
@@ -194,11 +199,6 @@ class WarpedNetwork:
             return out
 
         return read
-
-
-def _check(image: Image) -> None:
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
-        raise ShapeError(f"runtime: an image must be uint8 (H, W, 3) RGB, got {image.dtype} {image.shape}.")
 
 
 def _rows(found: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32]:
@@ -297,10 +297,11 @@ def read_export(folder: Path, *, threads: int) -> Detector:
             model=Model(_Scores(n), None, _Deltas(n) if boxes else None, refinement=refinement),
             calibration=None if curves is None else ClassCurves.from_arrays(_arrays(curves)),
         )
-        look, fine_look = detector.looks(np.zeros((8, 8, 3), np.uint8))
-        for read in (lambda boxes: detector.model.read(*look(boxes)), fine_look):  # do the parts fit?
-            if read is not None:
-                read(np.array([[0, 0, 8, 8]], np.float32))
+        for name, graph in graphs.items():  # do the parts fit?
+            if graph.n_classes != n:
+                raise ShapeError(f"its {n} classes are {graph.n_classes} of {name}")
+        if ("crops" in whole.inputs) != (warped is not None):
+            raise ShapeError(f"its graph reads {', '.join(whole.inputs)}")
     except DataError:
         raise
     except Exception as error:  # whatever damaged settings and onnxruntime raise

@@ -23,7 +23,7 @@ from rcnn_svm.features.build import FeatureConfig
 from rcnn_svm.features.scaling import FeatureScaler
 from rcnn_svm.heads.kernels import rbf_kernel, squared_distances
 from rcnn_svm.postprocess import PostprocessConfig
-from rcnn_svm.proposals import GridConfig, SelectiveSearchConfig
+from rcnn_svm.proposals import GridConfig, RpnConfig, SelectiveSearchConfig
 from rcnn_svm.training.config import FcConfig, FinetuneConfig, RefineConfig, TrunkConfig
 
 
@@ -116,6 +116,7 @@ CONFIGS = {
     "": ExperimentConfig,
     "data": DataConfig,
     "proposals": SelectiveSearchConfig,
+    "rpn": RpnConfig,
     "features": FeatureConfig,
     "fc": FcConfig,
     "trunk": TrunkConfig,

@@ -178,6 +178,8 @@ def test_what_cannot_be_followed_is_refused_and_a_part_of_it_stays_one_step():
         random_backbone(Architecture.of_graph("it", lambda n: Depends(), with_logits=False, crop_size=32))
     with pytest.raises(ConfigError, match="name must not be one of ours, got 'vgg16'"):
         Architecture.of_graph("vgg16", _two_paths)
+    with pytest.raises(ConfigError, match=r"name must have no colon, .* got 'timm:mine'"):
+        Architecture.of_graph("timm:mine", _two_paths)
     del parts["part"]
     whole = Architecture.of_graph(
         "w", lambda n: nn.Sequential(OrderedDict(parts)), with_logits=False, crop_size=32

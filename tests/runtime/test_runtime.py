@@ -194,6 +194,29 @@ def test_an_exported_detector_finds_what_torch_finds(kind: str, tmp_path: Path) 
     assert done.difference < 1e-4
 
 
+@pytest.mark.parametrize(
+    ("name", "path"), [("timm:lcnet_035", "shared"), ("timm:test_vit", "shared"), ("timm:test_vit", "warped")]
+)
+def test_networks_of_libraries_are_exported_too(name: str, path: str, tmp_path: Path) -> None:
+    features = replace(SHARED, backbone=name, weights="random", taps="")
+    if path == "warped":
+        features = replace(WARPED, backbone=name, weights="random", taps="penultimate")
+    detector = made(features)
+    if name == "timm:test_vit" and path == "shared":
+        with pytest.raises(ConfigError, match=r"no graph can be made of the network .*bicubic"):
+            export_detector(detector, tmp_path / "export")
+        return
+    done = export_detector(detector, tmp_path / "export")
+    assert done.difference < 1e-4
+    look, graph = detector.looks(image(97, 143))[0], load(done.folder, threads=1)
+    boxes = detector.proposer.propose(image(97, 143)).boxes[:20]
+    ours, theirs = (
+        one.model.read(*read(boxes))[0]
+        for one, read in ((detector, look), (graph, graph.looks(image(97, 143))[0]))
+    )
+    np.testing.assert_allclose(theirs, ours, atol=1e-4 * float(np.abs(ours).max()))
+
+
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a detector, the export in it."""
@@ -332,6 +355,8 @@ def damaged(exported: Path, folder: Path, how: str) -> Path:
         values["classes"].append("four")
     elif how == "format":
         values["format"] = 99
+    elif how == "path":
+        values["warped"] = None
     else:
         del values["detect"]
     manifest.write_text(json.dumps(values))
@@ -344,7 +369,8 @@ def damaged(exported: Path, folder: Path, how: str) -> Path:
         ("nothing", "holds no exported detector .there is no runtime.json"),
         ("graph", "detector.onnx: must have the SHA-256"),
         ("no graph", "detector.onnx: must be an ONNX graph"),
-        ("classes", "runtime.json: holds what is no exported detector"),
+        ("classes", "runtime.json: holds what is no exported detector .its 4 classes are 3 of detector"),
+        ("path", "holds what is no exported detector .its graph reads crops"),
         ("format", "must be an exported detector of format 1, got 99"),
         ("settings", "runtime.json: holds what is no exported detector .'detect'"),
     ],
