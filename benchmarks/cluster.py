@@ -301,6 +301,9 @@ def networks(photos: Sequence[Sample], n_small: int, n_rounds: int) -> dict[str,
         cluster._client.wait_for_workers(2)
         map_photos(cluster, 8)
         told["start"] = {"cpu_s": cpu_seconds() - before, "n_images": 8}
+        before = cpu_seconds()
+        time.sleep(10)
+        told["idle_cpu_s_per_s"] = (cpu_seconds() - before) / 10
         rounds: dict[str, list[tuple[str, float, float]]] = {"threads": [], "cluster": []}
         wire = 0
         for _ in range(n_rounds):
@@ -430,7 +433,9 @@ def main() -> None:
             ours / theirs - 1, "fraction", options.rounds, ours, theirs, "two threads of one process",
             f"CPU seconds of client, scheduler and two workers for the proposals of {len(photos)} photo"
             f"graphs of VOC2007, over those of two threads, less 1; medians of {options.rounds} rounds, turn "
-            f"about; all was running and loaded before, which took {told['start']['cpu_s']:.1f} s once",
+            f"about; all was running and loaded before, which took {told['start']['cpu_s']:.1f} s once. Idle, they "
+            f"take {told['idle_cpu_s_per_s']:.3f} s a second, and a round of theirs took "
+            f"{statistics.median(cluster['wall_s']):.0f} s of wall clock",
         ),
         "cluster_bytes_per_image": target(
             told["bytes_per_photo"], "bytes", len(photos), told["bytes_per_photo"], None, "",
