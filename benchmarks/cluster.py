@@ -1,11 +1,11 @@
 """What a cluster changes and what it costs; writes results/benchmarks/cluster.json.
 
     RCNN_SVM_DATA=<folder with voc2007-mini> python benchmarks/cluster.py [--kills N] [--images N]
-        [--small N] [--training N]
+        [--rounds N] [--small N] [--training N]
 
 - the same bytes: proposals, features, mined SVMs with their certificate, detections of digits in scenes, by
-  one thread, by two and by 2 processes; without a network by 1 and 4 processes, and by 2 of which one is
-  killed at random moments;
+  one thread, by two and by 2 processes; without a network by 1 and 4 processes, by 2 of which one is
+  killed at random moments, and by 2 of which one stands still for so long that it is given up;
 - a scheduler in a network namespace of its own, workers and client in another: bytes on the wire between them
   (Linux, as root), CPU seconds of all processes against those of threads, memory of each process over many
   small images;
@@ -22,14 +22,17 @@ import hashlib
 import os
 import random
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import dask.config
 import numpy as np
 import psutil
 
@@ -60,6 +63,15 @@ SCENES = ExperimentConfig(
     heads=HeadsConfig(names=("linear-svm",)),
     learn="nothing",
 )
+
+
+_STILL_S, _GIVEN_UP = 12.0, {"distributed.scheduler.worker-ttl": "3s"}
+QUIET = {
+    "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "False",
+    "DASK_DISTRIBUTED__ADMIN__TICK__INTERVAL": "1s",
+    "DASK_DISTRIBUTED__ADMIN__SYSTEM_MONITOR__INTERVAL": "2s",
+}
+"""What docs/cluster.md advises for schedulers and workers; `local:N` does so by itself."""
 
 
 class Colours:
@@ -162,6 +174,33 @@ class Killing:
             yield result
 
 
+def wake(process: psutil.Process) -> None:
+    with contextlib.suppress(psutil.Error):  # it may have been ended meanwhile
+        process.resume()
+
+
+class Standing:
+    """A cluster of whose workers one stands still, is given up, and goes on when another has done its work.
+
+    Args:
+        cluster: of this machine.
+    """
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster, self._due, self.until = cluster, 5, 0.0
+
+    def in_order(self, work: Any, items: Any, n_threads: int) -> Any:
+        """See `Engine`."""
+        for result in self._cluster.in_order(work, items, n_threads):
+            self._due -= 1
+            if self._due == 0:
+                one = children()[0]
+                one.suspend()
+                threading.Timer(_STILL_S, wake, [one]).start()
+                self.until = time.monotonic() + _STILL_S
+            yield result
+
+
 def same_bytes(n_kills: int) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
 
@@ -192,6 +231,13 @@ def same_bytes(n_kills: int) -> list[dict[str, Any]]:
                 row("local:2, a worker killed", killing, folder, network=False)
             rows[-1]["kills"], left = left - killing.left, killing.left
             del rows[-1]["cpu_s"]  # those of a killed process are gone
+        with dask.config.set(_GIVEN_UP), connect("local:2", root / "late") as cluster:
+            cluster._client.wait_for_workers(2)
+            standing = Standing(cluster)
+            row(f"local:2, a worker still for {_STILL_S:.0f} s", standing, root / "late", network=False)
+            assert standing.until
+            time.sleep(max(0.0, standing.until - time.monotonic()) + 1)
+            del rows[-1]["cpu_s"]  # one that is given up is ended as well
     return rows
 
 
@@ -209,7 +255,8 @@ def on_the_wire() -> int:
 def two_networks(shared: Path, n_workers: int) -> Iterator[tuple[Cluster, psutil.Process]]:
     """A scheduler in a network of its own, linked by a pair of devices; workers and client are here."""
     python, processes = sys.executable, list[subprocess.Popen[bytes]]()
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    quiet["env"] = os.environ | QUIET
     try:
         ip("netns", "add", NAMESPACE)
         ip("link", "add", "rcnn-here", "type", "veth", "peer", "name", "rcnn-there", "netns", NAMESPACE)
@@ -238,7 +285,7 @@ def two_networks(shared: Path, n_workers: int) -> Iterator[tuple[Cluster, psutil
         subprocess.run(["ip", "netns", "del", NAMESPACE], check=False, capture_output=True)
 
 
-def networks(photos: Sequence[Sample], n_small: int) -> dict[str, Any]:
+def networks(photos: Sequence[Sample], n_small: int, n_rounds: int) -> dict[str, Any]:
     """Return what mapping photographs and small images takes in threads and over two networks."""
     proposer, told = SelectiveSearchConfig(), dict[str, Any]()
 
@@ -248,14 +295,23 @@ def networks(photos: Sequence[Sample], n_small: int) -> dict[str, Any]:
         digest = hashlib.sha256(b"".join(one.boxes.tobytes() + one.priority.tobytes() for one in found))
         return digest.hexdigest()[:16], cpu_seconds() - before, time.perf_counter() - started
 
+    map_photos(THREADS, 8)  # what is loaded and compiled at the first image is not to be counted
+    before = cpu_seconds()
     with tempfile.TemporaryDirectory() as name, two_networks(Path(name), 2) as (cluster, scheduler):
-        for engine in (THREADS, cluster):
-            map_photos(engine, 8)  # what is loaded and compiled at the first image is not to be counted
-        wire = on_the_wire()
-        map_both = {"cluster": map_photos(cluster, len(photos))}
-        told["bytes_per_photo"] = (on_the_wire() - wire) / 2 / len(photos)
-        map_both["threads"] = map_photos(THREADS, len(photos))
-        for how, (digest, cpu, wall) in map_both.items():
+        cluster._client.wait_for_workers(2)
+        map_photos(cluster, 8)
+        told["start"] = {"cpu_s": cpu_seconds() - before, "n_images": 8}
+        rounds: dict[str, list[tuple[str, float, float]]] = {"threads": [], "cluster": []}
+        wire = 0
+        for _ in range(n_rounds):
+            rounds["threads"].append(map_photos(THREADS, len(photos)))
+            wire -= on_the_wire()
+            rounds["cluster"].append(map_photos(cluster, len(photos)))
+            wire += on_the_wire()
+        told["bytes_per_photo"] = wire / 2 / len(photos) / n_rounds
+        for how, own in rounds.items():
+            (digest,) = {one[0] for one in own}
+            cpu, wall = ([one[i] for one in own] for i in (1, 2))
             told[how] = {"digest": digest, "cpu_s": cpu, "wall_s": wall, "n_images": len(photos)}
             print(how, told[how], flush=True)
         samples = small_images(n_small)
@@ -329,6 +385,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--images", type=int, default=400)
+    parser.add_argument("--rounds", type=int, default=3, help="times that they are mapped, each way")
     parser.add_argument("--small", type=int, default=4000)
     parser.add_argument("--training", type=int, default=120, help="photographs that SVMs are trained on")
     options = parser.parse_args()
@@ -344,7 +401,7 @@ def main() -> None:
             shares.append(ascent_share(dataset, Path(name) / str(n)))
             print(shares[-1], flush=True)
     photos = [*splits.trainval.samples, *splits.test.samples][: options.images]
-    told = networks(photos, options.small)
+    told = networks(photos, options.small, options.rounds)
     rows = same_bytes(options.kills)
     right = {row["features"]: row["digest"] for row in reversed(rows) if row["what"] == "one thread"}
     n_different = sum(row["digest"] != right[row["features"]] for row in rows)
@@ -352,6 +409,7 @@ def main() -> None:
     n_kills = sum(row.get("kills", 0) for row in rows)
     threads, cluster, small, last = told["threads"], told["cluster"], told["small"], shares[-1]
     first, end = small["memory"][0], small["memory"][-1]
+    ours, theirs = (statistics.median(one["cpu_s"]) for one in (cluster, threads))
     share = last["ascent_cpu_s"] / last["training_cpu_s"]
 
     def target(value: float, unit: str, n: int, ours: float, peer: float | None, name: str, how: str) -> Any:
@@ -363,15 +421,16 @@ def main() -> None:
             n_different, "runs", len(rows) + 1 - len(right), n_different, None, "",
             f"runs whose digest differs from that of one thread: proposals, features, mined SVMs with gaps "
             f"and objectives, detections of digits in scenes, by 2 threads and 2 processes; the same without "
-            f"detections and with mean colours as features by 1 and 4 processes, and by 2 of which one was "
-            f"killed at random moments, {n_kills} times in all; proposals of {len(photos)} photographs in "
+            f"detections and with mean colours as features by 1 and 4 processes, by 2 of which one was "
+            f"killed at random moments, {n_kills} times in all, and by 2 of which one stood still for "
+            f"{_STILL_S:.0f} s and was given up after 3; proposals of {len(photos)} photographs in "
             f"two networks",
         ),
         "cluster_overhead": target(
-            cluster["cpu_s"] / threads["cpu_s"] - 1, "fraction", 1, cluster["cpu_s"], threads["cpu_s"],
-            "two threads of one process",
+            ours / theirs - 1, "fraction", options.rounds, ours, theirs, "two threads of one process",
             f"CPU seconds of client, scheduler and two workers for the proposals of {len(photos)} photo"
-            f"graphs of VOC2007, over those of two threads, less 1; all loaded before",
+            f"graphs of VOC2007, over those of two threads, less 1; medians of {options.rounds} rounds, turn "
+            f"about; all was running and loaded before, which took {told['start']['cpu_s']:.1f} s once",
         ),
         "cluster_bytes_per_image": target(
             told["bytes_per_photo"], "bytes", len(photos), told["bytes_per_photo"], None, "",

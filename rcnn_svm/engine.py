@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import ctypes
 import functools
 import hashlib
 import importlib
@@ -73,6 +74,14 @@ _FIRST_WORKER_S, _NO_WORKER_S = 60.0, 300.0
 _ANSWER_S = 15.0
 """Seconds that a scheduler has to answer."""
 _LOOK_EVERY_S = 5.0
+_MMAP_THRESHOLD, _TRIM_THRESHOLD = (-3, 32 << 20), (-1, 64 << 20)
+"""glibc's names of two of its limits, and what it raises them to by itself where nobody sets one."""
+_QUIET = {
+    "distributed.worker.profile.enabled": False,  # looks at all frames a hundred times a second
+    "distributed.admin.tick.interval": "1s",
+    "distributed.admin.system-monitor.interval": "2s",
+}
+"""How often Dask looks at itself, in clusters that we start."""
 
 
 class Engine(Protocol):
@@ -161,7 +170,7 @@ class Cluster:
         self._plane = _Plane(Path(shared).absolute() / "cluster" / uuid.uuid4().hex[:20])
         self._about: Mapping[str, str] = {}
         self._refused: set[str] = set()
-        self._n_threads, self._looked = 0, -_LOOK_EVERY_S
+        self._known, self._looked = dict[str, int](), -_LOOK_EVERY_S
         try:
             self._meet(own_children)
         except BaseException:
@@ -232,13 +241,11 @@ class Cluster:
         """Send items to a worker, but for some that failed on them or are refused."""
         packed, files = self._plane.pack(items)
         payload, workers = pickle.dumps(tuple(call._replace(items=packed))), None
+        if without | self._refused:
+            workers = [worker for worker in self._workers() if worker not in without]
+        if workers == []:
+            raise ClusterError(f"{self}: no worker is left that can do the work.")
         with self._watched():
-            if without | self._refused:
-                workers = [
-                    worker for worker in self._client.nthreads() if worker not in without | self._refused
-                ]
-            if workers == []:
-                raise ClusterError(f"{self}: no worker is left that can do the work.")
             future = self._client.submit(
                 _at_worker, payload, pure=False, workers=workers, priority=1 if without else 0
             )
@@ -253,10 +260,10 @@ class Cluster:
                     _distributed().wait([ahead[0].future], timeout=_LOOK_EVERY_S)
                     return
                 except TimeoutError:
-                    left = _NO_WORKER_S if self._threads() else left - _LOOK_EVERY_S
-                    first, known = ahead[0], frozenset(self._client.nthreads())
-                    gone = first.workers is not None and not first.workers & known
-                    again = gone and bool(known - first.without - self._refused)
+                    first, known = ahead[0], self._workers(fresh=True)
+                    left = _NO_WORKER_S if known else left - _LOOK_EVERY_S
+                    gone = first.workers is not None and not first.workers & known.keys()
+                    again = gone and bool(known.keys() - first.without)
                     if again:  # Dask would wait for them for ever
                         self._client.cancel([first.future], force=True)
             if again:
@@ -268,7 +275,10 @@ class Cluster:
         )
 
     def _take(self, call: _Call, ahead: deque[_Sent]) -> list[_Answer]:
-        """Take what is done of what is under way, from the first on, with its results; the first is done."""
+        """Take those that are done off what is under way, from the first on, which is; return their results.
+
+        It ends at the first one that is not done, or did not do its work.
+        """
         ready = list(itertools.takewhile(lambda sent: sent.future.status == "finished", ahead))
         first = ahead[0]
         if not ready:
@@ -297,6 +307,7 @@ class Cluster:
             if answer.worker not in self._refused:
                 say(f"Worker {answer.worker} {answer.content}. It gets no work.")
             self._refused.add(answer.worker)
+            self._workers(fresh=True)  # perhaps one has come that can
         elif len(first.items) > 1:
             self._apart(call, ahead)
             return
@@ -333,21 +344,22 @@ class Cluster:
         """Whether there is another worker than these; one that starts again is waited for a bit."""
         until = time.monotonic() + _LOOK_EVERY_S
         while True:
-            with self._watched():
-                others = set(self._client.nthreads()) - without - self._refused
+            others = self._workers(fresh=True).keys() - without
             if others or time.monotonic() > until:
                 return bool(others)
             time.sleep(0.2)
 
     def _threads(self) -> int:
         """Return how many threads the workers have, as of some seconds ago."""
+        return sum(self._workers().values())
+
+    def _workers(self, *, fresh: bool = False) -> Mapping[str, int]:
+        """Return the threads of each worker that is not refused, as of some seconds ago or as of now."""
         now = time.monotonic()
-        if now - self._looked >= _LOOK_EVERY_S:
+        if fresh or now - self._looked >= _LOOK_EVERY_S:
             with self._watched():
-                known = self._client.nthreads()
-            self._n_threads = sum(n for worker, n in known.items() if worker not in self._refused)
-            self._looked = now
-        return self._n_threads
+                self._known, self._looked = dict(self._client.nthreads()), now
+        return {worker: n for worker, n in self._known.items() if worker not in self._refused}
 
     @contextlib.contextmanager
     def _watched(self) -> Iterator[None]:
@@ -423,14 +435,16 @@ def connect(where: str | Any, shared: Path) -> Cluster:
     distributed = _distributed()
     logging.getLogger("distributed").setLevel(logging.CRITICAL)  # it speaks of what we tell in a sentence
     if n_workers:
-        cluster = distributed.LocalCluster(
-            n_workers=n_workers,
-            threads_per_worker=1,
-            memory_limit=0,
-            dashboard_address="127.0.0.1:0",  # any port that is free: of several clusters each needs its own
-            silence_logs=logging.CRITICAL,
-        )
-        client = distributed.Client(cluster)
+        with importlib.import_module("dask.config").set(_QUIET):
+            cluster = distributed.LocalCluster(
+                n_workers=n_workers,
+                threads_per_worker=1,
+                memory_limit=0,
+                # Any port that is free: of several clusters each needs its own.
+                dashboard_address="127.0.0.1:0",
+                silence_logs=logging.CRITICAL,
+            )
+            client = distributed.Client(cluster)
         return Cluster(client, shared, owned=(cluster, client), own_children=True)
     try:
         if is_file:
@@ -637,6 +651,7 @@ def _at_worker(payload: bytes) -> bytes:
     here, plane = _distributed().get_worker().address, _Plane(Path(call.folder))
     if call.sender != _this_process():
         _limit_pools(call.n_torch)
+        _keep_memory()
     answer: tuple[Any, ...]
     try:
         if call.about and call.about != _digest_of(_about()):
@@ -656,8 +671,25 @@ def _at_worker(payload: bytes) -> bytes:
 
 @functools.cache
 def _limit_pools(n: int) -> None:
-    """Give every pool of a worker's process the threads that one of ours has; once."""
+    """Give every pool of a worker's process no more threads than one of ours has.
+
+    Args:
+        n: threads; that a worker was given so many already is remembered.
+    """
     limit(n, asked=True)
+
+
+@functools.cache
+def _keep_memory() -> None:
+    """Let glibc keep freed memory for the next image, as it does by itself.
+
+    Dask starts workers so that it goes back to the system at once, and every image would have its pages
+    fetched anew: ten thousand of them in a selective search.
+    """
+    change = getattr(ctypes.CDLL(None), "mallopt", None)
+    if change is not None and "MALLOC_TRIM_THRESHOLD_" in os.environ:
+        for limit_of in (_MMAP_THRESHOLD, _TRIM_THRESHOLD):
+            change(*limit_of)
 
 
 _works: OrderedDict[tuple[Path, str], Any] = OrderedDict()

@@ -35,8 +35,10 @@ from rcnn_svm.errors import (
 from rcnn_svm.experiment.config import DataConfig, ExperimentConfig, HeadsConfig
 from rcnn_svm.experiment.parts import Run
 from rcnn_svm.experiment.recipe import run_experiment
+from rcnn_svm.experiment.regions import SplitRegions, StoredBlocks
 from rcnn_svm.features.build import FeatureConfig, build_featurizer
 from rcnn_svm.features.store import FeatureStore
+from rcnn_svm.heads.softmax import LogisticHead, SoftmaxHead
 from rcnn_svm.proposals import GridConfig, cached_proposals
 from rcnn_svm.structures import GroundTruth, Sample
 from tests.work_elsewhere import (
@@ -44,6 +46,7 @@ from tests.work_elsewhere import (
     bad_at_five,
     full_disk_of_one,
     killed_at_three,
+    late_at_three,
     misshapen_at_five,
     mistaken,
     squared,
@@ -123,6 +126,12 @@ def test_proposals_and_features_are_the_same_bytes(two: Cluster, tmp_path: Path)
 def test_a_killed_worker_costs_time_alone(two: Cluster, tmp_path: Path) -> None:
     assert collect(two, killed_at_three, tmp_path) == (SQUARES, None)
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_worker_that_stands_still_holds_nobody_up_for_ever(two: Cluster, tmp_path: Path) -> None:
+    two._client.wait_for_workers(2)  # the killed one is back
+    assert collect(two, late_at_three, tmp_path) == (SQUARES, None)
+    assert (tmp_path / "late").exists()
 
 
 @pytest.mark.parametrize(
@@ -345,6 +354,23 @@ def test_an_experiment_by_post_is_the_same(tmp_path: Path) -> None:
     assert contents(tmp_path / "threads") == contents(tmp_path / "post")
     heads = [list((tmp_path / name / "detector").glob("head.*")) for name in ("threads", "post")]
     assert heads[0][0].name == heads[1][0].name  # a hash of all arrays
+    assert posted.most < 4000
+
+
+@pytest.mark.parametrize("head", [SoftmaxHead, LogisticHead])
+def test_a_softmax_refitted_by_post_is_the_same(tmp_path: Path, head: type[SoftmaxHead]) -> None:
+    """Passes over all rows, of which no more than a few fit into memory."""
+    dataset, posted = digits_splits(12, 2, 2, seed=0).train, Posted(tmp_path / "plane")
+    present = np.flatnonzero(dataset.counts())
+    dataset = dataset.with_classes([dataset.classes[k] for k in present])
+    proposals = {own.image_id: own for own in cached_proposals(dataset.samples, GridConfig(60), None)}
+    regions, fitted = SplitRegions.of(dataset, proposals, with_truth=True), []
+    for name, one in (("threads", THREADS), ("post", posted)):
+        store = FeatureStore(tmp_path / name, MeanColour(), engine=one)  # type: ignore[arg-type]
+        fitted.append(head(C=1.0, tol=1e-4, max_bytes=2000).fit(StoredBlocks(store, regions)))
+    assert fitted[0].n_passes_ > 2
+    for name in ("coef_", "intercept_", "objective_", "gradient_norm_"):
+        assert np.array_equal(getattr(fitted[0], name), getattr(fitted[1], name))
     assert posted.most < 4000
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -97,6 +98,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"rcnn-svm {__version__}")
     parser.set_defaults(resumes=False)  # a verb that keeps finished work says so
     parser.set_defaults(jobs=0)  # a verb without --jobs takes all cores
+    parser.set_defaults(learns=False, ranks=None)  # one that can train in several processes says so
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=_VerbParser)
     for name, verb in VERBS.items():
         verbs.add_parser(name, help=verb.help, verb=name)
@@ -117,5 +119,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from rcnn_svm.cli.options import n_jobs_of
 
             threads.limit(n_jobs_of(options), asked=options.jobs > 0)
-        options.run(options)
+        if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun started this process, and others
+            from rcnn_svm.cli.options import run_in_the_first
+
+            run_in_the_first(options)
+        else:
+            options.run(options)
     return ending.code

@@ -40,6 +40,7 @@ __all__ = [
     "given",
     "n_jobs_of",
     "names_of",
+    "run_in_the_first",
     "run_of",
 ]
 
@@ -190,7 +191,29 @@ def run_of(options: argparse.Namespace) -> Run:
     from rcnn_svm.experiment.parts import Run
 
     device, limit = device_of(options), cache_limit_of(options)
-    return Run(options.cache, n_jobs_of(options), device, limit, engine_of(options))
+    return Run(options.cache, n_jobs_of(options), device, limit, engine_of(options), options.ranks)
+
+
+def run_in_the_first(options: argparse.Namespace) -> None:
+    """Run a verb in the first of the processes that torchrun started; the others train with it.
+
+    Raises:
+        ConfigError: a verb that trains nothing that several could.
+        ClusterError: another process has ended before.
+    """
+    from rcnn_svm.training.parallel import Ranks, lead
+
+    if not options.learns:
+        raise ConfigError(
+            f"torchrun starts processes that train layers and networks together, which {options.verb} does "
+            f"not. Leave out torchrun."
+        )
+
+    def run(ranks: Ranks) -> None:
+        options.ranks, options.device = ranks, ranks.device
+        options.run(options)
+
+    lead(run, device_of(options))
 
 
 def add_jobs_option(parser: argparse._ActionsContainer) -> None:
@@ -211,6 +234,7 @@ def add_experiment_options(parser: argparse.ArgumentParser, *, without: Collecti
         parser: of the verb.
         without: those of `taps`, `path`, `learn`, `choice` that would change nothing of what the verb does.
     """
+    parser.set_defaults(learns=True)
     add_data_options(parser)
     group = parser.add_argument_group("features")
     group.add_argument("--backbone", metavar="NAME", help="the network, also timm:NAME or torchvision:NAME")

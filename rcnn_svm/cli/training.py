@@ -47,7 +47,7 @@ _HEAD_OF_NOTHING: HeadName = "linear-svm"
 def add_demo(demo: argparse.ArgumentParser) -> None:
     """Add the options of `demo`."""
     demo.add_argument("--out", type=Path, default=Path("runs/demo"), metavar="DIR")
-    demo.set_defaults(run=_demo, resumes=True, no_pictures=False)
+    demo.set_defaults(run=_demo, resumes=True, learns=True, no_pictures=False)
     demo.add_argument(
         "--quick",
         dest="preset",
@@ -459,6 +459,7 @@ def _finetune(options: argparse.Namespace) -> None:
             seed=config.seed,
             checkpoint=options.out.with_suffix(".checkpoint"),
             device=run.device,
+            ranks=run.ranks,
         )
     result.save(options.out)
     stages.finish()

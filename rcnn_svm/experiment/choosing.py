@@ -503,7 +503,7 @@ def _refinement(parts: Parts, learned: Representation, regions: SplitRegions, ru
     """Train what refines boxes on the regions around the objects of a split."""
     around = rows_around_objects(parts, learned.network, regions, run)
     fill_together([around.wanted], f"rows around objects of {regions.dataset.split}")
-    refiner = train_refiner(around, parts.refine, seed=parts.seed, device=run.device)
+    refiner = train_refiner(around, parts.refine, seed=parts.seed, device=run.device, ranks=run.ranks)
     return Refinement(around.store.featurizer, refiner)
 
 

@@ -272,7 +272,9 @@ class FcOnFrozen:
             views = self.views(parts, network, base, regions)
             around = [rows_around_objects(parts, network, regions, run)] if parts.refines else []
             fill_together([view.wanted for view in (*views, *around)], f"features of {regions.dataset.split}")
-            layers = train_fc_layers(JoinedBlocks(views), self.fc, seed=parts.seed, device=run.device)
+            layers = train_fc_layers(
+                JoinedBlocks(views), self.fc, seed=parts.seed, device=run.device, ranks=run.ranks
+            )
         return _with_layers(network, base, layers, self.fc, meter)
 
 
@@ -343,6 +345,7 @@ class TunedTrunk:
                 self.trunk,
                 folder=run.cache / "tuned",
                 seed=parts.seed,
+                ranks=run.ranks,
             )
             featurizer = build_featurizer(parts.features, backbone, device=run.device)
             tuned = Network(backbone, featurizer, None, network.finetune_s, network.peak_rss_mb)
@@ -395,6 +398,7 @@ class FineTuned:
                 seed=parts.seed,
                 checkpoint=checkpoint,
                 device=run.device,
+                ranks=run.ranks,
             ).backbone
         featurizer = build_featurizer(parts.features, tuned, device=run.device)
         weight, bias = tuned.softmax_layer()

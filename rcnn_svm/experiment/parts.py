@@ -27,6 +27,7 @@ from rcnn_svm.training.config import RefineConfig
 if TYPE_CHECKING:
     from rcnn_svm.experiment.learning import Learner
     from rcnn_svm.networks.detection import Network
+    from rcnn_svm.training.parallel import Ranks
 
 __all__ = ["BoxRecipe", "Evaluator", "Parts", "PostprocessGrid", "Run"]
 
@@ -47,6 +48,8 @@ class Run:
         cache_limit: bytes that the cache may take; room is made before the first stage, between stages and at
             the end, and what this run uses stays until then. None keeps everything.
         engine: what maps work over images: threads of this process, or a cluster that sees the cache.
+        ranks: the processes that train layers and networks together, see `training.parallel.lead`; None for
+            this one alone. Sums are rounded otherwise.
     """
 
     cache: Path
@@ -54,6 +57,7 @@ class Run:
     device: str = "cpu"
     cache_limit: int | None = None
     engine: Engine = THREADS
+    ranks: Ranks | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "cache", Path(self.cache))

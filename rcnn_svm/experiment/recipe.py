@@ -77,8 +77,8 @@ class HeadResult:
         measures: what the experiment's own evaluators say, by name.
         train_s: wall clock of the final training on trainval.
         score_s_per_image: scoring, regression and NMS of an image's regions, mean over test; with
-            `detect.second_look` or `detect.refined` the features of what is looked at again as well. In a thread
-            of one's own, beside other images, where there is a single head.
+            `detect.second_look` or `detect.refined` the features of what is looked at again as well. In a
+            thread of one's own, beside other images, where there is a single head.
         peak_rss_mb: largest memory of the process during the final training.
         details: chosen settings, validation mAP, what was tried, support vectors and the like.
         preferred: whether this variant of its head, without or with box regression, did better on the images

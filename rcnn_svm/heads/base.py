@@ -6,15 +6,16 @@ Training input arrives image by image, so that no head ever needs the whole matr
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from numbers import Real
 from typing import Any, ClassVar, Protocol, Self, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rcnn_svm.engine import Engine
+from rcnn_svm.engine import THREADS, Engine
 from rcnn_svm.errors import ConfigError, DataError, NotFittedError, ShapeError
 from rcnn_svm.heads.assign import RegionTruth
 
@@ -30,7 +31,9 @@ __all__ = [
     "SharedBlocks",
     "Trainable",
     "check_features",
+    "engine_of",
     "read_features",
+    "reading",
     "require_positive",
 ]
 
@@ -252,6 +255,17 @@ def read_features(
             f"(first: row {where}). Compute the features of this image again."
         )
     return block
+
+
+def engine_of(blocks: RegionBlocks) -> Engine:
+    """Return what maps work over blocks: their own engine, or threads of this process."""
+    return blocks.engine if isinstance(blocks, SharedBlocks) else THREADS
+
+
+def reading(blocks: RegionBlocks, i: int, rows: Rows = ALL) -> Callable[[], NDArray[np.float32]]:
+    """Return what `read_features` of image `i`, as something that `engine_of` the blocks can be sent."""
+    own, at = (blocks.only(i), 0) if isinstance(blocks, SharedBlocks) else (blocks, i)
+    return partial(read_features, own, at, rows, image=i)
 
 
 def check_features(where: str, features: NDArray[np.floating], n_features: int) -> None:

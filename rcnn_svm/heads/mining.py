@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Annotated
 
 import numpy as np
@@ -17,10 +16,10 @@ from joblib import Parallel, delayed
 from numpy.typing import NDArray
 
 from rcnn_svm.config import Count, Interval, check
-from rcnn_svm.engine import THREADS, Engine
+from rcnn_svm.engine import Engine
 from rcnn_svm.errors import ConfigError, DataError
 from rcnn_svm.heads.assign import LabelRule
-from rcnn_svm.heads.base import RegionBlocks, SharedBlocks, read_features
+from rcnn_svm.heads.base import RegionBlocks, engine_of, read_features, reading
 from rcnn_svm.heads.solver.rows import Part
 from rcnn_svm.progress import track
 
@@ -105,7 +104,7 @@ class BlocksSource:
 
     def __init__(self, blocks: RegionBlocks, rule: LabelRule) -> None:
         self._blocks = blocks
-        self.engine: Engine = blocks.engine if isinstance(blocks, SharedBlocks) else THREADS
+        self.engine: Engine = engine_of(blocks)
         self.n_features = int(blocks.n_features)
         self.n_classes = len(blocks.classes)
         self._labels = [rule.per_class(blocks.truth(i)) for i in range(len(blocks))]
@@ -142,12 +141,7 @@ class BlocksSource:
 
     def part(self, part: int) -> Part:
         """Return an image on its own."""
-        blocks, i = self._blocks, part
-        if isinstance(blocks, SharedBlocks):
-            blocks, i = blocks.only(part), 0
-        return Part(
-            self._labels[part], self.sample_weight(part), partial(read_features, blocks, i, image=part)
-        )
+        return Part(self._labels[part], self.sample_weight(part), reading(self._blocks, part))
 
 
 TrainOne = Callable[[int, NDArray[np.float32], NDArray[np.int8]], tuple[NDArray[np.float32], float]]

@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Self
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rcnn_svm.errors import ConfigError, DataError
 from rcnn_svm.heads.assign import FINETUNE_RULE, LabelRule
-from rcnn_svm.heads.base import Fitted, HeadBase, RegionBlocks, Scorer, read_features, require_positive
+from rcnn_svm.heads.base import (
+    Fitted,
+    HeadBase,
+    RegionBlocks,
+    Scorer,
+    engine_of,
+    read_features,
+    reading,
+    require_positive,
+)
 from rcnn_svm.heads.scorers import LinearScorer, SoftmaxScorer
 from rcnn_svm.threads import allowed, in_order
 
 __all__ = ["LogisticHead", "NetworkSoftmaxHead", "SoftmaxHead"]
 
+R = TypeVar("R")
+
+_SLAB_ROWS = 4096  # of a batch at once, so that temporaries stay small and threads share them
 _MEMORY = 10  # pairs of steps that L-BFGS remembers
 _ARMIJO = 1e-4
 
@@ -25,6 +39,9 @@ Labels = NDArray[Any]
 
 Batch = tuple[NDArray[np.float32], Labels, float]
 """(R, D) features, their labels, and the weight that every one of these rows stands for."""
+
+Pass = Callable[[Callable[[Batch], R]], Iterable[R]]
+"""What is done with a slab -> what came of each slab, in order."""
 
 Derivatives = tuple[NDArray[np.float64], NDArray[np.float64], float]
 
@@ -82,7 +99,9 @@ class _SmoothHead(HeadBase):
         for C in Cs:
             # Not from the C before: its gradient can be within the tolerance of the next C as it is.
             weights = np.zeros((self._n_outputs, self.n_features_in_ + 1))
-            objective = _Objective(self._loss, C, weights.shape, lambda: iter(sample))
+            objective = _Objective(
+                self._loss, C, weights.shape, lambda work: in_order(work, _slabs(sample), allowed())
+            )
             scale = float(np.abs(objective.gradient_at_zero()).max())
             limit = self.max_passes if whole else 200  # over the sample, which is in memory
             weights, value, gradient, _ = _minimise(
@@ -90,7 +109,7 @@ class _SmoothHead(HeadBase):
             )
             if not whole:
                 precondition = objective.preconditioner(weights)
-                objective = _Objective(self._loss, C, weights.shape, lambda: self._all_rows(blocks, labels))
+                objective = _Objective(self._loss, C, weights.shape, partial(self._over_all, blocks, labels))
                 weights, value, gradient, _ = _minimise(
                     objective, weights, precondition, self.tol * scale, self.max_passes
                 )
@@ -117,7 +136,8 @@ class _SmoothHead(HeadBase):
         for setting, scorer in zip(settings, path, strict=True):
             yield Fitted(setting, scorer, {})
 
-    def _loss(self, outputs: NDArray[np.floating], labels: Labels) -> Derivatives:
+    @staticmethod
+    def _loss(outputs: NDArray[np.floating], labels: Labels) -> Derivatives:
         """Return the gradient and the curvature, (R, M) each, and the summed loss of (R, M) outputs."""
         raise NotImplementedError
 
@@ -173,11 +193,16 @@ class _SmoothHead(HeadBase):
             return [(joined, np.concatenate([positives[1], backgrounds[1]]), 1.0)]
         return [(*positives, 1 / positive_share), (*backgrounds, 1 / share)]
 
-    def _all_rows(self, blocks: RegionBlocks, labels: list[Labels]) -> Iterator[Batch]:
-        for i, part in enumerate(labels):
-            rows = np.flatnonzero(self._kinds(part) >= 0)
-            if len(rows):
-                yield read_features(blocks, i, rows), part[rows], 1.0
+    def _over_all(
+        self, blocks: RegionBlocks, labels: list[Labels], work: Callable[[Batch], R]
+    ) -> Iterator[R]:
+        """Yield what comes of each slab of all labelled rows, image by image, from the blocks' engine."""
+        labelled = ((i, part, np.flatnonzero(self._kinds(part) >= 0)) for i, part in enumerate(labels))
+        images = ((part[rows], reading(blocks, i, rows)) for i, part, rows in labelled if len(rows))
+        look, engine = partial(_over_image, work), engine_of(blocks)
+        with contextlib.closing(engine.in_order(look, images, allowed())) as seen:
+            for one in seen:
+                yield from one
 
     coef_: NDArray[np.float32]
     intercept_: NDArray[np.float32]
@@ -218,7 +243,8 @@ class SoftmaxHead(_SmoothHead):
         """A softmax."""
         return {"family": "softmax", "kernel": None}
 
-    def _loss(self, outputs: NDArray[np.floating], labels: Labels) -> Derivatives:
+    @staticmethod
+    def _loss(outputs: NDArray[np.floating], labels: Labels) -> Derivatives:
         z = outputs.astype(np.float64)
         z -= z.max(axis=1, keepdims=True)
         rows = np.arange(len(labels))
@@ -264,7 +290,8 @@ class LogisticHead(_SmoothHead):
         """Neither an SVM nor a softmax."""
         return {"family": "other", "kernel": None}
 
-    def _loss(self, outputs: NDArray[np.floating], labels: Labels) -> Derivatives:
+    @staticmethod
+    def _loss(outputs: NDArray[np.floating], labels: Labels) -> Derivatives:
         from scipy.special import expit
 
         y = labels.astype(np.float64)
@@ -292,20 +319,62 @@ class LogisticHead(_SmoothHead):
         return np.where((labels == 1).any(axis=1), 1, np.where((labels == -1).any(axis=1), 0, -1))
 
 
+def _slabs(batches: Iterable[Batch]) -> Iterator[Batch]:
+    for features, labels, weight in batches:
+        for start in range(0, len(labels), _SLAB_ROWS):
+            own = slice(start, start + _SLAB_ROWS)
+            yield features[own], labels[own], weight
+
+
+def _over_image(
+    work: Callable[[Batch], R], image: tuple[Labels, Callable[[], NDArray[np.float32]]]
+) -> list[R]:
+    labels, read = image
+    return [work(slab) for slab in _slabs([(read(), labels, 1.0)])]
+
+
+def _sums(
+    loss: Callable[[NDArray[np.floating], Labels], Derivatives],
+    coef: NDArray[np.float32],
+    intercept: NDArray[np.float64],
+    slab: Batch,
+) -> tuple[float, float, NDArray[np.float32], NDArray[np.float64]]:
+    """Return the weight of a slab's rows, their summed loss, and its gradient: (M, D), and (M,)."""
+    features, labels, weight = slab
+    residual, _, log_loss = loss(features @ coef.T + intercept, labels)
+    return weight, log_loss, residual.T.astype(np.float32) @ features, residual.sum(axis=0)
+
+
+def _hessian(
+    loss: Callable[[NDArray[np.floating], Labels], Derivatives],
+    C: float,
+    coef: NDArray[np.float32],
+    intercept: NDArray[np.float64],
+    slab: Batch,
+) -> NDArray[np.float32]:
+    """Return (D + 1, D + 1) what a slab adds to the mean over the classes of the Hessian's blocks."""
+    features, labels, weight = slab
+    _, curvature, _ = loss(features @ coef.T + intercept, labels)
+    scaled = np.sqrt(C * weight * curvature.mean(axis=1)).astype(np.float32)
+    x = np.concatenate([features * scaled[:, None], scaled[:, None]], axis=1)
+    product: NDArray[np.float32] = x.T @ x
+    return product
+
+
 class _Objective:
-    """The penalised loss over batches; matrices are (M, D + 1), intercepts last."""
+    """The penalised loss over slabs of rows; matrices are (M, D + 1), intercepts last."""
 
     def __init__(
         self,
         loss: Callable[[NDArray[np.floating], Labels], Derivatives],
         C: float,
         shape: tuple[int, int],
-        batches: Callable[[], Iterator[Batch]],
+        over: Pass[Any],
     ) -> None:
         self._loss = loss
         self._C = C
         self._shape = shape
-        self._batches = batches
+        self._over = over
         self.n_passes = 0
 
     def __call__(self, weights: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
@@ -315,17 +384,10 @@ class _Objective:
         gradient = weights.copy()
         gradient[:, -1] = 0
         coef, intercept = weights[:, :-1].astype(np.float32), weights[:, -1]
-
-        def sums(slab: Batch) -> tuple[float, float, NDArray[np.float32], NDArray[np.float64]]:
-            features, labels, weight = slab
-            residual, _, log_loss = self._loss(features @ coef.T + intercept, labels)
-            product: NDArray[np.float32] = residual.T.astype(np.float32) @ features
-            return self._C * weight, log_loss, product, residual.sum(axis=0)
-
-        for scale, log_loss, product, residuals in in_order(sums, self._slabs(), allowed()):
-            value += scale * log_loss
-            gradient[:, :-1] += scale * product
-            gradient[:, -1] += scale * residuals
+        for weight, log_loss, slope, rise in self._over(partial(_sums, self._loss, coef, intercept)):
+            value += self._C * weight * log_loss
+            gradient[:, :-1] += self._C * weight * slope
+            gradient[:, -1] += self._C * weight * rise
         return value, gradient
 
     def gradient_at_zero(self) -> NDArray[np.float64]:
@@ -342,26 +404,12 @@ class _Objective:
         n = self._shape[1]
         hessian = np.zeros((n, n))
         coef, intercept = weights[:, :-1].astype(np.float32), weights[:, -1]
-
-        def product(slab: Batch) -> NDArray[np.float32]:
-            features, labels, weight = slab
-            _, curvature, _ = self._loss(features @ coef.T + intercept, labels)
-            scaled = np.sqrt(self._C * weight * curvature.mean(axis=1)).astype(np.float32)
-            x = np.concatenate([features * scaled[:, None], scaled[:, None]], axis=1)
-            return np.asarray(x.T @ x)
-
-        for own in in_order(product, self._slabs(), allowed()):
-            hessian += own
+        for part in self._over(partial(_hessian, self._loss, self._C, coef, intercept)):
+            hessian += part
         hessian[np.arange(n - 1), np.arange(n - 1)] += 1
         hessian[-1, -1] += 1e-6 * max(1.0, hessian[-1, -1])  # the intercept alone has no ridge
         factor = cho_factor(hessian, lower=True, overwrite_a=True)
         return lambda gradient: cho_solve(factor, gradient.T).T
-
-    def _slabs(self) -> Iterator[Batch]:
-        """Cut batches into slabs, so that temporaries stay small and threads share them."""
-        for features, labels, weight in self._batches():
-            for start in range(0, len(labels), 4096):
-                yield features[start : start + 4096], labels[start : start + 4096], weight
 
 
 def _minimise(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from rcnn_svm.structures import Dataset
 from rcnn_svm.training.config import FinetuneConfig
 from rcnn_svm.training.draws import RegionIndex, split_batch
 from rcnn_svm.training.loop import Checkpoints, Group, Progress, Trainer, decayed, groups_of, train_in_chunks
+from rcnn_svm.training.parallel import Part, Ranks
 
 __all__ = ["BACKGROUND", "Chunk", "FinetuneResult", "finetune", "n_steps_per_chunk", "train_on_crops"]
 
@@ -62,6 +63,7 @@ def train_on_crops(
     identity: str,
     checkpoint: Path | None,
     device: str,
+    ranks: Ranks | None = None,
 ) -> list[Progress]:
     """Train `backbone` in place.
 
@@ -73,6 +75,7 @@ def train_on_crops(
         identity: of everything that the result depends on; a checkpoint of another identity is refused.
         checkpoint: file that is written between chunks and resumed from if it exists; None keeps nothing.
         device: where torch runs.
+        ranks: the processes that train together; None for this one alone.
 
     Returns:
         One entry a chunk.
@@ -85,17 +88,18 @@ def train_on_crops(
     _set_mode(backbone, config.first_layer)
     trainer = Trainer(
         backbone.net,
+        functools.partial(_loss, backbone),
         _groups(backbone, config),
         decayed(config.n_steps, config.decay_at),
         optimizer=config.optimizer,
         momentum=config.momentum,
         what="Fine-tuning",
         remedy="Lower finetune.learning_rate.",
+        ranks=ranks,
     )
     history = train_in_chunks(
         trainer,
-        prepare,
-        functools.partial(_losses, backbone, device),
+        lambda number, n_steps: list(zip(*prepare(number, n_steps), strict=True)),
         Checkpoints(checkpoint, identity, config.checkpoint_every),
         n_steps=config.n_steps,
         per_chunk=n_steps_per_chunk(config, backbone.crop_size),
@@ -107,18 +111,18 @@ def train_on_crops(
     return history
 
 
-def _losses(backbone: Backbone, device: str, chunk: Chunk) -> Iterator[tuple[Tensor, int, int]]:
+def _loss(backbone: Backbone, net: nn.Module, part: Part[tuple[NDArray[Any], ...]]) -> tuple[Tensor, int]:
+    crops, labels = part.content
+    device = next(backbone.parameters()).device
     mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) * 255 for v in backbone.mean_std)
-    kind = torch.device(device).type
-    for crops, labels in zip(*chunk, strict=True):
-        pixels = torch.from_numpy(crops).to(device).permute(0, 3, 1, 2)  # channels-last
-        x = pixels.float().sub_(mean).div_(std)
-        target = torch.from_numpy(labels).to(device)
-        # bfloat16 pays on GPUs only.
-        with torch.autocast(kind, torch.bfloat16, enabled=kind == "cuda"):
-            logits: Tensor = backbone(x, ("logits",))["logits"]
-        n_right = int((logits.argmax(1) == target).sum())
-        yield functional.cross_entropy(logits.float(), target), n_right, len(labels)
+    pixels = torch.from_numpy(crops).to(device).permute(0, 3, 1, 2)  # channels-last
+    x = pixels.float().sub_(mean).div_(std)
+    target = torch.from_numpy(labels).to(device)
+    # bfloat16 pays on GPUs only.
+    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"), part.drawing():
+        logits: Tensor = backbone(x, ("logits",))["logits"]
+    n_right = int((logits.argmax(1) == target).sum())
+    return functional.cross_entropy(logits.float(), target), n_right
 
 
 def _set_mode(backbone: Backbone, first_layer: str) -> None:
@@ -191,6 +195,7 @@ def finetune(
     seed: int = 0,
     checkpoint: Path | None = None,
     device: str = "cpu",
+    ranks: Ranks | None = None,
 ) -> FinetuneResult:
     """Fine-tune a network for the classes of a data set on warped regions; `backbone` is left alone.
 
@@ -205,11 +210,13 @@ def finetune(
         checkpoint: a file that is kept up to date; where it exists, training goes on from it and ends with
             the same bytes as if it had never stopped. None keeps no checkpoint.
         device: where torch runs.
+        ranks: the processes that train together; None for this one alone.
 
     Raises:
         ShapeError: images and lists of regions differ in number.
         DataError: there is no positive or no background region, or the loss became infinite.
         CacheError: the checkpoint is damaged or belongs to another training.
+        ClusterError: a process that trains with this one is lost.
 
     References:
         Girshick et al., arXiv 1311.2524v5, section 2.3; BVLC/caffe, window_data_layer.cpp.
@@ -244,6 +251,7 @@ def finetune(
         identity=digest(identity),
         checkpoint=checkpoint,
         device=device,
+        ranks=ranks,
     )
     done = type(tuned)(
         tuned.architecture, tuned.net, tuned.classes

@@ -20,6 +20,7 @@ from rcnn_svm.progress import track
 from rcnn_svm.training.config import FcConfig
 from rcnn_svm.training.draws import RegionIndex, split_batch
 from rcnn_svm.training.loop import Trainer, cosine, groups_of
+from rcnn_svm.training.parallel import Part, Ranks
 
 __all__ = [
     "TARGET_STD",
@@ -133,8 +134,20 @@ class FcModule(nn.Module):
         )
 
 
+def _loss(module: FcModule, part: Part[tuple[NDArray[Any], ...]]) -> tuple[Tensor, int]:
+    rows, labels, deltas = part.content
+    with part.drawing():
+        outputs = module(torch.from_numpy(rows).to(module.shift.device))
+    return module.loss(outputs, labels, deltas), module.n_right(outputs, labels)
+
+
 def train_on_batches(
-    batches: Iterator[Batch], config: FcConfig, n_classes: int, seed: int, device: str = "cpu"
+    batches: Iterator[Batch],
+    config: FcConfig,
+    n_classes: int,
+    seed: int,
+    device: str = "cpu",
+    ranks: Ranks | None = None,
 ) -> FcModule:
     """Train on `config.steps` batches; the statistics of the first ones standardise the features.
 
@@ -144,6 +157,7 @@ def train_on_batches(
         n_classes: K.
         seed: of initial weights and dropout.
         device: where torch runs; the result lies there.
+        ranks: the processes that train together; None for this one alone.
 
     Raises:
         DataError: the loss or a weight became infinite.
@@ -156,16 +170,17 @@ def train_on_batches(
         module = FcModule(rows, config, n_classes).to(device)
         trainer = Trainer(
             module,
+            _loss,
             groups_of(module.parameters(), config.learning_rate, config.weight_decay),
             cosine(n_steps),
             optimizer=config.optimizer,
             what="Training fc layers",
             remedy="Lower fc.learning_rate.",
+            ranks=ranks,
         )
         steps = itertools.chain(probes, batches)
         for step, batch in enumerate(track(steps, "fc layers", total=n_steps, unit="step")):
-            outputs = module(torch.from_numpy(scale(batch.features)).to(device))
-            trainer.step(module.loss(outputs, batch.labels, batch.deltas), step)
+            trainer.step((scale(batch.features), batch.labels, batch.deltas), step)
     trainer.require_finite(n_steps)
     return module
 
@@ -183,7 +198,12 @@ def statistics(rows: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[
 
 
 def train_fc_layers(
-    blocks: RegionBlocks, config: FcConfig | None = None, *, seed: int = 0, device: str = "cpu"
+    blocks: RegionBlocks,
+    config: FcConfig | None = None,
+    *,
+    seed: int = 0,
+    device: str = "cpu",
+    ranks: Ranks | None = None,
 ) -> FcLayers:
     """Train fc6 and fc7 of our own on stored features, with a softmax and class-specific box regression.
 
@@ -194,20 +214,24 @@ def train_fc_layers(
         config: sizes, label rule and schedule.
         seed: of draws, initial weights and dropout.
         device: where torch runs.
+        ranks: the processes that train together; None for this one alone.
 
     Raises:
         DataError: there is no positive or no background region, or the training diverged.
+        ClusterError: a process that trains with this one is lost.
     """
-    return train_fc_module(blocks, config, seed, device).to_layers()
+    return train_fc_module(blocks, config, seed, device, ranks).to_layers()
 
 
-def train_fc_module(blocks: RegionBlocks, config: FcConfig | None, seed: int, device: str) -> FcModule:
+def train_fc_module(
+    blocks: RegionBlocks, config: FcConfig | None, seed: int, device: str, ranks: Ranks | None
+) -> FcModule:
     """Train as `train_fc_layers` does; return the module, which can be trained further."""
     config = config or FcConfig()
     truths = (blocks.truth(i) for i in range(len(blocks)))
     index = RegionIndex(truths, config.rule, len(blocks.classes), "train_fc_layers", config.positive_share)
     batches = _stored_batches(blocks, index, config, np.random.default_rng(seed))
-    return train_on_batches(batches, config, len(blocks.classes), seed, device)
+    return train_on_batches(batches, config, len(blocks.classes), seed, device, ranks)
 
 
 def _stored_batches(

@@ -3,6 +3,7 @@
 A `Trainer` takes single steps; `train_in_chunks` deals them out in chunks. A chunk's random numbers depend on
 the seed and the chunk alone, and checkpoints lie between chunks, so that a resumed run ends with the same
 bytes as an undisturbed one. While one chunk is trained on, a thread prepares what the next one needs.
+Where several processes train together (`parallel`), a `Trainer` shares each step out among them.
 """
 
 from __future__ import annotations
@@ -13,18 +14,19 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
 from rcnn_svm.cache import note_use
 from rcnn_svm.errors import CacheError, DataError
 from rcnn_svm.files import atomic_path
 from rcnn_svm.progress import track
+from rcnn_svm.training.parallel import Loss, Part, Ranks, Replica, split_rows
 
 __all__ = [
     "Checkpoints",
@@ -37,8 +39,6 @@ __all__ = [
     "groups_of",
     "train_in_chunks",
 ]
-
-T = TypeVar("T")
 
 _ABOUT = "training"
 """Key of what a checkpoint says about its training."""
@@ -97,17 +97,21 @@ class Trainer:
 
     Args:
         module: what is trained.
+        loss: of the module and a part of a batch.
         groups: its parameters; empty ones are left out.
         schedule: of the learning rates.
         optimizer: `adam` (with decoupled weight decay) or `sgd`.
         momentum: of `sgd`.
         what: the training, for messages.
         remedy: what to do where it diverges.
+        split: a batch and a number of processes -> the part of each.
+        ranks: the processes that train together; None for this one alone.
     """
 
     def __init__(
         self,
         module: nn.Module,
+        loss: Loss,
         groups: Iterable[Group],
         schedule: Schedule,
         *,
@@ -115,11 +119,13 @@ class Trainer:
         momentum: float = 0.9,
         what: str,
         remedy: str,
+        split: Callable[[Any, int], list[Part[Any]]] = split_rows,
+        ranks: Ranks | None = None,
     ) -> None:
         self.module = module
         self._schedule, self._what, self._remedy = schedule, what, remedy
+        self._split, self._ranks = split, ranks
         kept = [group for group in groups if group.parameters]
-        self._rates = [group.rate for group in kept]
         named = [{"params": g.parameters, "lr": g.rate, "weight_decay": g.decay} for g in kept]
         self.optimizer: torch.optim.Optimizer
         if optimizer == "sgd":
@@ -127,26 +133,33 @@ class Trainer:
         else:
             self.optimizer = torch.optim.AdamW(named, fused=True)
 
-    def step(self, loss: Tensor, step: int) -> float:
-        """Follow the gradient of a loss; return its value.
+        self._replica = Replica(module, loss, self.optimizer)
+
+    def step(self, batch: Any, step: int) -> tuple[float, int, int]:
+        """Follow the gradient of a batch's loss.
 
         Args:
-            loss: of this step.
+            batch: of this step.
             step: steps before it.
 
+        Returns:
+            The loss, regions of the right class, and regions.
+
         Raises:
+            ConfigError: the batch has no row for some process.
             DataError: the loss is not finite.
+            ClusterError: a process that trains with this one is lost.
         """
-        value = loss.item()
+        factor = self._schedule(step)
+        if self._ranks is None:
+            parts = self._split(batch, 1)
+            value, n_right = self._replica.step(parts[0], factor)
+        else:
+            parts = self._split(batch, self._ranks.n)
+            value, n_right = self._ranks.step(self._replica, parts, factor)
         if not math.isfinite(value):
             raise DataError(f"{self._what}: the loss is no longer finite at step {step + 1}. {self._remedy}")
-        factor = self._schedule(step)
-        for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
-            group["lr"] = rate * factor
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        self.optimizer.step()
-        return value
+        return value, n_right, parts[0].n_whole
 
     def require_finite(self, step: int) -> None:
         """Check the weights after the last of `step` steps, which the loss before it says nothing of.
@@ -191,8 +204,7 @@ class Checkpoints:
 
 def train_in_chunks(
     trainer: Trainer,
-    prepare: Callable[[int, int], T],
-    losses: Callable[[T], Iterable[tuple[Tensor, int, int]]],
+    prepare: Callable[[int, int], Sequence[Any]],
     checkpoints: Checkpoints,
     *,
     n_steps: int,
@@ -204,9 +216,7 @@ def train_in_chunks(
 
     Args:
         trainer: of the module, whose whole state is kept in checkpoints.
-        prepare: (chunk number, steps in it) -> what `losses` gets; must depend on its arguments alone.
-        losses: prepared chunk -> for each step its loss, regions of the right class, and regions. Each is
-            asked for after the step before it.
+        prepare: (chunk number, steps in it) -> the batch of each step; must depend on its arguments alone.
         checkpoints: where to keep the state.
         n_steps: steps in all.
         per_chunk: steps of a chunk.
@@ -219,6 +229,7 @@ def train_in_chunks(
     Raises:
         CacheError: the checkpoint is damaged or of another training.
         DataError: the loss, or a weight that a chunk left, is not finite; it is not kept.
+        ClusterError: a process that trains with this one is lost.
     """
     path = checkpoints.path
     history: list[Progress] = []
@@ -238,8 +249,9 @@ def train_in_chunks(
             torch.manual_seed(int(np.random.default_rng([seed, c]).integers(2**62)))
             values: list[float] = []
             n_right = n_regions = 0
-            for loss, right, regions in losses(chunk):
-                values.append(trainer.step(loss, starts[c] + len(values)))
+            for batch in chunk:
+                value, right, regions = trainer.step(batch, starts[c] + len(values))
+                values.append(value)
                 n_right, n_regions = n_right + right, n_regions + regions
                 next(bar, None)
             done = starts[c] + len(values)

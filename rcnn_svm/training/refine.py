@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from rcnn_svm.progress import track
 from rcnn_svm.training.config import RefineConfig
 from rcnn_svm.training.fc import TARGET_STD, statistics
 from rcnn_svm.training.loop import Trainer, cosine, groups_of
+from rcnn_svm.training.parallel import Part, Ranks
 
 __all__ = ["train_refiner"]
 
@@ -113,7 +115,12 @@ class _Module(nn.Module):
 
 
 def train_refiner(
-    blocks: RegionBlocks, config: RefineConfig, *, seed: int = 0, device: str = "cpu"
+    blocks: RegionBlocks,
+    config: RefineConfig,
+    *,
+    seed: int = 0,
+    device: str = "cpu",
+    ranks: Ranks | None = None,
 ) -> BoxRefiner:
     """Train on regions around objects: generalised IoU of the moved box, cross entropy of the IoU.
 
@@ -123,9 +130,11 @@ def train_refiner(
         config: sizes and schedule.
         seed: of draws, initial weights and dropout.
         device: where torch runs.
+        ranks: the processes that train together; None for this one alone.
 
     Raises:
         DataError: no region overlaps an object, or the training diverged.
+        ClusterError: a process that trains with this one is lost.
 
     References:
         Rezatofighi et al., Generalized Intersection over Union, arXiv 1902.09630.
@@ -148,27 +157,36 @@ def train_refiner(
         module = _Module(to_float32(rows.features[np.sort(sample)]), config, n_classes).to(device)
         trainer = Trainer(
             module,
+            functools.partial(_loss, n_good),
             groups_of(module.parameters(), config.learning_rate, config.weight_decay),
             cosine(n_steps),
             optimizer="adam",
             what="Training the box refiner",
             remedy="Lower refine.learning_rate.",
+            ranks=ranks,
         )
         for step in track(range(n_steps), "box refiner", total=n_steps, unit="step"):
             classes = rng.integers(len(by_class), size=n_good)
             picked = np.array([by_class[k][rng.integers(len(by_class[k]))] for k in classes], np.int64)
             picked = np.concatenate([picked, others[rng.integers(max(len(others), 1), size=n_others)]])
-            features = torch.from_numpy(to_float32(rows.features[picked])).to(device)
-            labels = torch.from_numpy(rows.labels[picked]).to(device)
-            deltas, quality = module(features, labels)
-            wanted = torch.from_numpy(rows.overlaps[picked]).to(device)
-            loss = functional.binary_cross_entropy_with_logits(quality, wanted)
-            first = picked[:n_good]
-            moved = _moved(torch.from_numpy(rows.boxes[first]).to(device), deltas[:n_good])
-            target = torch.from_numpy(rows.targets[first]).to(device)
-            trainer.step(loss + generalized_box_iou_loss(moved, target, reduction="mean"), step)
+            columns = (rows.labels, rows.overlaps, rows.boxes, rows.targets)
+            batch = (to_float32(rows.features[picked]), *(column[picked] for column in columns))
+            trainer.step(batch, step)
     trainer.require_finite(n_steps)
     return module.to_refiner()
+
+
+def _loss(n_good: int, module: _Module, part: Part[tuple[NDArray[Any], ...]]) -> tuple[Tensor, int]:
+    """Return the loss of a part of a batch whose first `n_good` rows, of the whole, are to be moved."""
+    features, labels, overlaps, boxes, targets = (
+        torch.from_numpy(column).to(module.shift.device) for column in part.content
+    )
+    with part.drawing():
+        deltas, quality = module(features, labels)
+    loss = functional.binary_cross_entropy_with_logits(quality, overlaps)
+    own = max(n_good - part.first, 0)
+    moved = generalized_box_iou_loss(_moved(boxes[:own], deltas[:own]), targets[:own], reduction="sum")
+    return loss + moved / (n_good * part.n / part.n_whole), 0  # parts are weighed by all of their rows
 
 
 def _moved(boxes: Tensor, deltas: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
@@ -38,8 +38,9 @@ from rcnn_svm.training.config import FcConfig, TrunkConfig
 from rcnn_svm.training.draws import RegionIndex, split_batch
 from rcnn_svm.training.fc import FcModule, train_fc_module
 from rcnn_svm.training.loop import Checkpoints, Progress, Trainer, cosine, groups_of, train_in_chunks
+from rcnn_svm.training.parallel import Part, Ranks, shares
 
-__all__ = ["FrozenMaps", "View", "frozen_layer", "train_on_maps", "tune_trunk"]
+__all__ = ["FrozenMaps", "Seen", "View", "frozen_layer", "train_on_maps", "tune_trunk"]
 
 
 class View(NamedTuple):
@@ -56,6 +57,22 @@ class View(NamedTuple):
     image: int
     mirrored: bool
     boxes: Boxes
+    labels: NDArray[np.int64]
+    deltas: NDArray[np.float32]
+
+
+class Seen(NamedTuple):
+    """What training reads of a view.
+
+    Attributes:
+        map: (h, w, C) float16, of the blocks that stay.
+        cells: of each tap (R, 4), or (1, 4) where all regions see the same, in cells of its layer.
+        labels: (R,) int64 in 0 .. K.
+        deltas: (R, 4) float32 targets in the image as it is looked at.
+    """
+
+    map: NDArray[np.float16]
+    cells: tuple[Boxes, ...]
     labels: NDArray[np.int64]
     deltas: NDArray[np.float32]
 
@@ -109,7 +126,8 @@ class FrozenMaps:
     def __init__(
         self, features: SharedFeatures, first_layer: str, samples: Sequence[Sample], folder: Path
     ) -> None:
-        self._network, self._samples, self.device = features.backbone, samples, features.device
+        self._network, self._samples, self._device = features.backbone, samples, features.device
+        self._taps = features.taps
         self.layer = frozen_layer(features, first_layer)
         self._side = features.longer_sides[0]
         identity = {
@@ -132,6 +150,17 @@ class FrozenMaps:
         boxes = view.boxes * np.array([size[1] / width, size[0] / height] * 2)
         return flip_horizontally(boxes, size[1]) if view.mirrored else boxes.astype(np.float32)
 
+    def seen(self, view: View) -> Seen:
+        """Return what training reads of a view."""
+        regions, size = self.regions(view), self.size(view.image)
+        layers = self._network.layers_on(size)
+        return Seen(
+            self.get(view.image, view.mirrored),
+            tuple(layers[tap.layer].cells(seen_part(regions, tap.widen, size)) for tap in self._taps),
+            view.labels,
+            view.deltas * (MIRRORED_DELTAS if view.mirrored else 1),
+        )
+
     def get(self, image: int, mirrored: bool) -> NDArray[np.float16]:
         """Return the (h, w, C) map of an image or its mirror image; one that is damaged is made again."""
         sample = self._samples[image]
@@ -149,7 +178,7 @@ class FrozenMaps:
         source = mirror_image(resized) if mirrored else resized
         x = torch.from_numpy(self._network.normalise(source)[None]).permute(0, 3, 1, 2)
         with torch.inference_mode():
-            value = self._network.run_maps(x.to(self.device), (self.layer,))[self.layer][0].cpu()
+            value = self._network.run_maps(x.to(self._device), (self.layer,))[self.layer][0].cpu()
         computed = value.permute(1, 2, 0).numpy().astype(np.float16)
         with atomic_path(path, durable=False) as temporary:
             with open(temporary, "wb") as stream:
@@ -162,53 +191,57 @@ class _TrunkModule(nn.Module):
     """The trained blocks, RoIAlign at the taps, and the fc layers.
 
     Args:
-        backbone: whose blocks after the layer of `maps` are trained; others are left out.
+        backbone: whose blocks after `frozen` are trained; others are left out.
         taps: resolved.
-        maps: of the frozen blocks.
+        frozen: the last layer that stays, whose maps are read.
         fc: reads the taps of a region side by side.
     """
 
-    def __init__(self, backbone: Backbone, taps: Sequence[TapSpec], maps: FrozenMaps, fc: FcModule) -> None:
+    def __init__(self, backbone: Backbone, taps: Sequence[TapSpec], frozen: str, fc: FcModule) -> None:
         super().__init__()
         names = list(backbone.maps)
         last = max(names.index(tap.layer) for tap in taps)
-        self._names = names[names.index(maps.layer) + 1 : last + 1]
+        self._names = names[names.index(frozen) + 1 : last + 1]
         # Names of layers may hold dots, those of modules not.
         self.blocks = nn.ModuleDict(OrderedDict((n.replace(".", "/"), backbone.maps[n]) for n in self._names))
         self.fc = fc
-        self._layers_on, self._taps, self._maps = backbone.layers_on, taps, maps
-        self._device = maps.device
+        self._taps, self._frozen = taps, frozen
 
-    def forward(self, views: Sequence[View]) -> Tensor:
-        """Return the (sum of R, ...) outputs of `FcModule`; the views have images of one size."""
-        stored = np.stack([self._maps.get(view.image, view.mirrored) for view in views])
-        x = torch.from_numpy(stored.astype(np.float32)).permute(0, 3, 1, 2).to(self._device)
-        outputs = {self._maps.layer: x}
+    def forward(self, views: Sequence[Seen]) -> Tensor:
+        """Return the (sum of R, ...) outputs of `FcModule`; the views have maps of one size."""
+        device = next(self.parameters()).device
+        if not views:  # another process has them all
+            nothing: Tensor = self.fc(torch.zeros(0, len(self.fc.shift), device=device))
+            return nothing
+        stored = np.stack([view.map for view in views])
+        x = torch.from_numpy(stored.astype(np.float32)).permute(0, 3, 1, 2).to(device)
+        outputs = {self._frozen: x}
         for name, block in zip(self._names, self.blocks.values(), strict=True):
             x = block(x)
             outputs[name] = x
         rows = [
-            torch.cat([self._pool(outputs[tap.layer][i], view, tap) for tap in self._taps], dim=1)
+            torch.cat(
+                [
+                    self._pool(outputs[tap.layer][i], cells, tap).expand(len(view.labels), -1)
+                    for cells, tap in zip(view.cells, self._taps, strict=True)
+                ],
+                dim=1,
+            )
             for i, view in enumerate(views)
         ]
         result: Tensor = self.fc(torch.cat(rows))
         return result
 
-    def _pool(self, value: Tensor, view: View, tap: TapSpec) -> Tensor:
+    def _pool(self, value: Tensor, cells: Boxes, tap: TapSpec) -> Tensor:
         """Return (R, C * rows * columns) of one (C, h, w) map."""
         assert tap.grid is not None  # resolved
         channels, height, width = value.shape
-        regions = self._maps.regions(view)
-        size = self._maps.size(view.image)
-        seen = seen_part(regions, tap.widen, size)
-        cells = self._layers_on(size)[tap.layer].cells(seen)
-        if tap.layer == self._maps.layer:  # frozen: nothing wants a gradient, and this is quicker
+        if tap.layer == self._frozen:  # nothing wants a gradient, and this is quicker
             rows = roi_align(np.ascontiguousarray(value.permute(1, 2, 0).cpu().numpy()), cells, tap.grid)
-            return torch.from_numpy(rows).to(self._device).expand(len(regions), -1)
-        matrix = torch.from_numpy(roi_align_matrix(cells, (height, width), tap.grid)).to(self._device)
+            return torch.from_numpy(rows).to(value.device)
+        matrix = torch.from_numpy(roi_align_matrix(cells, (height, width), tap.grid)).to(value.device)
         pooled = matrix @ value.permute(1, 2, 0).reshape(height * width, channels)
-        pooled = pooled.view(len(cells), -1, channels).transpose(1, 2).reshape(len(cells), -1)
-        return pooled.expand(len(regions), -1)
+        return pooled.view(len(cells), -1, channels).transpose(1, 2).reshape(len(cells), -1)
 
 
 def train_on_maps(
@@ -222,6 +255,7 @@ def train_on_maps(
     seed: int,
     identity: str,
     checkpoint: Path | None,
+    ranks: Ranks | None = None,
 ) -> tuple[Backbone, FcModule, list[Progress]]:
     """Train copies of a network's last blocks and of fc layers on its taps; the arguments are left alone.
 
@@ -235,6 +269,7 @@ def train_on_maps(
         seed: of dropout.
         identity: of everything that the result depends on; a checkpoint of another identity is refused.
         checkpoint: file that is written between chunks and resumed from if it exists; None keeps nothing.
+        ranks: the processes that train together; None for this one alone.
 
     Returns:
         The tuned network, the tuned layers, and one entry of progress a chunk.
@@ -245,7 +280,7 @@ def train_on_maps(
     """
     net = copy.deepcopy(backbone.net).eval()
     tuned = Backbone(backbone.architecture, net, backbone.classes)
-    module = _TrunkModule(tuned, features.taps, maps, copy.deepcopy(fc))
+    module = _TrunkModule(tuned, features.taps, maps.layer, copy.deepcopy(fc))
     absorb_batch_norm(module.blocks)
     # Statistics stay those of pre-training: a step has too few images for its own.
     module.blocks.eval().requires_grad_(True)
@@ -256,6 +291,7 @@ def train_on_maps(
             part.weight.requires_grad_(False)  # its scale is the convolution's
     trainer = Trainer(
         module,
+        _loss,
         [
             *groups_of(module.blocks.parameters(), config.learning_rate, config.weight_decay),
             *groups_of(
@@ -266,11 +302,12 @@ def train_on_maps(
         optimizer="adam",
         what="Tuning the trunk",
         remedy="Lower trunk.learning_rate.",
+        split=functools.partial(_by_size, maps),
+        ranks=ranks,
     )
     history = train_in_chunks(
         trainer,
         prepare,
-        functools.partial(_losses, module),
         Checkpoints(checkpoint, identity, config.checkpoint_every),
         n_steps=config.n_steps,
         per_chunk=config.checkpoint_every,
@@ -282,16 +319,37 @@ def train_on_maps(
     return Backbone(backbone.architecture, net, backbone.classes).eval(), module.fc, history
 
 
-def _losses(module: _TrunkModule, chunk: Sequence[Sequence[View]]) -> Iterator[tuple[Tensor, int, int]]:
-    for views in chunk:
-        by_size: dict[tuple[int, int], list[View]] = {}
-        for view in views:
-            by_size.setdefault(module._maps.size(view.image), []).append(view)
-        ordered = [view for group in by_size.values() for view in group]
-        labels = np.concatenate([view.labels for view in ordered])
-        deltas = np.concatenate([view.deltas * (MIRRORED_DELTAS if view.mirrored else 1) for view in ordered])
-        outputs = torch.cat([module(group) for group in by_size.values()])
-        yield module.fc.loss(outputs, labels, deltas), module.fc.n_right(outputs, labels), len(labels)
+def _by_size(maps: FrozenMaps, views: Sequence[View], n: int) -> list[Part[list[Part[list[Seen]]]]]:
+    """Group the views of a step by the size of their images, and share them out among processes.
+
+    Each process has its part of every group, which may be nothing: dropout is drawn group by group.
+    """
+    groups: dict[tuple[int, int], list[View]] = {}
+    for view in views:
+        groups.setdefault(maps.size(view.image), []).append(view)
+    n_whole = sum(len(view.labels) for view in views)
+    parts: list[Part[list[Part[list[Seen]]]]] = []
+    for own in shares(len(views), n):
+        content, start = [], 0
+        for group in groups.values():
+            first, stop = max(own.start - start, 0), max(own.stop - start, 0)
+            before, rows, whole = (
+                sum(len(view.labels) for view in some) for some in (group[:first], group[first:stop], group)
+            )
+            content.append(Part([maps.seen(view) for view in group[first:stop]], rows, before, whole))
+            start += len(group)
+        parts.append(Part(content, sum(part.n for part in content), sum(part.n for part in parts), n_whole))
+    return parts
+
+
+def _loss(module: _TrunkModule, part: Part[list[Part[list[Seen]]]]) -> tuple[Tensor, int]:
+    outputs = []
+    for group in part.content:
+        with group.drawing():
+            outputs.append(module(group.content))
+    result, seen = torch.cat(outputs), [view for group in part.content for view in group.content]
+    labels, deltas = (np.concatenate(column) for column in list(zip(*seen, strict=True))[2:])
+    return module.fc.loss(result, labels, deltas), module.fc.n_right(result, labels)
 
 
 def tune_trunk(
@@ -305,6 +363,7 @@ def tune_trunk(
     *,
     folder: Path,
     seed: int = 0,
+    ranks: Ranks | None = None,
 ) -> tuple[Backbone, FcLayers]:
     """Train fc6 and fc7 of our own, then go on with them and the last blocks of the network together.
 
@@ -322,6 +381,7 @@ def tune_trunk(
         folder: of maps of the frozen blocks, and of checkpoints: where one of the same training lies, it
             goes on from there and ends with the same bytes as if it had never stopped.
         seed: of draws, initial weights and dropout.
+        ranks: the processes that train together; None for this one alone.
 
     Returns:
         The tuned network, and the layers that read its taps.
@@ -335,7 +395,7 @@ def tune_trunk(
         Girshick, Fast R-CNN, arXiv 1504.08083, section 2.3.
     """
     maps = FrozenMaps(features, config.first_layer, samples, folder / "maps")
-    fc = train_fc_module(blocks, fc_config, seed, features.device)
+    fc = train_fc_module(blocks, fc_config, seed, features.device, ranks)
     truths = (blocks.truth(i) for i in range(len(blocks)))
     index = RegionIndex(truths, fc_config.rule, len(blocks.classes), "tune_trunk")
     identity = digest(
@@ -359,6 +419,7 @@ def tune_trunk(
         seed=seed,
         identity=identity,
         checkpoint=folder / f"{identity}.checkpoint",
+        ranks=ranks,
     )
     return tuned, layers.to_layers()
 

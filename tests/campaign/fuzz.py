@@ -16,7 +16,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -417,6 +417,7 @@ def _checkpoint(folder: Path) -> Reader:
         module = torch.nn.Linear(3, 2)
         trainer = Trainer(
             module,
+            lambda module, part: (module(part.content[0]).square().sum(), 1),
             groups_of(module.parameters(), 0.1, 0.0),
             lambda step: 1.0,
             optimizer="adam",
@@ -424,12 +425,9 @@ def _checkpoint(folder: Path) -> Reader:
             remedy="Stop.",
         )
 
-        def losses(chunk: int) -> Iterator[tuple[torch.Tensor, int, int]]:
-            yield module(torch.ones(1, 3)).square().sum(), 1, 1
-
         checkpoints = Checkpoints(folder / "a.checkpoint", "identity", 1)
         history = train_in_chunks(
-            trainer, lambda c, n: c, losses, checkpoints, n_steps=n_steps, per_chunk=1, seed=0
+            trainer, lambda c, n: [(torch.ones(1, 3),)], checkpoints, n_steps=n_steps, per_chunk=1, seed=0
         )
         _require(all(math.isfinite(entry.loss) for entry in history), "a loss is not finite")
 

@@ -16,7 +16,7 @@ from rcnn_svm.training import crops as crop_training
 from rcnn_svm.training.config import FcConfig, FinetuneConfig
 from rcnn_svm.training.crops import finetune
 from rcnn_svm.training.fc import train_fc_layers
-from rcnn_svm.training.loop import decayed
+from rcnn_svm.training.loop import Trainer, decayed
 
 OBJECTS = GroundTruth(np.array([[10, 10, 50, 50], [60, 60, 90, 90]], np.float32), np.array([0, 1]))
 SEVERAL = GroundTruth(np.concatenate([OBJECTS.boxes, [[5, 60, 40, 95]]]), np.array([0, 1, 0]))
@@ -206,19 +206,19 @@ def test_finetuning_learns_and_is_loaded_again(tmp_path, dataset, proposals, sta
 def test_interrupted_and_resumed_equals_uninterrupted(tmp_path, monkeypatch, dataset, proposals, start):
     whole = finetune(start, dataset, proposals, NET, seed=3)
     checkpoint = tmp_path / "checkpoint.safetensors"
-    losses, calls = crop_training._losses, []
+    step, calls = Trainer.step, []
 
-    def interrupted(*arguments):
-        calls.append(1)
-        if len(calls) == 3:
+    def interrupted(trainer, batch, number):
+        calls.append(number)
+        if len(calls) == 13:
             raise KeyboardInterrupt
-        return losses(*arguments)
+        return step(trainer, batch, number)
 
-    monkeypatch.setattr(crop_training, "_losses", interrupted)
+    monkeypatch.setattr(Trainer, "step", interrupted)
     with pytest.raises(KeyboardInterrupt):
         finetune(start, dataset, proposals, NET, seed=3, checkpoint=checkpoint)
     resumed = finetune(start, dataset, proposals, NET, seed=3, checkpoint=checkpoint)
-    assert len(calls) == 3 + 2  # the first two chunks are not trained again
+    assert calls == [*range(13), *range(12, 24)]  # the first two chunks are not trained again
     assert resumed.history == whole.history
     for path, result in (("a.safetensors", whole), ("b.safetensors", resumed)):
         result.backbone.save(tmp_path / path)
@@ -226,7 +226,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(tmp_path, monkeypatch, dat
     # A finished training is read from its checkpoint.
     again = finetune(start, dataset, proposals, NET, seed=3, checkpoint=checkpoint)
     assert again.backbone.digest == whole.backbone.digest
-    assert len(calls) == 5
+    assert len(calls) == 13 + 12
 
 
 def test_half_of_the_crops_are_mirrored(monkeypatch, dataset, proposals, start):

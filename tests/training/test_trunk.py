@@ -65,10 +65,10 @@ class Setting:
         self.samples = [sample(0), sample(1, (96, 72)), sample(2)]
         self.blocks = Blocks(self.features, self.samples)
 
-    def tune(self, folder, config=TRUNK, fc=FC, seed=0):
+    def tune(self, folder, config=TRUNK, fc=FC, seed=0, ranks=None):
         return tune_trunk(
             self.blocks, self.samples, self.blocks.boxes, self.features, self.backbone, fc, config,
-            folder=folder, seed=seed,
+            folder=folder, seed=seed, ranks=ranks,
         )  # fmt: skip
 
 
@@ -102,13 +102,13 @@ def test_rows_of_the_training_are_those_of_the_featurizer(setting, tmp_path, fir
             seen["rows"] = rows.detach().numpy()
             return rows
 
-    module = shared_training._TrunkModule(setting.backbone, setting.features.taps, maps, Rows())
+    module = shared_training._TrunkModule(setting.backbone, setting.features.taps, maps.layer, Rows())
     module.eval()
     empty = np.zeros(len(boxes), np.int64), np.zeros((len(boxes), 4), np.float32)
-    module([View(1, False, boxes, *empty)])
+    module([maps.seen(View(1, False, boxes, *empty))])
     np.testing.assert_allclose(seen["rows"], setting.blocks.rows[1], rtol=0.02, atol=2e-3)
     # The mirrored view is the view of the mirrored image.
-    module([View(1, True, boxes, *empty)])
+    module([maps.seen(View(1, True, boxes, *empty))])
     width = setting.samples[1].size[1]
     mirrored = np.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], axis=1)
     expected = setting.features(np.ascontiguousarray(setting.samples[1].read()[:, ::-1]), mirrored)
@@ -167,19 +167,19 @@ def test_every_setting_matters(setting, tmp_path):
 
 def test_a_killed_training_resumes_to_the_same_bytes(setting, tmp_path, monkeypatch):
     expected, layers = setting.tune(tmp_path / "undisturbed")
-    losses, calls = shared_training._losses, []
+    step, calls = loop.Trainer.step, []
 
-    def interrupted(*args):
-        calls.append(1)
-        if len(calls) == 3:
+    def interrupted(trainer, batch, number):
+        calls.append(number)
+        if len(calls) == FC.n_steps + 5:
             raise KeyboardInterrupt
-        return losses(*args)
+        return step(trainer, batch, number)
 
-    monkeypatch.setattr(shared_training, "_losses", interrupted)
+    monkeypatch.setattr(loop.Trainer, "step", interrupted)
     with pytest.raises(KeyboardInterrupt):
         setting.tune(tmp_path / "killed")
     resumed, same = setting.tune(tmp_path / "killed")
-    assert len(calls) == 4  # two chunks were kept
+    assert calls[FC.n_steps :] == [*range(5), *range(FC.n_steps), 4, 5]  # two chunks were kept
     assert resumed.digest == expected.digest
     assert same.key == layers.key
 
