@@ -334,6 +334,7 @@ class Plan:
             stride 16 that more than single cells went into.
         paths: modules that end with each layer, by its name.
         last: map layers whose output has channels last in the network itself.
+        located: where the cells of each layer lie on a crop, maps and regions in order.
         with_logits: whether there is a layer of logits.
     """
 
@@ -342,6 +343,7 @@ class Plan:
     aliases: Mapping[str, str]
     paths: Mapping[str, tuple[str, ...]]
     last: frozenset[str]
+    located: tuple[Located, ...]
     with_logits: bool
 
 
@@ -386,6 +388,7 @@ def plan_of(net: nn.Module, crop_size: int, *, with_logits: bool = True) -> Plan
         aliases,
         paths,
         frozenset(name for name, one in zip(names[:n_maps], located, strict=False) if one.axes == "last"),
+        tuple(located),
         with_logits,
     )
 
@@ -532,9 +535,11 @@ class TracedLayers:
     @cached_property
     def _on_crop(self) -> tuple[Mapping[str, LayerInfo], int]:
         """Layers on a crop, and the side of the last map."""
-        maps, regions = self._stages
-        size = (self._crop_size, self._crop_size)
-        located = locate(OrderedDict([*maps.items(), *regions.items()]), size)
+        located = OrderedDict(zip([*self.plan.maps, *self.plan.regions], self.plan.located, strict=True))
+        if self.plan.last:  # whose axes are brought into order
+            maps, regions = self._stages
+            layers = OrderedDict([*maps.items(), *regions.items()])
+            located = locate(layers, (self._crop_size, self._crop_size))
         entry = located[self.plan.maps[-1]]
         cells = entry.shape[0] - entry.n_prefix if entry.axes == "tokens" else math.prod(entry.shape[1:])
         infos = _infos(located)

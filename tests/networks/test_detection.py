@@ -14,6 +14,7 @@ from torchvision.models.detection.transform import resize_boxes
 
 from rcnn_svm import load_detector
 from rcnn_svm.cli import main
+from rcnn_svm.cli.words import opening
 from rcnn_svm.contracts import check_featurizer, check_proposer, example_image
 from rcnn_svm.datasets.digits import digits_splits
 from rcnn_svm.errors import ConfigError, DataError, WeightsError
@@ -333,38 +334,28 @@ def test_weights_are_looked_for_in_torchs_cache(theirs, tmp_path, monkeypatch):
         load_network(SMALL)
 
 
-def test_the_command_line(file, tmp_path, capsys):
-    data = ["data", "digits", "--out", str(tmp_path / "digits"), "--format", "yolo"]
-    assert main([*data, "--train", "6", "--val", "3", "--test", "2"]) == 0
+def test_the_command_line(file, splits, tmp_path, capsys):
+    data, out = str(tmp_path / "digits"), ["--out", str(tmp_path / "out")]
+    sizes = ["--train", "6", "--val", "3", "--test", "2"]
+    assert main(["data", "digits", "--out", data, "--format", "yolo", *sizes]) == 0
+    cache = ["--cache", str(tmp_path / "cache")]
     named = ["--backbone", SMALL, "--weights", str(file)]
-    settings = [
-        "--proposer",
-        "rpn",
-        "--set",
-        "rpn.max_regions=30",
-        "--set",
-        "n_bootstrap=10",
-        "--set",
-        "detect.refined=0",
-        "--set",
-        "folds=0",
-        "--learn",
-        "nothing",
-    ]
-    run = ["--cache", str(tmp_path / "cache"), "--out", str(tmp_path / "out"), "--skip-absent-classes"]
-    assert main(["train", str(tmp_path / "digits"), *named, *settings, *run]) == 0
-    said = capsys.readouterr().err
-    assert "of the RPN of the same network" in said
-    assert main(["info", str(tmp_path / "out")]) == 0
-    assert f"RPN of {SMALL}" in capsys.readouterr().out
-    images = sorted(str(path) for path in (tmp_path / "digits").rglob("*.png"))[:1]
-    rpn = ["propose", str(tmp_path / "digits"), "--rpn", SMALL, "--weights", str(file), *run[:2]]
+    train = ["train", data, *named, *out, *cache, "--skip-absent-classes"]
+    settings = ["--set", "rpn.max_regions=30", "--set", "detect.refined=0", "--learn", "nothing"]
+    capsys.readouterr()
+    assert main([*train, "--proposer", "rpn", *settings, "--dry-run"]) == 0
+    assert "test, from 2 of 2 images" in capsys.readouterr().out
+    assert main([*train, "--learn", "network"]) == 2
+    assert "learn=network trains a network that classifies" in capsys.readouterr().err
+    rpn = ["propose", data, "--rpn", SMALL, "--weights", str(file), *cache]
     assert main([*rpn, "--max-regions", "12"]) == 0
     assert "2 images, 12 boxes each (12 to 12)" in capsys.readouterr().out
     assert main([*rpn, "--min-size", "12"]) == 2
     assert "--min-size is of a selective search, got --rpn as well" in capsys.readouterr().err
+    images = sorted(str(path) for path in (tmp_path / "digits").rglob("*.png"))[:1]
     rows = tmp_path / "rows.npy"
     assert main(["extract", *images, *named, "--path", "shared", "--out", str(rows)]) == 0
     assert np.load(rows).shape == (1, 1024)
-    assert main(["train", str(tmp_path / "digits"), *named, "--learn", "network", *run]) == 2
-    assert "learn=network trains a network that classifies" in capsys.readouterr().err
+    said = " ".join(opening(CONFIG, splits, tmp_path))
+    assert "Regions:  of the RPN of the same network" in said
+    assert "from its own maps" in said
