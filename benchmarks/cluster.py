@@ -433,8 +433,8 @@ def main() -> None:
             ours / theirs - 1, "fraction", options.rounds, ours, theirs, "two threads of one process",
             f"CPU seconds of client, scheduler and two workers for the proposals of {len(photos)} photo"
             f"graphs of VOC2007, over those of two threads, less 1; medians of {options.rounds} rounds, turn "
-            f"about; all was running and loaded before, which took {told['start']['cpu_s']:.1f} s once. They "
-            f"take {told['idle_cpu_s_per_s']:.3f} s a second while idle, and a round of theirs took "
+            f"about; all was running and loaded before, which took {told['start']['cpu_s']:.1f} s once. "
+            f"Idle, they take {told['idle_cpu_s_per_s']:.3f} s a second, and a round of theirs took "
             f"{statistics.median(cluster['wall_s']):.0f} s of wall clock",
         ),
         "cluster_bytes_per_image": target(

@@ -3,7 +3,7 @@
 Proposals, features, fine-tuned networks and maps of frozen blocks are kept below one folder under names that
 are hashes, so that a file of ours is known by its place and name. Nothing else is ever counted or removed,
 and no link is followed. A file's modification time is the time of its last use, to a minute (`note_use`):
-every file system keeps it, and what was used least recently goes first.
+every file system keeps it, and what was used least recently goes first, what was trained after all else.
 """
 
 from __future__ import annotations
@@ -85,8 +85,12 @@ KINDS = (*(place.kind for place in _PLACES), _UNFINISHED)
 """Kinds of files; an unfinished one is being written, or its writer was killed."""
 
 
+_TRAINED = {"fine-tuned networks", "tuned trunks", "cells of studies"}
+"""What takes minutes to make again and little room: it goes after all that takes seconds and much."""
+
+
 class KeptFile(NamedTuple):
-    """A file of the cache. Sorted, those that go first come first.
+    """A file of the cache.
 
     Attributes:
         used: POSIX time of the last use, to a minute.
@@ -205,9 +209,10 @@ def _entries(folder: str) -> list[os.DirEntry[str]]:
 def prune(
     folder: Path, limit: int, *, older_than: float = float("-inf"), spared_from: float = float("inf")
 ) -> Pruned:
-    """Remove what was used least recently until what stays takes at most `limit` bytes.
+    """Remove files until what stays takes at most `limit` bytes, what was used least recently first.
 
-    Files of killed writers go in any case. What is being written stays, and may exceed the limit.
+    What was trained goes last, after all features and proposals. Files of killed writers go in any case. What
+    is being written stays, and may exceed the limit.
 
     Args:
         folder: of the cache.
@@ -218,7 +223,7 @@ def prune(
     Raises:
         DataError: see `kept_files`.
     """
-    files = sorted(kept_files(folder))
+    files = sorted(kept_files(folder), key=lambda file: (file.kind in _TRAINED, file))
     left = sum(file.n_bytes for file in files)
     n_files = n_bytes = n_refused = 0
     emptied = set()
