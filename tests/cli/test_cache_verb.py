@@ -79,7 +79,7 @@ def test_a_run_without_room_goes_on_and_ends_within_its_limit(
     assert run("cache", "--cache", wide) == 0
     rows = {line[:22].strip(): line[22:].split() for line in capsys.readouterr().out.splitlines()[2:-1]}
     assert rows["proposals"][0] == "24"
-    assert rows["features"][0] == "26"  # a file an image, the other run's, the store's identity
+    assert rows["features"][0] == "21"  # one an image of trainval, the other run's, the store's identity
     assert rows["tuned trunks"] == ["0", "0.0", "-", "-"]
     assert float(rows["in all"][1]) == pytest.approx(n_bytes / 1e6, abs=0.051)
     assert rows["features"][2] < rows["features"][4]
