@@ -357,5 +357,5 @@ def test_the_command_line(file, splits, tmp_path, capsys):
     assert main(["extract", *images, *named, "--path", "shared", "--out", str(rows)]) == 0
     assert np.load(rows).shape == (1, 1024)
     said = " ".join(" ".join(opening(CONFIG, splits, tmp_path)).split())  # lines end where a path is long
-    assert "Regions:  of the RPN of the same network" in said
+    assert "Regions: of the RPN of the same network" in said
     assert "from its own maps" in said
