@@ -6,7 +6,7 @@ Geometry is proved against gradients: of a network whose weights are all alike, 
 and attention, the gradient of a cell by the image counts the paths from each pixel, and its centroid is
 where the cell lies. The network that is differentiated is the library's own module, not our graph of it.
 Speed is that of one thread in CPU seconds, our prepared network and the library's own module measured in
-turn. Weights are random, since neither depends on them.
+turn. Rows of a measure that is not run stay. Weights are random, since neither depends on them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from rcnn_svm.errors import ConfigError
-from rcnn_svm.files import write_json
+from rcnn_svm.files import read_json, write_json
 from rcnn_svm.networks.backbone import Backbone, load_backbone
 from rcnn_svm.progress import say
 from rcnn_svm.report.provenance import provenance
@@ -279,17 +279,18 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     chosen = options.families.split(",") if options.families else None
-    geometry: list[dict[str, Any]] = []
+    about = provenance(seed=0)
+    geometry: list[dict[str, Any]] = kept(options.out, "geometry") if options.only == "speed" else []
     for name in _names(chosen, GEOMETRY) if options.only != "speed" else ():
         try:
             row = prove(name)
         except ConfigError as error:
             row = {"name": name, "proved": [], "cells_off": {}, "refused": {"all": str(error)}}
         say(f"{name}: cells off {row['cells_off']}, refused {row['refused']}")
-        geometry.append(row)
-    speed = [
-        race(name, options.rounds) for name in (_names(chosen, SPEED) if options.only != "geometry" else ())
-    ]
+        geometry.append(row | {key: about[key] for key in ("commit", "command")})
+    speed: list[dict[str, Any]] = kept(options.out, "speed") if options.only == "geometry" else []
+    for name in _names(chosen, SPEED) if options.only != "geometry" else ():
+        speed.append(race(name, options.rounds) | {key: about[key] for key in ("commit", "command")})
     proved = [row for row in geometry if row["proved"] and len(row["proved"]) == len(row["cells_off"])]
     targets = {
         "families_proved": {
@@ -319,10 +320,18 @@ def main() -> None:
         "targets": targets,
         "rows": [{"measure": "geometry", **row} for row in geometry]
         + [{"measure": "speed", **row} for row in speed],
-        "provenance": provenance(seed=0),
+        "provenance": about,
     }
     write_json(options.out, result)
     say(f"Written to {options.out}.")
+
+
+def kept(out: Path, measure: str) -> list[dict[str, Any]]:
+    """Return the rows of a measure that is not run now, each with the run that it is of."""
+    before = read_json(out)
+    about = {key: before["provenance"][key] for key in ("commit", "command")}
+    rows = [about | row for row in before["rows"] if row["measure"] == measure]
+    return [{key: value for key, value in row.items() if key != "measure"} for row in rows]
 
 
 def _names(chosen: Sequence[str] | None, all_names: Sequence[str]) -> Sequence[str]:
