@@ -343,7 +343,7 @@ class SplitEstimate:
         n_probes: images of it that were measured.
         proposals_s: seconds on one core.
         features_s: seconds of wall clock.
-        n_bytes: of features on disk.
+        n_bytes: of features on disk; 0 where they are read once and not kept.
         peak_bytes: of features in memory at once.
     """
 
@@ -386,6 +386,7 @@ def estimate_experiment(parts: Parts, splits: Splits, run: Run) -> list[SplitEst
         if with_truth:
             views = parts.learner.views(parts, network, store, regions)
         found = [view.store.estimate(view.regions.dataset.samples, view.regions.boxes) for view in views]
+        kept = with_truth or not parts.looks_once
         share = len(dataset) / len(probes)
         estimates.append(
             SplitEstimate(
@@ -394,7 +395,7 @@ def estimate_experiment(parts: Parts, splits: Splits, run: Run) -> list[SplitEst
                 len(probes),
                 meter.seconds * share,
                 sum(estimate.seconds for estimate in found) * share,
-                round(sum(estimate.n_bytes for estimate in found) * share),
+                round(sum(estimate.n_bytes for estimate in found) * share) if kept else 0,
                 max(estimate.peak_bytes for estimate in found),
             )
         )

@@ -52,6 +52,7 @@ __all__ = [
     "load_backbone",
     "named_as",
     "random_backbone",
+    "run_stages",
     "save_network",
     "saved_classes",
     "seeded",
@@ -169,13 +170,13 @@ class Backbone(nn.Module):
         """Run the network on (B, 3, S, S) normalised crops as far as the deepest of `layers`."""
         if not any(name in self.regions for name in layers):
             return self.run_maps(crops, layers)
-        maps = _run(self.maps, crops, {*layers, self.entry})
+        maps = run_stages(self.maps, crops, {*layers, self.entry})
         regions = self.run_regions(maps[self.entry], layers)
         return {**self._in_rows(maps, crops), **regions}
 
     def run_maps(self, images: Tensor, layers: Collection[str]) -> dict[str, Tensor]:
         """Run the map layers over (B, 3, H, W) as far as needed; return the named (B, C, h, w) maps."""
-        return self._in_rows(_run(self.maps, images, layers), images)
+        return self._in_rows(run_stages(self.maps, images, layers), images)
 
     def _in_rows(self, maps: dict[str, Tensor], images: Tensor) -> dict[str, Tensor]:
         """Return (B, C, h, w) maps, of which some are (B, N, C) tokens."""
@@ -222,7 +223,7 @@ class Backbone(nn.Module):
         """Run the other region layers over the output of the first."""
         first, *others = self.regions
         outputs = {first: pooled} if first in layers else {}
-        return outputs | _run(OrderedDict((n, self.regions[n]) for n in others), pooled, layers)
+        return outputs | run_stages(OrderedDict((n, self.regions[n]) for n in others), pooled, layers)
 
     def natural_grid(self, layer: str) -> tuple[int, int]:
         """Return the grid of cells of a map layer whose tap names none."""
@@ -320,7 +321,8 @@ def save_network(name: str, net: nn.Module, path: Path, classes: tuple[str, ...]
         save_file(state, temporary, metadata={_ABOUT: about})
 
 
-def _run(stages: Stages, x: Tensor, layers: Collection[str]) -> dict[str, Tensor]:
+def run_stages(stages: Mapping[str, nn.Module], x: Tensor, layers: Collection[str]) -> dict[str, Tensor]:
+    """Return what some layers give for an input, by name, in order; nothing runs after the last of them."""
     wanted = [name for name in stages if name in layers]
     outputs: dict[str, Tensor] = {}
     for name, stage in stages.items():

@@ -36,6 +36,7 @@ from rcnn_svm.networks.backbone import (
     is_file_name,
     load_backbone,
     named_as,
+    run_stages,
     save_network,
     saved_classes,
     seeded,
@@ -216,13 +217,7 @@ class DetectionNetwork:
         boxes = resize_boxes(boxes, seen.size, resized[0])
         x = self.net.roi_heads.box_roi_pool(seen.maps, [boxes], resized)
         found = {"roi": x} if "roi" in layers else {}
-        for name, step in self._head.items():
-            if len(found) == len(layers):
-                break
-            x = step(x)
-            if name in layers:
-                found[name] = x
-        return found
+        return found | run_stages(dict(self._head.items()), x, layers)
 
 
 Network: TypeAlias = Backbone | DetectionNetwork

@@ -334,10 +334,12 @@ def test_an_estimate_counts_every_view(digits_folder: Path, tmp_path: Path) -> N
     network = ["features.backbone=small_cnn", "features.weights=random", "features.path=warped"]
     settings = [*network, "features.taps=fc7", "proposals.max_regions=60", "fc.background=9999"]
     splits, n_bytes = load_splits(digits_folder), []
-    for more in ([], ["fc.mirror=true"], ["test_regions=10"]):
+    single = ['heads.names=["softmax-finetuned"]', "choose=false"]
+    for more in ([], ["fc.mirror=true"], ["test_regions=10"], single):
         config = with_overrides(ExperimentConfig(), None, [*settings, *more])
         n_bytes.append([e.n_bytes for e in estimate_experiment(config.build(), splits, Run(tmp_path))])
-    (images, test), (both, _), (_, few) = n_bytes
+    (images, test), (both, _), (_, few), (_, once) = n_bytes
+    assert once == 0 < few
     assert images < both <= 2 * images  # ignored regions are not mirrored
     assert both > 1.8 * images
     assert few < test / 3
