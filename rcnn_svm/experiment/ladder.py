@@ -16,10 +16,11 @@ from rcnn_svm.progress import say
 
 __all__ = ["LADDER", "Climb", "Rung", "Step", "climb", "seconds_of_features"]
 
-LADDER: Mapping[str, float] = {"quick": 1.0, "default": 7.0, "best": 4.0}
+LADDER: Mapping[str, float] = {"quick": 1.0, "default": 6.0, "best": 4.0}
 """The presets that are tried, the fastest first, and how many times as long as with the one before all takes
-but proposals and features. That of `default` is about what results/benchmarks/presets.json has; that of
-`best` is a guess, which has not been measured since it refines boxes."""
+but proposals and features. That of `default` is the most of the five data sets in
+results/benchmarks/presets.json, where it is 2 to 6; that of `best` is a guess, which has not been measured
+since it refines boxes."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -66,7 +66,11 @@ def to_float32(features: NDArray[Any]) -> NDArray[np.float32]:
 
 
 class Featurizer(Protocol):
-    """Anything that turns regions of an image into one feature row each."""
+    """Anything that turns regions of an image into one feature row each.
+
+    One that has `reads_with` and `of_image_with` besides, as `SharedFeatures`, shares its pass over an image
+    with others of the same network, see `readers_of`.
+    """
 
     @property
     def key(self) -> Mapping[str, Any]:
