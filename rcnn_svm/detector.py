@@ -560,7 +560,7 @@ def _read(
     )
     if values["proposals"]["kind"] == RpnProposals.name and "settings" in values["proposals"]:
         rpn = from_dict(RpnConfig, values["proposals"]["settings"], where=where)
-        parts = {**parts, RpnProposals.name: _rpn(rpn, files.get(_PROPOSER), backbone)}
+        parts = {**parts, RpnProposals.name: _rpn(rpn, files.get(_PROPOSER), backbone).on(device)}
     settings = restored(values, parts, where=where)
     refinement = None
     if part := _part(arrays, "refiner"):

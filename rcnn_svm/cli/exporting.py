@@ -17,7 +17,7 @@ def add_export(export: argparse.ArgumentParser) -> None:
     from rcnn_svm.runtime import Precision
 
     export.add_argument("detector", type=Path, help="a folder that `rcnn-svm train` made")
-    export.add_argument("--format", choices=("onnx",), default="onnx", help="default: onnx")
+    export.add_argument("--format", choices=_FORMATS, default=_FORMATS[0], help="default: %(default)s")
     export.add_argument("--out", type=Path, metavar="DIR", help="default: DETECTOR/onnx")
     export.add_argument(
         "--precision",
@@ -44,7 +44,7 @@ def _export(options: argparse.Namespace) -> None:
         raise ConfigError(f"--calibrate is for --precision int8, got {options.precision}.")
     detector = load_detector(options.detector)
     images = [] if options.calibrate is None else open_images([options.calibrate])[:_MOST_IMAGES]
-    folder = options.detector / "onnx" if options.out is None else options.out
+    folder = options.detector / options.format if options.out is None else options.out
     done = export_detector(detector, folder, precision=options.precision, calibrate=images)
     say(
         f"{done.folder}: {done.n_bytes / 1e6:.1f} MB of {options.precision}; in float32 it says what torch "
@@ -53,5 +53,6 @@ def _export(options: argparse.Namespace) -> None:
     )
 
 
+_FORMATS = ("onnx",)
 _MOST_IMAGES = 64
 """To calibrate on: they show the ranges, and each takes a second or two."""

@@ -114,8 +114,7 @@ class Splits:
         Args:
             before: what `train` was drawn from; has an object to train on of each of these classes.
         """
-        kept = classes_to_train(self.train)
-        lost = [name for name in classes_to_train(before) if name not in kept]
+        lost = _lost(before, self.train)
         if not lost:
             return self
         words = "this class is" if len(lost) == 1 else "these classes are"
@@ -339,10 +338,11 @@ def load_splits(
     * no test, but val: val becomes the test set and a seeded fifth of train the validation set;
     * no val: a seeded fifth of the training images;
     * a single split: seeded 60 % train, 20 % val, 20 % test; of one or two images all play all parts;
-    * a single training image is val as well.
+    * training images are val as well where there is a single one, or where to set some aside would take all
+      objects of a class; what is then decided on held-out images is decided on folds of them.
 
-    A draw keeps an object of every class in train where it can, then in test, then in val. Where train is
-    too small for all, the classes that it has no object of are left out and noted.
+    A draw keeps an object of every class in train where it can, then in test, then in val. Where what test
+    leaves is too small for all, the classes that it has no object of are left out and noted.
 
     A val or test split without an image counts as not given. Test images that are training images as well,
     and splits that play no part, are noted.
@@ -395,9 +395,12 @@ def load_splits(
     return replace(splits, notes=(*notes, *splits.notes, *_shared(splits)))
 
 
-def divide(dataset: Dataset, *, seed: int = 0, max_images: int | None = None) -> Splits:
-    """Divide one data set as `load_splits` divides a single split."""
-    splits = _complete({"all": dataset}, seed, dataset.name)
+def divide(
+    dataset: Dataset, *, test: Dataset | None = None, seed: int = 0, max_images: int | None = None
+) -> Splits:
+    """Divide one data set as `load_splits` divides a single split, or training images beside a test split."""
+    parts = {"all": dataset} if test is None else {"trainval": dataset, "test": test}
+    splits = _complete(parts, seed, dataset.name)
     return splits if max_images is None else _limit(splits, max_images, seed)
 
 
@@ -699,11 +702,15 @@ def _complete(parts: dict[str, Dataset], seed: int, where: str) -> Splits:
         n_val = _share(len(whole) - n_test, _VAL_SHARE / (1 - _TEST_SHARE))
         train, test, val = draw_parts(whole, [len(whole) - n_test - n_val, n_test, n_val], rng)
         drawn_from = whole
-        parts = {"train": train, "val": val, "trainval": _without(whole, test), "test": test}
+        trainval = _without(whole, test)
+        parts = {"train": train, "val": val, "trainval": trainval, "test": test}
         notes.append(
             f"Only one split is given ({whole.split}): it was divided with seed {seed} into {len(train)} "
             f"images for train, {len(val)} for val and {len(test)} for test."
         )
+        if lost := _lost(trainval, train):
+            parts |= {"train": trainval, "val": trainval}
+            notes.append(_too_few(trainval, lost))
     if "test" not in parts:
         if "val" not in parts:
             raise DataError(
@@ -724,11 +731,15 @@ def _complete(parts: dict[str, Dataset], seed: int, where: str) -> Splits:
     if "val" not in parts:
         n_val = _share(len(whole), _VAL_SHARE)
         parts["train"], parts["val"] = draw_parts(whole, [len(whole) - n_val, n_val], rng)
-        parts["trainval"] = drawn_from = whole
-        notes.append(
-            f"There is no val split beside it: {len(parts['val'])} of the {len(whole)} images of "
-            f"{whole.split} were set aside with seed {seed}."
-        )
+        parts["trainval"] = whole
+        if lost := _lost(whole, parts["train"]):
+            parts |= {"train": whole, "val": whole}
+            notes.append(_too_few(whole, lost))
+        else:
+            notes.append(
+                f"There is no val split beside it: {len(parts['val'])} of the {len(whole)} images of "
+                f"{whole.split} were set aside with seed {seed}."
+            )
     if "train" not in parts:
         outside = _without(parts.get("trainval", _NOTHING), parts["val"])
         if not outside:
@@ -739,6 +750,19 @@ def _complete(parts: dict[str, Dataset], seed: int, where: str) -> Splits:
     named = {role: replace(parts[role], split=role) for role in ("train", "val", "trainval", "test")}
     splits = Splits(**named, notes=tuple(notes))
     return splits if drawn_from is None else splits.without_lost_classes(drawn_from)
+
+
+def _lost(before: Dataset, part: Dataset) -> list[str]:
+    """Return the classes that a part drawn from a data set has no object of, though that has."""
+    kept = classes_to_train(part)
+    return [name for name in classes_to_train(before) if name not in kept]
+
+
+def _too_few(dataset: Dataset, lost: list[str]) -> str:
+    return (
+        f"The {len(dataset)} training images are too few to set some aside, which would leave none of "
+        f"{', '.join(lost)}: they are val as well."
+    )
 
 
 def _share(n: int, share: float) -> int:

@@ -43,7 +43,7 @@ from rcnn_svm.features.build import taps_of
 from rcnn_svm.features.store import FeatureStore, fill_together
 from rcnn_svm.postprocess import Postprocess, PostprocessConfig
 from rcnn_svm.progress import Stages
-from rcnn_svm.proposals import ProposalRecall, Proposer, WholeImage, cached_proposals
+from rcnn_svm.proposals import ProposalRecall, Proposer, RpnProposals, WholeImage, cached_proposals
 from rcnn_svm.structures import Dataset, Detections, RegionSet
 
 __all__ = [
@@ -132,6 +132,7 @@ class Experiment:
 
 def propose(dataset: Dataset, proposer: Proposer, run: Run) -> dict[str, RegionSet]:
     """Return the region proposals of every image by its id, from the cache where they lie there."""
+    proposer = proposer.on(run.device) if isinstance(proposer, RpnProposals) else proposer
     regions = cached_proposals(
         dataset.samples, proposer, run.cache / "proposals", n_jobs=run.n_jobs, engine=run.engine
     )

@@ -86,7 +86,7 @@ class DetectionNetwork:
             pools, (D,) of the fully connected layers after it, with their ReLU.
         default_taps: the last layer before the class scores.
         fine_taps: what is read of a box that is to be refined: cells that reach over its border, its context.
-        device: where it runs.
+        device: where its regions are found.
     """
 
     def __init__(self, name: str, net: Any) -> None:
@@ -112,6 +112,14 @@ class DetectionNetwork:
     def save(self, path: Path) -> None:
         """Write the weights as safetensors that `load_network` can read."""
         save_network(self.name, self.net, path)
+
+    def on(self, device: str) -> Self:
+        """Return the same network, whose regions are found on `device`."""
+        if device == self.device:
+            return self
+        moved = copy.copy(self)
+        moved.device = device
+        return moved
 
     def for_inference(self, device: str = "cpu") -> Self:
         """Return a copy that is quicker: batch normalisation folded, layers fused; the same one each time.

@@ -49,6 +49,10 @@ class RegionNetwork(Protocol):
         """Return (R, 4) boxes inside the image, best first, no two alike; called by several threads."""
         ...
 
+    def on(self, device: str) -> Self:
+        """Return the same network on another device of torch's."""
+        ...
+
     def save(self, path: Path) -> None:
         """Write its weights."""
         ...
@@ -76,8 +80,12 @@ class RpnProposals:
         """Return the same without the cut, whose regions begin with those of this one."""
         return replace(self, config=replace(self.config, max_regions=None))
 
+    def on(self, device: str) -> Self:
+        """Return the same on another device of torch's, which rounds otherwise."""
+        return replace(self, network=self.network.on(device))
+
     def key(self) -> dict[str, Any]:
-        """Return all that the boxes of an image depend on, as JSON-able values."""
+        """Return all that the boxes of an image depend on, as JSON-able values, but for the device."""
         return {
             "proposer": self.name,
             "version": 1,

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from rcnn_svm.datasets import load_splits, loading
 from rcnn_svm.datasets.drawing import classes_to_train, draw_folds, draw_parts
+from rcnn_svm.datasets.loading import divide
 from rcnn_svm.structures import Dataset, GroundTruth, Sample
 
 CLASSES = tuple("abcd")
@@ -64,34 +65,45 @@ def test_parts_are_disjoint_of_the_right_size_and_the_same_for_a_seed(dataset, d
 @settings(deadline=None)
 @given(st.one_of(many_labels, one_label), SEEDS)
 def test_a_single_split_is_divided_with_every_class_in_train(dataset, seed):
-    splits = loading._complete({"all": dataset}, seed, "here")
+    splits = divide(dataset, seed=seed)
     n = len(dataset)
     n_test = max(round(0.2 * n), 1)
     n_val = max(round(0.25 * (n - n_test)), 1)
-    assert [len(part) for part in (splits.train, splits.val, splits.test)] == [
-        n - n_test - n_val,
-        n_val,
-        n_test,
-    ]
-    assert sorted(ids(splits.train) + ids(splits.val)) == ids(splits.trainval)
+    assert len(splits.test) == n_test
+    together = set_aside_or_together(splits)
+    if not together:
+        assert [len(splits.train), len(splits.val)] == [n - n_test - n_val, n_val]
     assert sorted(ids(splits.trainval) + ids(splits.test)) == ids(dataset)
     shown = classes_to_train(splits.train)
     assert {name for name in dataset.classes if n_images_of(dataset, name) >= 3} <= set(shown)
     lost = [name for name in classes_to_train(dataset) if name not in shown]
     assert [name for name in dataset.classes if name not in lost] == list(splits.train.classes)
-    assert len(splits.notes) == (2 if lost else 1)
-    if len(splits.train) >= len(dataset.classes):
+    assert len(splits.notes) == 1 + together + bool(lost)
+    if n - n_test - n_val >= len(dataset.classes):
         assert not lost
+        assert not together
 
 
 @settings(deadline=None)
 @given(many_labels, SEEDS)
 def test_validation_takes_no_class_from_train(dataset, seed):
-    splits = loading._complete({"train": dataset, "test": dataset}, seed, "here")
-    assert sorted(ids(splits.train) + ids(splits.val)) == ids(splits.trainval) == ids(dataset)
-    assert {name for name in CLASSES if n_images_of(dataset, name) >= 2} <= set(splits.train.classes)
-    if len(splits.train) >= len(CLASSES):
-        assert classes_to_train(splits.train) == classes_to_train(dataset)
+    splits = divide(dataset, test=dataset, seed=seed)
+    together = set_aside_or_together(splits)
+    assert ids(splits.trainval) == ids(dataset)
+    assert splits.train.classes == dataset.classes
+    assert classes_to_train(splits.train) == classes_to_train(dataset)
+    if len(dataset) - max(round(0.2 * len(dataset)), 1) >= len(CLASSES):
+        assert not together
+
+
+def set_aside_or_together(splits):
+    """Return whether train is val as well, for the sake of a class; else they are two parts of trainval."""
+    together = ids(splits.train) == ids(splits.val) == ids(splits.trainval)
+    if together:
+        assert sum("which would leave none of" in note for note in splits.notes) == 1
+    else:
+        assert sorted(ids(splits.train) + ids(splits.val)) == ids(splits.trainval)
+    return together
 
 
 @settings(deadline=None)
@@ -126,12 +138,14 @@ def test_a_crowd_is_nothing_to_train_on():
 
 
 def test_classes_of_too_few_images_give_way_to_those_that_can_be_everywhere():
-    """Eight images: four are drawn for train, and five classes have one image each."""
+    """Eight images: four would be drawn for train, and five classes have one image each."""
     dataset = data_of([[0], [1], [2], [3], [4], [5], [5], [5]], tuple("abcdef"))
     for seed in range(20):
-        splits = loading._complete({"all": dataset}, seed, "here")
-        assert len(splits.train) == 4
-        assert all("f" in classes_to_train(part) for part in (splits.train, splits.val, splits.test))
+        splits = divide(dataset, seed=seed)
+        assert len(splits.train) == 6
+        assert ids(splits.train) == ids(splits.val) == ids(splits.trainval)
+        assert all("f" in classes_to_train(part) for part in (splits.train, splits.test))
+        assert "which would leave none of" in splits.notes[1]
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+import pickle
 from collections import OrderedDict
 
 import numpy as np
@@ -206,6 +208,38 @@ def test_pooling_by_pairs_is_max_pooling(size):
     assert fused(x).is_contiguous(memory_format=torch.channels_last)
     other = torch.nn.MaxPool2d(3, 2)
     assert type(fusing.fuse_for_inference(torch.nn.Sequential(other))[0]) is torch.nn.MaxPool2d
+
+
+@pytest.mark.parametrize(
+    "conv",
+    [
+        nn.Conv2d(8, 16, 1),
+        nn.Conv2d(16, 16, 5, 2, 2, groups=16),
+        nn.Conv2d(12, 24, 3, padding=2, dilation=2, groups=4, bias=False),
+        SameConv2d(8, 16, 3, 2),
+    ],
+    ids=["pointwise", "depthwise", "grouped", "same"],
+)
+def test_weights_in_blocks_change_no_bit(conv, monkeypatch):
+    net = nn.Sequential(conv, nn.ReLU())
+    packed = fusing.fuse_for_inference(net)
+    first, *others = (
+        torch.randn(n, conv.in_channels, *size).contiguous(memory_format=torch.channels_last)
+        for n, size in ((1, (9, 7)), (1, (30, 41)), (3, (14, 14)))
+    )
+    with torch.inference_mode():
+        packed(first)  # the blocks are made for this size
+        copies = [copy.deepcopy(packed), pickle.loads(pickle.dumps(packed))]
+        monkeypatch.setattr(fusing, "_PACKS", False)
+        plain = fusing.fuse_for_inference(net)
+        for x in (first, *others):
+            monkeypatch.setattr(fusing, "_PACKS", False)
+            expected = plain(x)
+            monkeypatch.setattr(fusing, "_PACKS", True)
+            for each in (packed, *copies):
+                assert torch.equal(each(x), expected)
+        torch.testing.assert_close(expected, net(x))
+        assert packed(first[:0]).shape == net(first[:0]).shape
 
 
 def test_average_pooling_differs():

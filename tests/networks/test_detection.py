@@ -19,7 +19,8 @@ from rcnn_svm.contracts import check_featurizer, check_proposer, example_image
 from rcnn_svm.datasets.digits import digits_splits
 from rcnn_svm.errors import ConfigError, DataError, WeightsError
 from rcnn_svm.experiment.config import ExperimentConfig, HeadsConfig
-from rcnn_svm.experiment.recipe import train_detector
+from rcnn_svm.experiment.parts import Run
+from rcnn_svm.experiment.recipe import propose, train_detector
 from rcnn_svm.features.build import FeatureConfig, build_featurizer
 from rcnn_svm.features.featurizers import DetectionFeatures
 from rcnn_svm.features.store import readers_of
@@ -205,6 +206,16 @@ def test_the_convolutions_run_once_for_regions_and_features(network, monkeypatch
     assert features.reads_with(other)
     one, two = readers_of([features, other], image)
     assert (one(boxes[:2]).shape, two(boxes[:2]).shape, len(passes)) == ((2, 1024), (2, 256), 5)
+
+
+def test_regions_are_found_where_the_run_says(network, splits, tmp_path):
+    proposer, image = RpnProposals(RpnConfig(max_regions=40), network), example_image()
+    assert proposer.on("cpu").network is network
+    there = proposer.on("cpu:0")
+    assert there.key() == proposer.key()
+    np.testing.assert_array_equal(there.propose(image).boxes, proposer.propose(image).boxes)
+    with pytest.raises(NotImplementedError, match="meta"):  # which has no values: it did go there
+        propose(splits.test, proposer, Run(tmp_path, device="meta"))
 
 
 def test_regions_are_cut_and_kept_by_the_digest_of_the_weights(network, tmp_path):
