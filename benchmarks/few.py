@@ -1,0 +1,158 @@
+"""What few labels reach: 1, 3 and 10 images a class; writes results/benchmarks/few.json.
+
+    python benchmarks/few.py DATA [--on val|test] [--recipes NAME ...] [--sizes K ...] [--draws N]
+
+DATA is the folder of `voc2007-mini`. Images are drawn from trainval until every class is in K of them, ten
+times for each K, and the draw is all that a detector is trained on, as `rcnn-svm train` does with a folder
+that holds no more; it is measured on the whole of test. With `--on val` draws are from train and measured
+on val: recipes are chosen there. Rows that are run replace those of the same recipe, split and size.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from rcnn_svm.datasets.loading import divide
+from rcnn_svm.experiment.config import DataConfig, ExperimentConfig
+from rcnn_svm.experiment.curve import draw_images
+from rcnn_svm.experiment.data import load_data
+from rcnn_svm.experiment.parts import Parts, Run
+from rcnn_svm.experiment.recipe import train_detector
+from rcnn_svm.files import read_json, write_json
+from rcnn_svm.progress import say
+from rcnn_svm.report.provenance import provenance
+
+Row = dict[str, Any]
+WANTED = {1: 28.0, 3: 42.0, 10: 55.0}
+"""AP at IoU 0.5, the mean of ten draws, that voc2007-mini is to reach."""
+
+
+def softmax(config: ExperimentConfig) -> Parts:
+    """Return the recipe of `train`."""
+    return config.build(heads=["softmax-finetuned"])
+
+
+def unrefined(config: ExperimentConfig) -> Parts:
+    """Return the same without the second stage of boxes."""
+    return softmax(replace(config, detect=replace(config.detect, refined=0)))
+
+
+def seen_more(mirror: bool, *sides: int) -> Callable[[ExperimentConfig], Parts]:
+    """Return the recipe of `train` with mirror images, and images of other sizes, to learn from."""
+    return lambda config: softmax(replace(config, fc=replace(config.fc, mirror=mirror, other_sides=sides)))
+
+
+def frozen(head: str) -> Callable[[ExperimentConfig], Parts]:
+    """Return the recipe of a head on the network as it is, its layers pooled and scaled."""
+    return lambda config: replace(config, learn="nothing").build(heads=[head])
+
+
+RECIPES: dict[str, Callable[[ExperimentConfig], Parts]] = {
+    "default": softmax,
+    "without refinement": unrefined,
+    "mirrored": seen_more(True),
+    "mirrored, at 640 pixels too": seen_more(True, 640),
+    "linear-svm on fc6": lambda config: config.build(heads=["linear-svm"]),
+    "rbf-svm on fc6": lambda config: config.build(heads=["rbf-svm"]),
+    "frozen linear-svm": frozen("linear-svm"),
+    "frozen rbf-svm": frozen("rbf-svm"),
+    "frozen softmax": frozen("softmax"),
+}
+
+
+def measure(data: Path, recipe: str, size: int, draws: int, on: Literal["val", "test"], cache: Path) -> Row:
+    """Train on draws of a size; return what they reached."""
+    config = ExperimentConfig(n_bootstrap=100)
+    splits = load_data(DataConfig(str(data), drop_bad_boxes=True), seed=0)
+    pool, measured = (splits.train, splits.val) if on == "val" else (splits.trainval, splits.test)
+    measured = replace(measured, split="test")
+    found, boxes, images, seconds = [], [], [], []
+    for d in range(draws):
+        draw = draw_images(pool, size, np.random.default_rng([config.seed, size, d]))
+        own = divide(replace(draw, split="trainval"), test=measured, seed=config.seed)
+        started = time.perf_counter()
+        result = train_detector(own, RECIPES[recipe](config), run=Run(cache))
+        seconds.append(time.perf_counter() - started)
+        assert result.coco is not None
+        found.append(100 * result.evaluation.map("voc07"))
+        boxes.append(100 * float(result.coco.summary()["AP"]))
+        images.append(len(draw))
+        say(f"{recipe}, {size} of a class, draw {d}: {len(draw)} images, mAP {found[-1]:.1f}")
+    error = float(np.std(found, ddof=1) / np.sqrt(draws)) if draws > 1 else float("nan")
+    return {
+        "recipe": recipe,
+        "images_of_a_class": size,
+        "on": on,
+        "n_draws": draws,
+        "n_images": float(np.mean(images)),
+        "mAP": float(np.mean(found)),
+        "mAP_standard_error": error,
+        "mAP_of_draws": found,
+        "coco_AP": float(np.mean(boxes)),
+        "wall_s": float(np.mean(seconds)),
+    }
+
+
+def main() -> None:
+    """Run what the command line asks for."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--on", choices=("val", "test"), default="test")
+    parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=["default"])
+    parser.add_argument("--sizes", nargs="+", type=int, default=list(WANTED))
+    parser.add_argument("--draws", type=int, default=10)
+    parser.add_argument("--out", type=Path, default=Path("results/benchmarks/few.json"))
+    options = parser.parse_args()
+    rows: list[Row] = read_json(options.out)["rows"] if options.out.exists() else []
+    with tempfile.TemporaryDirectory() as folder:
+        for recipe in options.recipes:
+            for size in options.sizes:
+                row = measure(
+                    options.data / "voc2007-mini", recipe, size, options.draws, options.on, Path(folder)
+                )
+                about = provenance(seed=0)
+                same = ("recipe", "images_of_a_class", "on")
+                rows = [r for r in rows if any(r[key] != row[key] for key in same)]
+                rows.append({**row, "commit": about["commit"], "command": about["command"]})
+                write_json(
+                    options.out,
+                    {
+                        "schema": 1,
+                        "benchmark": "few",
+                        "targets": targets_of(rows),
+                        "rows": rows,
+                        "provenance": about,
+                    },
+                )
+
+
+def targets_of(rows: list[Row]) -> dict[str, Row]:
+    """Return the headline figures: of the recipe of `train`, on test."""
+    return {
+        f"voc2007_mini_{row['images_of_a_class']}_images_a_class": {
+            "value": row["mAP"],
+            "unit": "mAP",
+            "n": row["n_draws"],
+            "ours": row["mAP"],
+            "peer": None,
+            "peer_name": None,
+            "how": "`rcnn-svm train` on so many images of each class, mean of draws; AP at IoU 0.5 "
+            "(11 points) on the 400 images of test",
+        }
+        for row in rows
+        if (row["recipe"], row["on"]) == ("default", "test")
+    }
+
+
+if __name__ == "__main__":
+    main()
