@@ -23,6 +23,8 @@ from rcnn_svm.heads.bbox_regressor import BoxRegressor
 from rcnn_svm.heads.scorers import SoftmaxScorer
 from rcnn_svm.networks import detection
 from rcnn_svm.networks.backbone import Backbone
+from rcnn_svm.progress import say
+from rcnn_svm.proposals import WholeImage
 from rcnn_svm.structures import RegionSet
 from rcnn_svm.training.config import FcConfig, FinetuneConfig, TrunkConfig
 from rcnn_svm.training.crops import finetune
@@ -38,6 +40,7 @@ __all__ = [
     "Representation",
     "TunedTrunk",
     "rows_around_objects",
+    "settled",
 ]
 
 
@@ -255,7 +258,7 @@ class FcOnFrozen:
         views = [StoredBlocks(base, regions if parts.reads_all_rows else few)]
         if self.fc.mirror:
             views.append(StoredBlocks(base, seen))
-        for side in self.fc.other_sides:
+        for side in self.fc.other_sides or ():
             assert isinstance(network.featurizer, SharedFeatures)
             assert network.backbone is not None  # `check` saw to both
             features = replace(parts.features, longer_sides=(side,))
@@ -276,6 +279,24 @@ class FcOnFrozen:
                 JoinedBlocks(views), self.fc, seed=parts.seed, device=run.device, ranks=run.ranks
             )
         return _with_layers(network, base, layers, self.fc, meter)
+
+
+def settled(parts: Parts, n_images: int) -> Parts:
+    """Return the parts with what hangs on the number of training images decided, and say what few are given.
+
+    fc6 and fc7 learn from so few at other sizes too, where that can be done: on shared maps of a network that
+    classifies, and not of whole images.
+    """
+    learner = parts.learner
+    if not isinstance(learner, FcOnFrozen) or isinstance(parts.proposer, WholeImage) or parts.reads_detection:
+        return parts
+    if parts.features.path != "shared" or parts.featurizer is not None:
+        return parts
+    fc = learner.fc.for_images(n_images, max(parts.features.longer_sides))
+    if fc.other_sides and learner.fc.other_sides is None:
+        sides = " and ".join(map(str, fc.other_sides))
+        say(f"{n_images} images are few: they are learned from with longer sides of {sides} pixels too.")
+    return replace(parts, learner=replace(learner, fc=fc))
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ from rcnn_svm.experiment.choosing import (
 )
 from rcnn_svm.experiment.config import DataConfig, ExperimentConfig
 from rcnn_svm.experiment.data import absent_classes
-from rcnn_svm.experiment.learning import Network, Representation, rows_around_objects
+from rcnn_svm.experiment.learning import Network, Representation, rows_around_objects, settled
 from rcnn_svm.experiment.measure import Meter
 from rcnn_svm.experiment.parts import Parts, Run
 from rcnn_svm.experiment.regions import SplitRegions, StoredBlocks
@@ -200,6 +200,7 @@ def prepare(parts: Parts, splits: Splits, run: Run, stages: Stages, room: CacheL
                     f"heads.names: {recipe.name} needs something that is fine-tuned. Set learn=fc or "
                     f"learn=network, or leave the head out."
                 )
+    parts = settled(parts, len(splits.trainval))
     n_images = len(splits.trainval) + len(splits.test)
     with stages("proposals", f"boxes in which an object may be, in {n_images} images"):
         proposals = propose(splits.trainval, parts.proposer, run)
@@ -373,6 +374,7 @@ def estimate_experiment(parts: Parts, splits: Splits, run: Run) -> list[SplitEst
     """
     if parts.learner.tunes_network:
         raise ConfigError("--dry-run: a network that is yet to be fine-tuned cannot be timed. Set learn=fc.")
+    parts = settled(parts, len(splits.trainval))
     estimates = []
     # What is compiled at the first image ever is not to be taken for the cost of each.
     cached_proposals(splits.trainval.samples[:1], parts.proposer, None)

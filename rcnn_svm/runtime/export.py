@@ -98,12 +98,12 @@ class _Refiner(nn.Module):
 
     def __init__(self, refiner: BoxRefiner) -> None:
         super().__init__()
-        self._fc = _linear(refiner.hidden_weight, refiner.hidden_bias)
+        self._hidden = _linear(refiner.hidden_weight, refiner.hidden_bias)
         self._n = len(refiner.weight)
         self._moves = _linear(refiner.weight.reshape(-1, refiner.weight.shape[2]), refiner.bias.reshape(-1))
 
     def forward(self, rows: Tensor) -> tuple[Tensor, ...]:
-        moves: Tensor = self._moves(self._fc(rows).relu())
+        moves: Tensor = self._moves(self._hidden(rows).relu())
         return (moves.reshape(-1, self._n, 5),)
 
 
@@ -719,10 +719,15 @@ class _Reader:
         return next(self._left, None)
 
 
+_EXACT = {"_scorer", "_boxes", "_hidden", "_moves"}
+"""Modules whose products keep their precision."""
+
+
 def _quantise(path: Path, feeds: Iterator[_Feeds] | None) -> None:
     """Bring the learned layers of a graph to 8 bits, and its convolutions where `feeds` show their ranges.
 
-    What gives scores and deltas stays as it is: it is small, and its rounding would be theirs.
+    What gives scores and deltas stays as it is: it is small, and its rounding would be theirs. So does what
+    refines boxes, whose rows are standardised by its weights: they differ by too much for one scale.
     """
     import onnx
     from onnxruntime import quantization
@@ -732,9 +737,7 @@ def _quantise(path: Path, feeds: Iterator[_Feeds] | None) -> None:
     quant_pre_process(path, prepared, skip_optimization=True, skip_symbolic_shape=True)
     nodes = onnx.load(prepared).graph.node
     layers = [
-        node.name
-        for node in nodes
-        if node.op_type == "Gemm" and not {"_scorer", "_boxes", "_moves"} & set(node.name.split("/"))
+        node.name for node in nodes if node.op_type == "Gemm" and not _EXACT & set(node.name.split("/"))
     ]
     if feeds is not None:
         quantization.quantize_static(

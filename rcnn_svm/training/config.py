@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal, Self
 
 from rcnn_svm.config import Count, Interval, NotNegative, Positive, Share, Values, check
@@ -10,7 +10,11 @@ from rcnn_svm.errors import ConfigError
 from rcnn_svm.features.fc_layers import RowScaling
 from rcnn_svm.heads.assign import LabelRule
 
-__all__ = ["FcConfig", "FinetuneConfig", "RefineConfig", "TrunkConfig"]
+__all__ = ["FEW_IMAGES", "FcConfig", "FinetuneConfig", "RefineConfig", "TrunkConfig"]
+
+
+FEW_IMAGES = 100
+"""With fewer to train on, fc6 and fc7 learn from other sizes of them too, unless told otherwise."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,8 @@ class FcConfig:
         mirror: learn from mirror images as well, which doubles the work of features; not where the
             network is trained too.
         other_sides: learn from the images (mirrored with `mirror`) at these sizes of their longer sides
-            as well; on the shared path, and not where the network is trained too.
+            as well; on the shared path, and not where the network is trained too. None takes none, and with
+            fewer than `FEW_IMAGES` on the shared path 0.8 and 1.33 times `features.longer_sides`.
         background: so many background regions of an image can be drawn at all, themselves drawn once;
             all of them where the heads need every region's features anyway.
         batch_size: regions a step.
@@ -52,7 +57,7 @@ class FcConfig:
     negative_low: Share = 0.0
     skip_difficult: bool = True
     mirror: bool = False
-    other_sides: tuple[Count, ...] = ()
+    other_sides: tuple[Count, ...] | None = None
     background: Count = 256
     batch_size: Annotated[int, Interval(2)] = 512
     positive_share: Annotated[float, Interval(0, 1, "right")] = 0.25
@@ -75,6 +80,18 @@ class FcConfig:
     def steps(self, n_classes: int) -> int:
         """Return the number of training steps for so many classes."""
         return self.n_steps or min(200 + 20 * n_classes, 1000)
+
+    def for_images(self, n_images: int, side: int) -> Self:
+        """Return the same with `other_sides` decided, on the shared path.
+
+        Args:
+            n_images: to train on.
+            side: pixels of the longer side that images are read at.
+        """
+        if self.other_sides is not None:
+            return self
+        sides = (round(0.8 * side), round(4 / 3 * side)) if n_images < FEW_IMAGES else ()
+        return replace(self, other_sides=sides)
 
 
 @dataclass(frozen=True)

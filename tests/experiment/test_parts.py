@@ -24,7 +24,12 @@ from rcnn_svm import (
 from rcnn_svm.config import with_overrides
 from rcnn_svm.contracts import check_featurizer
 from rcnn_svm.errors import ConfigError, DataError
+from rcnn_svm.experiment.config import PRESETS, DataConfig
+from rcnn_svm.experiment.learning import FcOnFrozen, settled
+from rcnn_svm.experiment.parts import Parts
+from rcnn_svm.features.build import FeatureConfig
 from rcnn_svm.report.experiment import write_experiment
+from rcnn_svm.training.config import FEW_IMAGES, FcConfig
 
 SETTINGS = [
     "features.backbone=small_cnn",
@@ -168,3 +173,32 @@ def test_another_device_finds_the_same(config, splits, tmp_path: Path, learn: st
     image = splits.test.samples[0].read()
     first, second = there.detect(image), here.detect(image)
     assert abs(first.scores[0] - second.scores[0]) < 0.05
+
+
+def test_few_images_are_learned_from_at_other_sizes_too(capsys: pytest.CaptureFixture[str]) -> None:
+    parts = ExperimentConfig().build(heads=["softmax-finetuned"])
+
+    def sides(parts: Parts, n_images: int) -> tuple[int, ...] | None:
+        learner = settled(parts, n_images).learner
+        assert isinstance(learner, FcOnFrozen)
+        return learner.fc.other_sides
+
+    assert sides(parts, FEW_IMAGES - 1) == (384, 640)
+    assert (
+        "99 images are few: they are learned from with longer sides of 384 and 640" in capsys.readouterr().err
+    )
+    assert sides(parts, FEW_IMAGES) == ()
+    large = ExperimentConfig(features=FeatureConfig(longer_sides=(600, 300)))
+    assert sides(large.build(heads=["softmax-finetuned"]), 1) == (480, 800)
+    told = ExperimentConfig(fc=FcConfig(other_sides=(320,)))
+    assert sides(told.build(heads=["softmax-finetuned"]), 1) == (320,)
+    assert sides(PRESETS["quick"].apply(ExperimentConfig()).build(), 1) == ()
+    capsys.readouterr()
+    for unable in (
+        ExperimentConfig(features=FeatureConfig(path="warped")),
+        ExperimentConfig(data=DataConfig(whole_images=True)),
+    ):
+        assert not sides(unable.build(heads=["softmax-finetuned"]), 1)
+    untouched = ExperimentConfig(learn="nothing").build(heads=["linear-svm"])
+    assert settled(untouched, 1) is untouched
+    assert capsys.readouterr().err == ""
