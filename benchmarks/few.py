@@ -1,8 +1,9 @@
 """What few labels reach: 1, 3 and 10 images a class; writes results/benchmarks/few.json.
 
-    python benchmarks/few.py DATA [--on val|test] [--recipes NAME ...] [--sizes K ...] [--draws N]
+    python benchmarks/few.py DATA [--data-set NAME] [--on val|test] [--recipes NAME ...] [--sizes K ...]
+                             [--draws N]
 
-DATA is the folder of `voc2007-mini`. Images are drawn from trainval until every class is in K of them, ten
+DATA is the folder of the data sets. Images are drawn from trainval until every class is in K of them, ten
 times for each K, and the draw is all that a detector is trained on, as `rcnn-svm train` does with a folder
 that holds no more; it is measured on the whole of test. With `--on val` draws are from train and measured
 on val: recipes are chosen there. Rows that are run replace those of the same recipe, split and size.
@@ -45,9 +46,14 @@ def unrefined(config: ExperimentConfig) -> Parts:
     return softmax(replace(config, detect=replace(config.detect, refined=0)))
 
 
-def seen_more(mirror: bool, *sides: int) -> Callable[[ExperimentConfig], Parts]:
-    """Return the recipe of `train` with mirror images, and images of other sizes, to learn from."""
-    return lambda config: softmax(replace(config, fc=replace(config.fc, mirror=mirror, other_sides=sides)))
+def at_one_size(config: ExperimentConfig) -> Parts:
+    """Return the recipe of `train` without the other sizes that few images are learned from at."""
+    return softmax(replace(config, fc=replace(config.fc, other_sides=())))
+
+
+def mirrored(config: ExperimentConfig) -> Parts:
+    """Return the recipe of `train` with mirror images to learn from as well."""
+    return softmax(replace(config, fc=replace(config.fc, mirror=True)))
 
 
 def frozen(head: str) -> Callable[[ExperimentConfig], Parts]:
@@ -58,8 +64,8 @@ def frozen(head: str) -> Callable[[ExperimentConfig], Parts]:
 RECIPES: dict[str, Callable[[ExperimentConfig], Parts]] = {
     "default": softmax,
     "without refinement": unrefined,
-    "mirrored": seen_more(True),
-    "mirrored, at 640 pixels too": seen_more(True, 640),
+    "at one size": at_one_size,
+    "mirrored": mirrored,
     "linear-svm on fc6": lambda config: config.build(heads=["linear-svm"]),
     "rbf-svm on fc6": lambda config: config.build(heads=["rbf-svm"]),
     "frozen linear-svm": frozen("linear-svm"),
@@ -88,6 +94,7 @@ def measure(data: Path, recipe: str, size: int, draws: int, on: Literal["val", "
         say(f"{recipe}, {size} of a class, draw {d}: {len(draw)} images, mAP {found[-1]:.1f}")
     error = float(np.std(found, ddof=1) / np.sqrt(draws)) if draws > 1 else float("nan")
     return {
+        "data": data.name,
         "recipe": recipe,
         "images_of_a_class": size,
         "on": on,
@@ -107,6 +114,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("data", type=Path)
+    parser.add_argument("--data-set", default="voc2007-mini")
     parser.add_argument("--on", choices=("val", "test"), default="test")
     parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=["default"])
     parser.add_argument("--sizes", nargs="+", type=int, default=list(WANTED))
@@ -118,10 +126,10 @@ def main() -> None:
         for recipe in options.recipes:
             for size in options.sizes:
                 row = measure(
-                    options.data / "voc2007-mini", recipe, size, options.draws, options.on, Path(folder)
+                    options.data / options.data_set, recipe, size, options.draws, options.on, Path(folder)
                 )
                 about = provenance(seed=0)
-                same = ("recipe", "images_of_a_class", "on")
+                same = ("data", "recipe", "images_of_a_class", "on")
                 rows = [r for r in rows if any(r[key] != row[key] for key in same)]
                 rows.append({**row, "commit": about["commit"], "command": about["command"]})
                 write_json(
@@ -137,7 +145,7 @@ def main() -> None:
 
 
 def targets_of(rows: list[Row]) -> dict[str, Row]:
-    """Return the headline figures: of the recipe of `train`, on test."""
+    """Return the headline figures: of the recipe of `train`, on test of voc2007-mini."""
     return {
         f"voc2007_mini_{row['images_of_a_class']}_images_a_class": {
             "value": row["mAP"],
@@ -150,7 +158,7 @@ def targets_of(rows: list[Row]) -> dict[str, Row]:
             "(11 points) on the 400 images of test",
         }
         for row in rows
-        if (row["recipe"], row["on"]) == ("default", "test")
+        if (row["data"], row["recipe"], row["on"]) == ("voc2007-mini", "default", "test")
     }
 
 
