@@ -475,8 +475,8 @@ def test_learning_from_other_views_with_no_head_that_reads_all_regions(
     splits = load_splits(digits_folder)
     found = []
     for n_views, settings in (
-        (1, []),
-        (2, ["--set", "fc.mirror=true"]),
+        (1, ["--set", "fc.other_sides=[]"]),
+        (2, ["--set", "fc.mirror=true", "--set", "fc.other_sides=[]"]),
         (3, ["--set", "fc.mirror=true", "--set", "fc.other_sides=[96]"]),
     ):
         cache, out = tmp_path / f"cache{n_views}", tmp_path / f"out{n_views}"
