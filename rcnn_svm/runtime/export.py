@@ -739,13 +739,16 @@ def _quantise(path: Path, feeds: Iterator[_Feeds] | None) -> None:
     layers = [
         node.name for node in nodes if node.op_type == "Gemm" and not _EXACT & set(node.name.split("/"))
     ]
+    convolutions = [node.name for node in nodes if node.op_type == "Conv" and feeds is not None]
+    if not layers and not convolutions:
+        return  # of no names both would take all
     if feeds is not None:
         quantization.quantize_static(
             prepared,
             path,
             _Reader(feeds),
             op_types_to_quantize=["Conv", "Gemm"],
-            nodes_to_quantize=[*layers, *(node.name for node in nodes if node.op_type == "Conv")],
+            nodes_to_quantize=[*layers, *convolutions],
             per_channel=True,
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,

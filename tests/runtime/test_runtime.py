@@ -272,6 +272,29 @@ def test_rounded_weights_take_less_and_say_nearly_the_same(
         assert rounded.n_bytes < 0.95 * whole.n_bytes
 
 
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_8_bits_leave_what_refines_boxes_and_what_has_no_learned_layer(
+    calibrated: bool, tmp_path: Path
+) -> None:
+    import onnx
+
+    photos = [Sample("photo", (80, 100), GroundTruth.empty(), render=lambda: image(80, 100))]
+    detector = refined(made(SHARED, layers=True, detect=replace(TWICE, refined=20)))
+    rounded = export_detector(
+        detector, tmp_path / "rounded", precision="int8", calibrate=photos if calibrated else []
+    )
+    kinds = {
+        path.stem: {node.op_type for node in onnx.load(path).graph.node}
+        for path in rounded.folder.glob("*.onnx")
+    }
+    in_8_bits = {"MatMulInteger", "DynamicQuantizeLinear", "QuantizeLinear"}
+    assert kinds["detector"] & in_8_bits
+    assert not kinds["refine"] & in_8_bits
+    if not calibrated:  # products of learned layers alone are rounded, and here there are none
+        plain = export_detector(made(SHARED), tmp_path / "plain", precision="int8").folder / "detector.onnx"
+        assert not {node.op_type for node in onnx.load(plain).graph.node} & in_8_bits
+
+
 def shouting(image_id, size, boxes, scores, deltas):  # type: ignore[no-untyped-def]
     """Stand for post-processing that is not ours."""
     raise AssertionError
