@@ -1,26 +1,30 @@
 """What few labels reach: 1, 3 and 10 images a class; writes results/benchmarks/few.json.
 
     python benchmarks/few.py DATA [--data-set NAME] [--on val|test] [--recipes NAME ...] [--sizes K ...]
-                             [--draws N]
+                             [--draws N] [--processes N]
 
 DATA is the folder of the data sets. Images are drawn from trainval until every class is in K of them, N
 times for each K, and the draw is all that a detector is trained on, as `rcnn-svm train` does with a folder
 that holds no more; it is measured on the whole of test. With `--on val` draws are from train and measured
 on val: recipes are chosen there. Rows that are run replace those of the same data, recipe, split and size,
-and each has its command and commit.
+and each has its command and commit. A row is written anew after every draw: what a stop leaves is a mean of
+fewer, and says so. Draws are trained in several processes of one thread each, so that seconds are theirs.
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 
 from rcnn_svm.datasets.loading import divide
 from rcnn_svm.experiment.config import DataConfig, ExperimentConfig
@@ -57,45 +61,77 @@ def mirrored(config: ExperimentConfig) -> Parts:
     return softmax(replace(config, fc=replace(config.fc, mirror=True)))
 
 
+def as_read(config: ExperimentConfig) -> Parts:
+    """Return the recipe of `train` with rows as they are read, whose regions differ in length."""
+    return softmax(replace(config, fc=replace(config.fc, scaling="none")))
+
+
 RECIPES: dict[str, Callable[[ExperimentConfig], Parts]] = {
     "default": softmax,
     "without refinement": unrefined,
     "at one size": at_one_size,
     "mirrored": mirrored,
+    "rows as read": as_read,
 }
 
 
-def measure(data: Path, recipe: str, size: int, draws: int, on: Literal["val", "test"], cache: Path) -> Row:
-    """Train on draws of a size; return what they reached."""
+def train_on_draw(
+    data: Path, recipe: str, size: int, d: int, on: Literal["val", "test"], cache: Path
+) -> tuple[int, dict[str, float]]:
+    """Train on one draw of a size; return its number and what it reached."""
+    torch.set_num_threads(1)
     config = ExperimentConfig(n_bootstrap=100)
     splits = load_data(DataConfig(str(data), drop_bad_boxes=True), seed=0)
     pool, measured = (splits.train, splits.val) if on == "val" else (splits.trainval, splits.test)
-    measured = replace(measured, split="test")
-    found, boxes, images, seconds = [], [], [], []
-    for d in range(draws):
-        draw = draw_images(pool, size, np.random.default_rng([config.seed, size, d]))
-        own = divide(replace(draw, split="trainval"), test=measured, seed=config.seed)
-        started = time.perf_counter()
-        result = train_detector(own, RECIPES[recipe](config), run=Run(cache))
-        seconds.append(time.perf_counter() - started)
-        assert result.coco is not None
-        found.append(100 * result.evaluation.map("voc07"))
-        boxes.append(100 * float(result.coco.summary()["AP"]))
-        images.append(len(draw))
-        say(f"{recipe}, {size} of a class, draw {d}: {len(draw)} images, mAP {found[-1]:.1f}")
-    error = float(np.std(found, ddof=1) / np.sqrt(draws)) if draws > 1 else None
+    draw = draw_images(pool, size, np.random.default_rng([config.seed, size, d]))
+    own = divide(replace(draw, split="trainval"), test=replace(measured, split="test"), seed=config.seed)
+    started = time.perf_counter()
+    result = train_detector(own, RECIPES[recipe](config), run=Run(cache))
+    assert result.coco is not None
+    return d, {
+        "mAP": 100 * result.evaluation.map("voc07"),
+        "coco_AP": 100 * float(result.coco.summary()["AP"]),
+        "n_images": len(draw),
+        "wall_s": time.perf_counter() - started,
+    }
+
+
+def measure(
+    data: Path,
+    recipe: str,
+    size: int,
+    draws: int,
+    on: Literal["val", "test"],
+    cache: Path,
+    processes: int,
+) -> Iterator[Row]:
+    """Train on draws of a size; yield after each what those so far have reached."""
+    done: dict[int, dict[str, float]] = {}
+    spawned = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, mp_context=spawned) as pool:
+        tasks = [pool.submit(train_on_draw, data, recipe, size, d, on, cache) for d in range(draws)]
+        for task in as_completed(tasks):
+            d, reached = task.result()
+            done[d] = reached
+            say(f"{recipe}, {size} of a class, draw {d}: {reached['mAP']:.1f} mAP")
+            yield _row(data.name, recipe, size, on, [done[d] for d in sorted(done)])
+
+
+def _row(data: str, recipe: str, size: int, on: str, draws: list[dict[str, float]]) -> Row:
+    found = [draw["mAP"] for draw in draws]
+    error = float(np.std(found, ddof=1) / np.sqrt(len(draws))) if len(draws) > 1 else None
     return {
-        "data": data.name,
+        "data": data,
         "recipe": recipe,
         "images_of_a_class": size,
         "on": on,
-        "n_draws": draws,
-        "n_images": float(np.mean(images)),
+        "n_draws": len(draws),
+        "n_images": float(np.mean([draw["n_images"] for draw in draws])),
         "mAP": float(np.mean(found)),
         "mAP_standard_error": error,
         "mAP_of_draws": found,
-        "coco_AP": float(np.mean(boxes)),
-        "wall_s": float(np.mean(seconds)),
+        "coco_AP": float(np.mean([draw["coco_AP"] for draw in draws])),
+        "wall_s": float(np.mean([draw["wall_s"] for draw in draws])),
     }
 
 
@@ -110,29 +146,31 @@ def main() -> None:
     parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=["default"])
     parser.add_argument("--sizes", nargs="+", type=int, default=list(WANTED))
     parser.add_argument("--draws", type=int, default=10)
+    parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("results/benchmarks/few.json"))
     options = parser.parse_args()
     rows: list[Row] = read_json(options.out)["rows"] if options.out.exists() else []
+    about = provenance(seed=0)
+    same = ("data", "recipe", "images_of_a_class", "on")
     with tempfile.TemporaryDirectory() as folder:
         for recipe in options.recipes:
             for size in options.sizes:
-                row = measure(
-                    options.data / options.data_set, recipe, size, options.draws, options.on, Path(folder)
-                )
-                about = provenance(seed=0)
-                same = ("data", "recipe", "images_of_a_class", "on")
-                rows = [r for r in rows if any(r[key] != row[key] for key in same)]
-                rows.append({**row, "commit": about["commit"], "command": about["command"]})
-                write_json(
-                    options.out,
-                    {
-                        "schema": 1,
-                        "benchmark": "few",
-                        "targets": targets_of(rows),
-                        "rows": rows,
-                        "provenance": about,
-                    },
-                )
+                data = options.data / options.data_set
+                for row in measure(
+                    data, recipe, size, options.draws, options.on, Path(folder), options.processes
+                ):
+                    rows = [r for r in rows if any(r[key] != row[key] for key in same)]
+                    rows.append({**row, "commit": about["commit"], "command": about["command"]})
+                    write_json(
+                        options.out,
+                        {
+                            "schema": 1,
+                            "benchmark": "few",
+                            "targets": targets_of(rows),
+                            "rows": rows,
+                            "provenance": about,
+                        },
+                    )
 
 
 def targets_of(rows: list[Row]) -> dict[str, Row]:

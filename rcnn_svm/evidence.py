@@ -238,7 +238,7 @@ class _Reader:
         steps: list[_Back] = []
         x: _Vector = row.astype(np.float64)
         if layers is not None:
-            x = _scaled(x, FeatureScaler(layers.scaling), steps)
+            x = _scaled(x, layers.scaler, steps)
             for weight, bias in zip(layers.weights, layers.biases, strict=True):
                 x = _Dense(weight, bias, relu=True).run(x, steps)
         if scaler is not None:

@@ -75,6 +75,7 @@ def make(
             draw(12, 12),
             draw(12),
             layers,
+            n // 2 if layers == "l2" else None,
         )
         n = 12
     if scorer == "linear":

@@ -276,7 +276,12 @@ class FcOnFrozen:
             around = [rows_around_objects(parts, network, regions, run)] if parts.refines else []
             fill_together([view.wanted for view in (*views, *around)], f"features of {regions.dataset.split}")
             layers = train_fc_layers(
-                JoinedBlocks(views), self.fc, seed=parts.seed, device=run.device, ranks=run.ranks
+                JoinedBlocks(views),
+                self.fc,
+                seed=parts.seed,
+                device=run.device,
+                ranks=run.ranks,
+                n_own=_own_columns(network.featurizer),
             )
         return _with_layers(network, base, layers, self.fc, meter)
 
@@ -284,8 +289,8 @@ class FcOnFrozen:
 def settled(parts: Parts, n_images: int) -> Parts:
     """Return the parts with what hangs on the number of training images decided, and say what few are given.
 
-    fc6 and fc7 learn from so few at other sizes too, where that can be done: on shared maps of a network that
-    classifies, and not of whole images.
+    fc6 and fc7 learn from so few in another way, see `FcConfig.for_images`, where that can be done: on shared
+    maps of a network that classifies, and not of whole images.
     """
     learner = parts.learner
     if not isinstance(learner, FcOnFrozen) or isinstance(parts.proposer, WholeImage) or parts.reads_detection:
@@ -322,7 +327,7 @@ class TunedTrunk:
     def check(self, parts: Parts) -> None:
         """See `Learner`."""
         _require_trainable(parts, "trunk")
-        if self.fc.scaling != "none":
+        if self.fc.scaling not in (None, "none"):
             raise ConfigError(
                 f"fc.scaling must be none with learn=trunk, which trains through unscaled rows, "
                 f"got {self.fc.scaling!r}."
@@ -467,6 +472,14 @@ def rows_around_objects(parts: Parts, network: Network, regions: SplitRegions, r
 def _few(config: FcConfig, parts: Parts, regions: SplitRegions) -> SplitRegions:
     """Leave out background that will not be drawn, and would be pooled and stored for nothing."""
     return regions.thinned(config.rule, config.background, seed=parts.seed)
+
+
+def _own_columns(featurizer: Featurizer) -> int | None:
+    """Return how many columns say what is inside a region, before those of its surroundings; None for all."""
+    if not isinstance(featurizer, SharedFeatures):
+        return None
+    around = [columns.start for tap, columns in featurizer.columns.items() if tap.widen != 1]
+    return min(around, default=None)
 
 
 def _shared(featurizer: Featurizer) -> SharedFeatures:

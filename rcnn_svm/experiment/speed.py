@@ -349,5 +349,5 @@ def _random_layers(config: FcConfig, n_features: int, n_classes: int = 20) -> Fc
         class_bias=np.zeros(outputs.shape[1], np.float32),
         box_weight=boxes,
         box_bias=np.zeros(boxes.shape[1], np.float32),
-        scaling=config.scaling,
+        scaling=config.scaler(None).scaling,  # type: ignore[arg-type]
     )

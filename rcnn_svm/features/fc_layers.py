@@ -37,6 +37,7 @@ class FcLayers:
         class_weight: (H, K + 1) of the softmax, background last; `class_bias` (K + 1,).
         box_weight: (H, 4 K) of the box deltas, class by class; `box_bias` (4 K,).
         scaling: of rows before the first layer.
+        n_scaled: it is of so many of the first columns, the others stay as they are; None for all of them.
 
     Raises:
         DataError: an array holds NaN or infinity, which the ReLU would pass on as zeros.
@@ -49,6 +50,7 @@ class FcLayers:
     box_weight: NDArray[np.float32]
     box_bias: NDArray[np.float32]
     scaling: RowScaling = "none"
+    n_scaled: int | None = None
 
     def __post_init__(self) -> None:
         require_finite("FcLayers", self.to_arrays())
@@ -67,6 +69,11 @@ class FcLayers:
     def n_classes(self) -> int:
         """K, without the background."""
         return int(self.class_weight.shape[1]) - 1
+
+    @property
+    def scaler(self) -> FeatureScaler:
+        """What scales rows before the first layer."""
+        return FeatureScaler(self.scaling, self.n_scaled)
 
     @cached_property
     def key(self) -> dict[str, Any]:
@@ -93,7 +100,7 @@ class FcLayers:
             )
         from rcnn_svm.networks.products import linear_relu
 
-        scale = FeatureScaler(self.scaling)
+        scale = self.scaler
         out = np.empty((len(features), len(self.biases[depth - 1])), np.float32)
         for start in range(0, len(features), _MAX_ROWS):
             x = scale(features[start : start + _MAX_ROWS])
@@ -124,6 +131,8 @@ class FcLayers:
         arrays: dict[str, NDArray[Any]] = {}
         for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             arrays[f"fc{6 + i}.weight"], arrays[f"fc{6 + i}.bias"] = weight, bias
+        if self.n_scaled is not None:
+            arrays["n_scaled"] = np.array([self.n_scaled])
         return arrays | {
             "class.weight": self.class_weight,
             "class.bias": self.class_bias,
@@ -145,15 +154,18 @@ class FcLayers:
             weights = tuple(arrays[f"fc{6 + i}.weight"] for i in range(n_layers))
             biases = tuple(arrays[f"fc{6 + i}.bias"] for i in range(n_layers))
             scaling: RowScaling = get_args(RowScaling)[int(arrays["scaling"][0])]
+            n_scaled = int(arrays["n_scaled"][0]) if "n_scaled" in arrays else None
             class_weight, class_bias = arrays["class.weight"], arrays["class.bias"]
             box_weight, box_bias = arrays["box.weight"], arrays["box.bias"]
         except (KeyError, IndexError) as error:
             raise CacheError(f"FcLayers: the saved arrays lack {error}. Train the layers again.") from error
-        whole = cls(weights, biases, class_weight, class_bias, box_weight, box_bias, scaling)
+        whole = cls(weights, biases, class_weight, class_bias, box_weight, box_bias, scaling, n_scaled)
         named = whole.to_arrays()
         named.pop("scaling")
+        named.pop("n_scaled", None)
         ranks = {name: 2 if name.endswith("weight") else 1 for name in named}
-        fits = weights and all(v.ndim == ranks[k] and v.dtype == np.float32 for k, v in named.items())
+        fits = bool(weights) and (n_scaled is None or 0 <= n_scaled <= whole.n_features_in)
+        fits = fits and all(v.ndim == ranks[k] and v.dtype == np.float32 for k, v in named.items())
         if fits:
             hidden, n = class_weight.shape
             fits = (

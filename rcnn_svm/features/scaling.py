@@ -37,6 +37,8 @@ class FeatureScaler:
     Args:
         scaling: `none`; `l2`: rows of length 1; `sqrt-l2`: signed square root, then length 1;
             `mean-norm-20`: one factor for all, so that training rows have mean length 20, as in R-CNN.
+        n_columns: scale only so many of the first columns of a row; the others stay as they are. None scales
+            all.
 
     Raises:
         ConfigError: an unknown scaling.
@@ -46,12 +48,13 @@ class FeatureScaler:
         array([[0.6, 0.8]], dtype=float32)
     """
 
-    def __init__(self, scaling: Scaling = "l2") -> None:
+    def __init__(self, scaling: Scaling = "l2", n_columns: int | None = None) -> None:
         if scaling not in get_args(Scaling):
             raise ConfigError(
                 f"FeatureScaler: scaling must be one of {', '.join(get_args(Scaling))}, got {scaling!r}."
             )
         self.scaling: Scaling = scaling
+        self.n_columns = n_columns
         self.factor_: float | None = None
 
     def fit(self, blocks: FeatureBlocks) -> Self:
@@ -89,6 +92,14 @@ class FeatureScaler:
         rows = np.asarray(features, np.float32)
         if self.scaling == "none":
             return rows
+        if self.n_columns is not None:
+            whole = rows.copy() if out is None else out
+            whole[:, self.n_columns :] = rows[:, self.n_columns :]
+            self._scaled(rows[:, : self.n_columns], whole[:, : self.n_columns])
+            return whole
+        return self._scaled(rows, out)
+
+    def _scaled(self, rows: NDArray[np.float32], out: NDArray[np.float32] | None) -> NDArray[np.float32]:
         if self.scaling == "mean-norm-20":
             if self.factor_ is None:
                 raise NotFittedError("FeatureScaler: call fit before scaling to a mean norm of 20.")

@@ -83,7 +83,7 @@ class _Heads(nn.Module):
 
     def forward(self, rows: Tensor) -> tuple[Tensor, ...]:
         if self._layers is not None:
-            rows = _scaled(rows, FeatureScaler(self._layers.scaling))
+            rows = _scaled(rows, self._layers.scaler)
             for layer in self._fc:
                 rows = layer(rows).relu()
         scores = self._scorer(_scaled(rows, self._model.scaler))
@@ -120,6 +120,8 @@ def _scaled(rows: Tensor, scaler: FeatureScaler | None) -> Tensor:
     if scaler.scaling == "mean-norm-20":
         assert scaler.factor_ is not None
         return rows * scaler.factor_
+    if (n := scaler.n_columns) is not None:
+        return torch.cat([_scaled(rows[:, :n], FeatureScaler(scaler.scaling)), rows[:, n:]], dim=1)
     if scaler.scaling == "sqrt-l2":
         rows = rows.sign() * rows.abs().sqrt()
     norms = rows.square().sum(dim=1, keepdim=True).sqrt()

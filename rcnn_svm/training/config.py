@@ -7,14 +7,15 @@ from typing import Annotated, Literal, Self
 
 from rcnn_svm.config import Count, Interval, NotNegative, Positive, Share, Values, check
 from rcnn_svm.errors import ConfigError
-from rcnn_svm.features.fc_layers import RowScaling
+from rcnn_svm.features.scaling import FeatureScaler
 from rcnn_svm.heads.assign import LabelRule
 
 __all__ = ["FEW_IMAGES", "FcConfig", "FinetuneConfig", "RefineConfig", "TrunkConfig"]
 
 
 FEW_IMAGES = 100
-"""With fewer to train on, fc6 and fc7 learn from other sizes of them too, unless told otherwise."""
+"""With fewer to train on, fc6 and fc7 learn from other sizes of them too, and from rows whose region has
+length 1, unless told otherwise."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,10 @@ class FcConfig:
 
     Attributes:
         hidden: units of each layer, `(1024,)` for fc6 alone, `(1024, 1024)` for fc6 and fc7.
-        scaling: of rows before the first layer; every dimension is standardised after it.
+        scaling: of rows before the first layer; every dimension is standardised after it. `region-l2` gives
+            length 1 to what is read of a region itself (the taps before the first that is widened), and
+            leaves what is around it as it is. None is `region-l2` with fewer than `FEW_IMAGES` on the shared
+            path, else `none`.
         dropout: share of each layer's outputs that is dropped while training.
         positive_iou: a region is a positive of its best object's class when its IoU is >= this.
         negative_iou: a region is background when its best IoU is < this and >= `negative_low`.
@@ -50,7 +54,7 @@ class FcConfig:
     """
 
     hidden: Annotated[tuple[Count, ...], Values(least=1)] = (1024,)
-    scaling: RowScaling = "none"
+    scaling: Literal["none", "l2", "sqrt-l2", "region-l2"] | None = None
     dropout: Annotated[float, Interval(0, 1, "left")] = 0.5
     positive_iou: Share = 0.5
     negative_iou: Share = 0.5
@@ -77,21 +81,31 @@ class FcConfig:
         """Which regions are positives and which background."""
         return LabelRule(self.positive_iou, self.negative_iou, self.negative_low, self.skip_difficult)
 
+    def scaler(self, n_own: int | None) -> FeatureScaler:
+        """Return what scales rows whose first `n_own` columns are the region's; None where all are."""
+        if self.scaling == "region-l2":
+            return FeatureScaler("l2", n_own)
+        return FeatureScaler(self.scaling or "none")
+
     def steps(self, n_classes: int) -> int:
         """Return the number of training steps for so many classes."""
         return self.n_steps or min(200 + 20 * n_classes, 1000)
 
     def for_images(self, n_images: int, side: int) -> Self:
-        """Return the same with `other_sides` decided, on the shared path.
+        """Return the same with what hangs on the number of images decided, on the shared path.
 
         Args:
             n_images: to train on.
             side: pixels of the longer side that images are read at.
         """
-        if self.other_sides is not None:
-            return self
-        sides = (round(0.8 * side), round(4 / 3 * side)) if n_images < FEW_IMAGES else ()
-        return replace(self, other_sides=sides)
+        if n_images >= FEW_IMAGES:
+            return replace(self, other_sides=self.other_sides or ())
+        sides = (round(0.8 * side), round(4 / 3 * side))
+        return replace(
+            self,
+            other_sides=sides if self.other_sides is None else self.other_sides,
+            scaling=self.scaling or "region-l2",
+        )
 
 
 @dataclass(frozen=True)

@@ -60,14 +60,17 @@ class FcModule(nn.Module):
 
     Args:
         rows: (R, D) float32, a sample whose statistics standardise every dimension.
-        config: sizes, dropout, scaling.
+        config: sizes and dropout.
         n_classes: K, without the background.
+        scaler: what has scaled the rows.
     """
 
     shift: Tensor
     factor: Tensor
 
-    def __init__(self, rows: NDArray[np.float32], config: FcConfig, n_classes: int) -> None:
+    def __init__(
+        self, rows: NDArray[np.float32], config: FcConfig, n_classes: int, scaler: FeatureScaler
+    ) -> None:
         super().__init__()
         mean, inverse_std = statistics(rows)
         self.register_buffer("shift", torch.from_numpy(mean))
@@ -81,7 +84,7 @@ class FcModule(nn.Module):
         self.last = nn.Linear(config.hidden[-1], n_classes + 1 + 4 * n_classes)
         nn.init.normal_(self.last.weight, std=0.01)
         nn.init.zeros_(self.last.bias)
-        self._config, self._n_classes = config, n_classes
+        self._config, self._n_classes, self._scaler = config, n_classes, scaler
 
     def forward(self, rows: Tensor) -> Tensor:
         """Return (R, K + 1 + 4 K) logits, background last, and box deltas over `TARGET_STD`."""
@@ -130,7 +133,8 @@ class FcModule(nn.Module):
             class_bias=single(last_bias[:split]),
             box_weight=single(last[:, split:] * std),
             box_bias=single(last_bias[split:] * std),
-            scaling=self._config.scaling,
+            scaling=self._scaler.scaling,  # type: ignore[arg-type]  # of `FcConfig.scaler`
+            n_scaled=self._scaler.n_columns,
         )
 
 
@@ -148,6 +152,8 @@ def train_on_batches(
     seed: int,
     device: str = "cpu",
     ranks: Ranks | None = None,
+    *,
+    n_own: int | None = None,
 ) -> FcModule:
     """Train on `config.steps` batches; the statistics of the first ones standardise the features.
 
@@ -158,16 +164,17 @@ def train_on_batches(
         seed: of initial weights and dropout.
         device: where torch runs; the result lies there.
         ranks: the processes that train together; None for this one alone.
+        n_own: see `train_fc_layers`.
 
     Raises:
         DataError: the loss or a weight became infinite.
     """
-    scale, n_steps = FeatureScaler(config.scaling), config.steps(n_classes)
+    scale, n_steps = config.scaler(n_own), config.steps(n_classes)
     probes = list(itertools.islice(batches, min(32, n_steps)))
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         rows = np.concatenate([scale(batch.features) for batch in probes])
-        module = FcModule(rows, config, n_classes).to(device)
+        module = FcModule(rows, config, n_classes, scale).to(device)
         trainer = Trainer(
             module,
             _loss,
@@ -204,6 +211,7 @@ def train_fc_layers(
     seed: int = 0,
     device: str = "cpu",
     ranks: Ranks | None = None,
+    n_own: int | None = None,
 ) -> FcLayers:
     """Train fc6 and fc7 of our own on stored features, with a softmax and class-specific box regression.
 
@@ -215,23 +223,31 @@ def train_fc_layers(
         seed: of draws, initial weights and dropout.
         device: where torch runs.
         ranks: the processes that train together; None for this one alone.
+        n_own: so many of the first columns say what is inside a region, the others what is around it; None
+            where all do.
 
     Raises:
         DataError: there is no positive or no background region, or the training diverged.
         ClusterError: a process that trains with this one is lost.
     """
-    return train_fc_module(blocks, config, seed, device, ranks).to_layers()
+    return train_fc_module(blocks, config, seed, device, ranks, n_own=n_own).to_layers()
 
 
 def train_fc_module(
-    blocks: RegionBlocks, config: FcConfig | None, seed: int, device: str, ranks: Ranks | None
+    blocks: RegionBlocks,
+    config: FcConfig | None,
+    seed: int,
+    device: str,
+    ranks: Ranks | None,
+    *,
+    n_own: int | None = None,
 ) -> FcModule:
     """Train as `train_fc_layers` does; return the module, which can be trained further."""
     config = config or FcConfig()
     truths = (blocks.truth(i) for i in range(len(blocks)))
     index = RegionIndex(truths, config.rule, len(blocks.classes), "train_fc_layers", config.positive_share)
     batches = _stored_batches(blocks, index, config, np.random.default_rng(seed))
-    return train_on_batches(batches, config, len(blocks.classes), seed, device, ranks)
+    return train_on_batches(batches, config, len(blocks.classes), seed, device, ranks, n_own=n_own)
 
 
 def _stored_batches(

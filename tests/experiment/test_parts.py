@@ -28,6 +28,8 @@ from rcnn_svm.experiment.config import PRESETS, DataConfig
 from rcnn_svm.experiment.learning import FcOnFrozen, settled
 from rcnn_svm.experiment.parts import Parts
 from rcnn_svm.features.build import FeatureConfig
+from rcnn_svm.features.featurizers import SharedFeatures
+from rcnn_svm.networks.taps import TapSpec
 from rcnn_svm.report.experiment import write_experiment
 from rcnn_svm.training.config import FEW_IMAGES, FcConfig
 
@@ -163,6 +165,26 @@ def test_detections_under_the_names_of_torchvision(config, splits) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("taps", "n_own"),
+    [
+        ("block13@2x2,block13@1x1,block13@1x1*1.8,block13@3x3", 5),
+        ("block13@1x1*image,block13@2x2", 0),
+        ("block13@2x2", None),
+    ],
+)
+def test_what_is_read_around_a_region_keeps_its_length(config, splits, taps: str, n_own: int | None) -> None:
+    features = FeatureConfig("mobilenet_v2", "random", "shared", taps, longer_sides=(64,))
+    few = replace(config, features=features, learn="fc", fc=FcConfig((8,), n_steps=2, other_sides=()))
+    few = replace(few, detect=replace(few.detect, refined=0))
+    detector = train_detector(splits, few.build(heads=["softmax-finetuned"])).detector
+    assert isinstance(detector.featurizer, SharedFeatures)
+    assert detector.layers is not None
+    n_channels = detector.featurizer.backbone.n_features(TapSpec("block13", (1, 1)))
+    n_scaled = None if n_own is None else n_own * n_channels
+    assert (detector.layers.scaling, detector.layers.n_scaled) == ("l2", n_scaled)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("learn", ["nothing", "fc", "network"])
 def test_another_device_finds_the_same(config, splits, tmp_path: Path, learn: str) -> None:
@@ -188,6 +210,10 @@ def test_few_images_are_learned_from_at_other_sizes_too(capsys: pytest.CaptureFi
         "99 images are few: they are learned from with longer sides of 384 and 640" in capsys.readouterr().err
     )
     assert sides(parts, FEW_IMAGES) == ()
+    few, many = (settled(parts, n).learner for n in (FEW_IMAGES - 1, FEW_IMAGES))
+    assert isinstance(few, FcOnFrozen)
+    assert isinstance(many, FcOnFrozen)
+    assert (few.fc.scaling, many.fc.scaling) == ("region-l2", None)
     large = ExperimentConfig(features=FeatureConfig(longer_sides=(600, 300)))
     assert sides(large.build(heads=["softmax-finetuned"]), 1) == (480, 800)
     told = ExperimentConfig(fc=FcConfig(other_sides=(320,)))

@@ -10,7 +10,7 @@ from rcnn_svm.features.fc_layers import FcLayers
 from rcnn_svm.training.config import FcConfig
 
 
-def make(rng, sizes=(6, 5, 4), k=3, scaling="none"):
+def make(rng, sizes=(6, 5, 4), k=3, scaling="none", n_scaled=None):
     def normal(*shape):
         return rng.normal(size=shape).astype(np.float32)
 
@@ -23,6 +23,7 @@ def make(rng, sizes=(6, 5, 4), k=3, scaling="none"):
         normal(sizes[-1], 4 * k),
         normal(4 * k),
         scaling,
+        n_scaled,
     )
 
 
@@ -62,12 +63,23 @@ def test_scaling_comes_first(rng):
     np.testing.assert_allclose(layers(x * 7), layers(x), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("scaling", ["none", "sqrt-l2"])
-def test_arrays_round_trip(rng, scaling):
-    layers = make(rng, scaling=scaling)
+def test_some_columns_alone_are_scaled(rng):
+    x = rng.normal(size=(3, 6)).astype(np.float32)
+    longer = np.concatenate([7 * x[:, :4], x[:, 4:]], axis=1)
+    layers = make(rng, scaling="l2", n_scaled=4)
+    np.testing.assert_allclose(layers(longer), layers(x), rtol=1e-5, atol=1e-6)
+    assert np.abs(layers(7 * x) - layers(x)).max() > 0.1
+    unit = np.concatenate([x[:, :4] / np.linalg.norm(x[:, :4], axis=1)[:, None], x[:, 4:]], axis=1)
+    np.testing.assert_allclose(layers.scaler(x), unit, rtol=1e-6)
+    np.testing.assert_allclose(layers.scaler(x, out=x), unit, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("scaling", "n_scaled"), [("none", None), ("sqrt-l2", None), ("l2", 4), ("l2", 0)])
+def test_arrays_round_trip(rng, scaling, n_scaled):
+    layers = make(rng, scaling=scaling, n_scaled=n_scaled)
     again = FcLayers.from_arrays(layers.to_arrays())
     assert again.key == layers.key
-    assert again.scaling == scaling
+    assert (again.scaling, again.n_scaled) == (scaling, n_scaled)
     x = rng.normal(size=(3, 6)).astype(np.float32)
     np.testing.assert_array_equal(again(x), layers(x))
     assert make(rng).key != layers.key
@@ -79,6 +91,8 @@ def test_broken_arrays(rng):
         FcLayers.from_arrays({k: v for k, v in arrays.items() if k != "class.bias"})
     with pytest.raises(CacheError, match="do not fit together"):
         FcLayers.from_arrays({**arrays, "fc7.weight": arrays["fc7.weight"][:2]})
+    with pytest.raises(CacheError, match="do not fit together"):
+        FcLayers.from_arrays({**arrays, "n_scaled": np.array([7])})
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -105,7 +119,7 @@ def test_wrong_rows(rng):
     [
         ("hidden", (), "hold at least one value, got none."),
         ("hidden", (8, 0), "be at least 1, got 0."),
-        ("scaling", "l1", "be one of 'none', 'l2', 'sqrt-l2', got 'l1'."),
+        ("scaling", "l1", "be one of 'none', 'l2', 'sqrt-l2', 'region-l2' or none, got 'l1'."),
         ("optimizer", "lbfgs", "be one of 'adam', 'sgd', got 'lbfgs'."),
         ("dropout", 1.0, "lie in [0, 1), got 1.0."),
         ("positive_share", 0.0, "lie in (0, 1], got 0.0."),

@@ -87,7 +87,7 @@ def made(
         weights = normal(24, n), normal(20, 24) / 5
         biases = normal(24) / 5, normal(20)
         fc = FcLayers(
-            weights, biases, normal(20, K + 1), normal(K + 1), normal(20, 4 * K), normal(4 * K), "l2"
+            weights, biases, normal(20, K + 1), normal(K + 1), normal(20, 4 * K), normal(4 * K), "l2", n // 2
         )
         n = 20
     regressor = BoxRegressor.from_arrays({"coef": normal(K, 4, n) / 5, "intercept": normal(K, 4) / 5})
