@@ -39,7 +39,7 @@ from rcnn_svm.features.store import RowReader, fill_together, to_float32
 from rcnn_svm.heads.bbox_regressor import BoxRegressor
 from rcnn_svm.heads.recipe import HeadRecipe
 from rcnn_svm.postprocess import Postprocess, PostprocessConfig
-from rcnn_svm.progress import note, track
+from rcnn_svm.progress import note, say, track
 from rcnn_svm.structures import Dataset, Detections
 from rcnn_svm.threads import images_at_once
 from rcnn_svm.training.refine import train_refiner
@@ -51,6 +51,7 @@ __all__ = [
     "Trained",
     "Variant",
     "choose",
+    "decidable",
     "detect_all",
     "held_out_parts",
     "hold_out",
@@ -61,7 +62,8 @@ __all__ = [
 ]
 
 _FEW_OBJECTS = 50
-"""Objects of val below which folds of trainval are held out instead."""
+"""Objects of val below which folds of trainval are held out instead, and those of all held-out images below
+which how boxes move is not decided on them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,7 +156,7 @@ class Chosen:
         plain: without box regression.
         boxes: the box regression, the same for all heads; None where there is none.
         with_boxes: with it; None where there is none.
-        assumed: whether boxes are regressed where nothing was measured that could speak against it.
+        weighed: whether boxes as proposed are taken where they did better on held-out images.
     """
 
     recipe: HeadRecipe
@@ -162,7 +164,7 @@ class Chosen:
     plain: Variant
     boxes: Choice | None
     with_boxes: Variant | None
-    assumed: bool = True
+    weighed: bool = True
 
     @property
     def variants(self) -> tuple[Variant, ...]:
@@ -171,13 +173,11 @@ class Chosen:
 
     @property
     def regress(self) -> bool:
-        """Whether boxes are regressed, which did no harm on the held-out images."""
+        """Whether boxes are regressed, which did no harm on the held-out images where it is weighed there."""
         if self.with_boxes is None:
             return False
         plain, boxed = self.plain.value, self.with_boxes.value
-        if plain is None or boxed is None:
-            return self.assumed
-        return boxed >= plain
+        return not self.weighed or plain is None or boxed is None or boxed >= plain
 
     @property
     def preferred(self) -> Variant:
@@ -195,7 +195,6 @@ class Chosen:
             self,
             plain=self.plain.decided(parts),
             with_boxes=None if boxed is None else boxed.decided(parts),
-            assumed=False,
         )
         if own.preferred.unreached is not None:
             raise own.preferred.unreached
@@ -305,7 +304,6 @@ def settle(parts: Parts, learned: Representation) -> list[Chosen]:
             Variant(unseen({}), without_boxes(parts.postprocess), with_boxes=False),
             boxes,
             with_boxes,
-            assumed=parts.folds == 0,  # else images were to be held out, and were too few
         )
         for recipe in parts.heads
     ]
@@ -328,8 +326,7 @@ def held_out_parts(
     if folds is None and {s.image_id for s in train.dataset} & {s.image_id for s in val.dataset}:
         folds = 3  # too few images to set some aside
     if folds is None:
-        counted = [~(truth.difficult | truth.crowd) for truth in val.truths]
-        enough = sum(int(own.sum()) for own in counted) >= _FEW_OBJECTS
+        enough = _n_counted(val) >= _FEW_OBJECTS
         # What is demanded of thresholds hangs on few events: all images are looked at for it.
         folds = 1 if enough and parts.aim is choose_thresholds else 3
     if folds == 0:
@@ -344,6 +341,32 @@ def held_out_parts(
             own = replace(trainval.dataset, samples=rest)
             pairs.append((trainval.part(own), trainval.part(held).limited(parts.test_regions)))
     return pairs
+
+
+def decidable(parts: Parts, pairs: Sequence[tuple[SplitRegions, SplitRegions]]) -> Parts:
+    """Return the parts with less to try where too few objects are held out to tell how boxes should move.
+
+    They are then moved as far as `PostprocessConfig.box_step` says, and not refined.
+
+    Args:
+        parts: of the experiment.
+        pairs: as `held_out_parts` returns them; none where each image is the only one of some class.
+    """
+    n_objects = sum(_n_counted(held) for _, held in pairs)
+    detect = parts.postprocess
+    if parts.folds == 0 or parts.choose or n_objects >= _FEW_OBJECTS:
+        return parts
+    if parts.boxes is None or not isinstance(detect, PostprocessConfig):
+        return parts
+    step = f"{detect.box_step:.0%}"
+    say(f"{n_objects} objects held out are too few to tell how boxes should move: {step} of the way.")
+    tried = replace(parts.tried, box_steps=(detect.box_step,), unmoved=False)
+    return replace(parts, postprocess=_unrefined(detect) if tried.unrefined else detect, tried=tried)
+
+
+def _n_counted(regions: SplitRegions) -> int:
+    """Return how many objects count, which are neither difficult nor crowds."""
+    return sum(int((~(truth.difficult | truth.crowd)).sum()) for truth in regions.truths)
 
 
 def hold_out(
@@ -381,7 +404,8 @@ def hold_out(
         without = own.plain.measured(first, images, parts, len(pairs))
         moved = [v.measured(d, images, parts, len(pairs)) for v, d in zip(boxed, others, strict=True)]
         best = max(moved, key=lambda one: -np.inf if one.value is None else one.value, default=None)
-        chosen.append(replace(own, plain=without, with_boxes=best).decided(parts))
+        own = replace(own, plain=without, with_boxes=best, weighed=parts.tried.unmoved)
+        chosen.append(own.decided(parts))
         if not moved:
             note(f"{own.recipe.name}: {_percent(without.value)} mAP")
             continue

@@ -92,6 +92,7 @@ class PostprocessGrid:
         vote_ious: box voting thresholds; 0 stands for no voting.
         box_steps: how much of the way box regression moves a box.
         unrefined: whether boxes as they are before refinement are weighed against refined ones.
+        unmoved: whether boxes as proposed are weighed against regressed ones.
     """
 
     max_ious: Sequence[float] = (0.3, 0.4)
@@ -99,6 +100,7 @@ class PostprocessGrid:
     vote_ious: Sequence[float] = (0.0, 0.5)
     box_steps: Sequence[float] = (0.5, 1.0)
     unrefined: bool = True
+    unmoved: bool = True
 
     def of(
         self, base: PostprocessConfig, *, with_boxes: bool

@@ -26,6 +26,7 @@ from rcnn_svm.experiment.choosing import (
     HeldOut,
     Trained,
     choose,
+    decidable,
     detect_all,
     held_out_parts,
     hold_out,
@@ -256,10 +257,13 @@ def run_experiment(
     ready = prepare(parts, splits, run, stages, room)
     train, val, trainval, test = ready.train, ready.val, ready.trainval, ready.test
     chosen = None
+    pairs = [] if parts.choose else held_out_parts(parts, trainval, train, val)
+    parts = decidable(parts, pairs)
+    ready = replace(ready, parts=replace(ready.parts, postprocess=parts.postprocess))
     if parts.choose:
         with stages("choose", f"settings, by training on {len(train)} images and measuring on {len(val)}"):
             chosen = choose(parts, ready.learn(train), train, val, run)
-    elif pairs := held_out_parts(parts, trainval, train, val):
+    elif pairs:
         n_held = sum(len(held) for _, held in pairs)
         times = "a first training" if len(pairs) == 1 else f"{len(pairs)} trainings"
         with stages("choose", f"thresholds, and how far boxes move, on {n_held} images left out of {times}"):

@@ -19,6 +19,7 @@ from rcnn_svm.features.store import FeatureStore
 from rcnn_svm.heads.assign import FINETUNE_RULE, describe_regions
 from rcnn_svm.heads.bbox_regressor import BoxRegressor
 from rcnn_svm.heads.scorers import LinearScorer
+from rcnn_svm.postprocess import PostprocessConfig
 from rcnn_svm.structures import Dataset, GroundTruth, RegionSet, Sample
 
 
@@ -262,7 +263,7 @@ def test_objects_that_no_region_reaches_are_told():
 
 def test_folds_are_held_out_where_val_tells_too_little(rng: np.random.Generator) -> None:
     """Val has to hold 50 objects, other images than train, and to be asked for no rare event."""
-    from rcnn_svm.experiment.choosing import held_out_parts
+    from rcnn_svm.experiment.choosing import decidable, held_out_parts
 
     box = np.array([[0, 0, 10, 10]], np.float32)
 
@@ -287,3 +288,15 @@ def test_folds_are_held_out_where_val_tells_too_little(rng: np.random.Generator)
     assert held(train, val, false_alarms=0.1, folds=1) == [5]
     assert held(train, val, folds=6) == [2] * 6
     assert held(train, val, folds=0) == []
+
+    parts, told = ExperimentConfig().build(), ExperimentConfig(detect=PostprocessConfig(box_step=0.7)).build()
+    assert decidable(parts, [(train, val)]) is parts
+    unasked = ExperimentConfig(folds=0).build()
+    assert decidable(unasked, []) is unasked
+    assert decidable(parts, [(train, small), (train, regions("val", 20, 1))]) is parts
+    for own in (parts, told):
+        detect = own.postprocess
+        assert isinstance(detect, PostprocessConfig)
+        for few in (decidable(own, [(train, small)]), decidable(own, [])):
+            assert few.postprocess == replace(detect, refined=0)
+            assert (tuple(few.tried.box_steps), few.tried.unmoved) == ((detect.box_step,), False)
