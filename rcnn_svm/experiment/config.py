@@ -444,6 +444,7 @@ def quick_config(base: ExperimentConfig) -> ExperimentConfig:
             base.fc,
             n_steps=min(base.fc.n_steps or 200, 200),
             other_sides=base.fc.other_sides or (),
+            scaling=base.fc.scaling or "none",
         ),
         detect=replace(base.detect, refined=base.detect.refined or 0),
         trunk=replace(base.trunk, n_steps=min(base.trunk.n_steps, 50)),

@@ -218,7 +218,9 @@ def test_few_images_are_learned_from_at_other_sizes_too(capsys: pytest.CaptureFi
     assert sides(large.build(heads=["softmax-finetuned"]), 1) == (480, 800)
     told = ExperimentConfig(fc=FcConfig(other_sides=(320,)))
     assert sides(told.build(heads=["softmax-finetuned"]), 1) == (320,)
-    assert sides(PRESETS["quick"].apply(ExperimentConfig()).build(), 1) == ()
+    quick = settled(PRESETS["quick"].apply(ExperimentConfig()).build(), 1).learner
+    assert isinstance(quick, FcOnFrozen)
+    assert (quick.fc.other_sides, quick.fc.scaling) == ((), "none")
     capsys.readouterr()
     for unable in (
         ExperimentConfig(features=FeatureConfig(path="warped")),
