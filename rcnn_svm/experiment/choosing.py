@@ -156,7 +156,8 @@ class Chosen:
         plain: without box regression.
         boxes: the box regression, the same for all heads; None where there is none.
         with_boxes: with it; None where there is none.
-        weighed: whether boxes as proposed are taken where they did better on held-out images.
+        assumed: whether boxes are regressed where nothing was measured that could speak against it.
+        weighed: whether what was measured decides it; else boxes are regressed.
     """
 
     recipe: HeadRecipe
@@ -164,6 +165,7 @@ class Chosen:
     plain: Variant
     boxes: Choice | None
     with_boxes: Variant | None
+    assumed: bool = True
     weighed: bool = True
 
     @property
@@ -176,8 +178,12 @@ class Chosen:
         """Whether boxes are regressed, which did no harm on the held-out images where it is weighed there."""
         if self.with_boxes is None:
             return False
+        if not self.weighed:
+            return True
         plain, boxed = self.plain.value, self.with_boxes.value
-        return not self.weighed or plain is None or boxed is None or boxed >= plain
+        if plain is None or boxed is None:
+            return self.assumed
+        return boxed >= plain
 
     @property
     def preferred(self) -> Variant:
@@ -195,6 +201,7 @@ class Chosen:
             self,
             plain=self.plain.decided(parts),
             with_boxes=None if boxed is None else boxed.decided(parts),
+            assumed=False,
         )
         if own.preferred.unreached is not None:
             raise own.preferred.unreached
@@ -304,6 +311,8 @@ def settle(parts: Parts, learned: Representation) -> list[Chosen]:
             Variant(unseen({}), without_boxes(parts.postprocess), with_boxes=False),
             boxes,
             with_boxes,
+            assumed=parts.folds == 0,  # else images were to be held out, and were too few
+            weighed=parts.tried.unmoved,
         )
         for recipe in parts.heads
     ]
@@ -346,7 +355,8 @@ def held_out_parts(
 def decidable(parts: Parts, pairs: Sequence[tuple[SplitRegions, SplitRegions]]) -> Parts:
     """Return the parts with less to try where too few objects are held out to tell how boxes should move.
 
-    They are then moved as far as `PostprocessConfig.box_step` says, and not refined.
+    They are then moved as far as `PostprocessConfig.box_step` says, and not refined. That was measured of the
+    box regression that is learned with the layers; of any other what is held out decides, however little.
 
     Args:
         parts: of the experiment.
@@ -356,7 +366,7 @@ def decidable(parts: Parts, pairs: Sequence[tuple[SplitRegions, SplitRegions]]) 
     detect = parts.postprocess
     if parts.folds == 0 or parts.choose or n_objects >= _FEW_OBJECTS:
         return parts
-    if parts.boxes is None or not isinstance(detect, PostprocessConfig):
+    if parts.boxes is None or not parts.learner.has_boxes or not isinstance(detect, PostprocessConfig):
         return parts
     step = f"{detect.box_step:.0%}"
     say(f"{n_objects} objects held out are too few to tell how boxes should move: {step} of the way.")
@@ -404,8 +414,7 @@ def hold_out(
         without = own.plain.measured(first, images, parts, len(pairs))
         moved = [v.measured(d, images, parts, len(pairs)) for v, d in zip(boxed, others, strict=True)]
         best = max(moved, key=lambda one: -np.inf if one.value is None else one.value, default=None)
-        own = replace(own, plain=without, with_boxes=best, weighed=parts.tried.unmoved)
-        chosen.append(own.decided(parts))
+        chosen.append(replace(own, plain=without, with_boxes=best).decided(parts))
         if not moved:
             note(f"{own.recipe.name}: {_percent(without.value)} mAP")
             continue

@@ -48,13 +48,16 @@ class FeatureScaler:
         array([[0.6, 0.8]], dtype=float32)
     """
 
+    n_columns: int | None = None
+
     def __init__(self, scaling: Scaling = "l2", n_columns: int | None = None) -> None:
         if scaling not in get_args(Scaling):
             raise ConfigError(
                 f"FeatureScaler: scaling must be one of {', '.join(get_args(Scaling))}, got {scaling!r}."
             )
         self.scaling: Scaling = scaling
-        self.n_columns = n_columns
+        if n_columns is not None:  # a scaler of whole rows travels with each call to a cluster: no byte more
+            self.n_columns = n_columns
         self.factor_: float | None = None
 
     def fit(self, blocks: FeatureBlocks) -> Self:
@@ -113,7 +116,7 @@ class FeatureScaler:
         return unit
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the scaling and what it learned, as plain data."""
+        """Return the scaling of whole rows and what it learned, as plain data; `FcLayers` keeps `n_columns`."""
         return {"scaling": self.scaling, "factor": self.factor_}
 
     @classmethod

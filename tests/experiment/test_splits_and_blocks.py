@@ -9,7 +9,7 @@ import pytest
 from rcnn_svm.boxes import MIRRORED_DELTAS, encode_deltas
 from rcnn_svm.datasets.digits import digits_splits
 from rcnn_svm.detector import Model
-from rcnn_svm.experiment.config import DataConfig, ExperimentConfig
+from rcnn_svm.experiment.config import DataConfig, ExperimentConfig, HeadsConfig
 from rcnn_svm.experiment.data import absent_classes, load_data, too_small
 from rcnn_svm.experiment.measure import Meter
 from rcnn_svm.experiment.regions import JoinedBlocks, SplitRegions, StoredBlocks
@@ -291,6 +291,8 @@ def test_folds_are_held_out_where_val_tells_too_little(rng: np.random.Generator)
 
     parts, told = ExperimentConfig().build(), ExperimentConfig(detect=PostprocessConfig(box_step=0.7)).build()
     assert decidable(parts, [(train, val)]) is parts
+    unlearned = ExperimentConfig(learn="nothing", heads=HeadsConfig(names=("linear-svm",))).build()
+    assert decidable(unlearned, [(train, small)]) is unlearned
     unasked = ExperimentConfig(folds=0).build()
     assert decidable(unasked, []) is unasked
     assert decidable(parts, [(train, small), (train, regions("val", 20, 1))]) is parts
