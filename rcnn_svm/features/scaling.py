@@ -116,7 +116,7 @@ class FeatureScaler:
         return unit
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the scaling of whole rows and what it learned, as plain data; `FcLayers` keeps `n_columns`."""
+        """Return the scaling of whole rows and what it learned, as plain data."""
         return {"scaling": self.scaling, "factor": self.factor_}
 
     @classmethod
