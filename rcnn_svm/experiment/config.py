@@ -440,12 +440,7 @@ def quick_config(base: ExperimentConfig) -> ExperimentConfig:
         data=replace(base.data, max_images=min(base.data.max_images or 40, 40)),
         proposals=replace(base.proposals, max_regions=min(base.proposals.max_regions or 300, 300)),
         rpn=replace(base.rpn, max_regions=min(base.rpn.max_regions or 300, 300)),
-        fc=replace(
-            base.fc,
-            n_steps=min(base.fc.n_steps or 200, 200),
-            other_sides=base.fc.other_sides or (),
-            scaling=base.fc.scaling or "none",
-        ),
+        fc=replace(base.fc, n_steps=min(base.fc.n_steps or 200, 200), other_sides=base.fc.other_sides or ()),
         detect=replace(base.detect, refined=base.detect.refined or 0),
         trunk=replace(base.trunk, n_steps=min(base.trunk.n_steps, 50)),
         finetune=replace(base.finetune, n_steps=min(base.finetune.n_steps, 100)),

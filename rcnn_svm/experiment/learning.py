@@ -332,6 +332,10 @@ class TunedTrunk:
                 f"fc.scaling must be none with learn=trunk, which trains through unscaled rows, "
                 f"got {self.fc.scaling!r}."
             )
+        if (self.fc.groups or 1) > 1:
+            raise ConfigError(
+                f"fc.groups must be 1 with learn=trunk, which trains one, got {self.fc.groups}."
+            )
         if self.fc.mirror or self.fc.other_sides:
             raise ConfigError(
                 "fc.mirror and fc.other_sides must be off with learn=trunk, which sees mirror images later. "

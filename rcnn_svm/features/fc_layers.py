@@ -7,8 +7,8 @@ trained with are there as well. `rcnn_svm.training.fc.train_fc_layers` makes one
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal, Self, get_args
 
@@ -142,6 +142,32 @@ class FcLayers:
         }
 
     @classmethod
+    def averaged(cls, groups: Sequence[Self]) -> Self:
+        """Return the layers whose logits and deltas are the means of those of some, up to rounding.
+
+        Args:
+            groups: at least one, of as many layers and classes each, which scale rows alike. Their units lie
+                side by side: deeper layers are zero between those of different ones.
+        """
+        if len(groups) == 1:
+            return groups[0]
+        first, n = groups[0], np.float32(len(groups))
+
+        def shared(parts: Iterable[NDArray[np.float32]]) -> NDArray[np.float32]:
+            return np.asarray(np.concatenate(list(parts)) / n, np.float32)
+
+        deeper = [_side_by_side(own) for own in zip(*(one.weights[1:] for one in groups), strict=True)]
+        return replace(
+            first,
+            weights=(np.concatenate([one.weights[0] for one in groups]), *deeper),
+            biases=tuple(np.concatenate(own) for own in zip(*(one.biases for one in groups), strict=True)),
+            class_weight=shared(one.class_weight for one in groups),
+            class_bias=np.sum([one.class_bias for one in groups], axis=0) / n,
+            box_weight=shared(one.box_weight for one in groups),
+            box_bias=np.sum([one.box_bias for one in groups], axis=0) / n,
+        )
+
+    @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Self:
         """Restore layers from `to_arrays`.
 
@@ -178,6 +204,17 @@ class FcLayers:
         if not fits:
             raise CacheError("FcLayers: the saved arrays do not fit together. Train the layers again.")
         return whole
+
+
+def _side_by_side(blocks: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """Return a matrix with these along its diagonal and zeros elsewhere."""
+    whole = np.zeros(np.sum([block.shape for block in blocks], axis=0), np.float32)
+    row = column = 0
+    for block in blocks:
+        n_rows, n_columns = block.shape
+        whole[row : row + n_rows, column : column + n_columns] = block
+        row, column = row + n_rows, column + n_columns
+    return whole
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,8 +14,10 @@ __all__ = ["FEW_IMAGES", "FcConfig", "FinetuneConfig", "RefineConfig", "TrunkCon
 
 
 FEW_IMAGES = 100
-"""With fewer to train on, fc6 and fc7 learn from other sizes of them too, and from rows whose region has
-length 1, unless told otherwise."""
+"""With fewer to train on, fc6 and fc7 learn in groups and from other sizes of them, unless told otherwise."""
+
+_GROUPS = 4
+_NEGATIVE_IOU, _FEW_NEGATIVE_IOU = 0.5, 0.3
 
 
 @dataclass(frozen=True)
@@ -26,11 +28,16 @@ class FcConfig:
         hidden: units of each layer, `(1024,)` for fc6 alone, `(1024, 1024)` for fc6 and fc7.
         scaling: of rows before the first layer; every dimension is standardised after it. `region-l2` gives
             length 1 to what is read of a region itself (the taps before the first that is widened), and
-            leaves what is around it as it is. None is `region-l2` with fewer than `FEW_IMAGES` on the shared
-            path, else `none`.
+            leaves what is around it as it is. None is `region-l2` where regions are read on shared maps of a
+            network that classifies, and `none` elsewhere and with `learn=trunk`.
+        groups: so many parts of each layer's units learn by themselves, from draws of their own, and what
+            they say is averaged: as large a network, which few labels fool less. None is 4 with fewer than
+            `FEW_IMAGES` on the shared path, else 1.
         dropout: share of each layer's outputs that is dropped while training.
         positive_iou: a region is a positive of its best object's class when its IoU is >= this.
-        negative_iou: a region is background when its best IoU is < this and >= `negative_low`.
+        negative_iou: a region is background when its best IoU is < this and >= `negative_low`. None is 0.3
+            with fewer than `FEW_IMAGES` on the shared path, where what lies half on one of few objects says
+            little, else 0.5.
         negative_low: see there; 0 takes all of the background, as R-CNN does.
         skip_difficult: do not learn from objects that are marked as difficult.
         mirror: learn from mirror images as well, which doubles the work of features; not where the
@@ -55,9 +62,10 @@ class FcConfig:
 
     hidden: Annotated[tuple[Count, ...], Values(least=1)] = (1024,)
     scaling: Literal["none", "l2", "sqrt-l2", "region-l2"] | None = None
+    groups: Count | None = None
     dropout: Annotated[float, Interval(0, 1, "left")] = 0.5
     positive_iou: Share = 0.5
-    negative_iou: Share = 0.5
+    negative_iou: Share | None = None
     negative_low: Share = 0.0
     skip_difficult: bool = True
     mirror: bool = False
@@ -74,12 +82,17 @@ class FcConfig:
 
     def __post_init__(self) -> None:
         check(self, where="fc")
+        if (self.groups or 1) > min(self.hidden):
+            raise ConfigError(
+                f"fc.groups must be at most the units of each layer, {min(self.hidden)}, got {self.groups}."
+            )
         _ = self.rule  # one that contradicts itself is refused now
 
     @property
     def rule(self) -> LabelRule:
         """Which regions are positives and which background."""
-        return LabelRule(self.positive_iou, self.negative_iou, self.negative_low, self.skip_difficult)
+        negative_iou = _NEGATIVE_IOU if self.negative_iou is None else self.negative_iou
+        return LabelRule(self.positive_iou, negative_iou, self.negative_low, self.skip_difficult)
 
     def scaler(self, n_own: int | None) -> FeatureScaler:
         """Return what scales rows whose first `n_own` columns are the region's; None where all are."""
@@ -98,14 +111,21 @@ class FcConfig:
             n_images: to train on.
             side: pixels of the longer side that images are read at.
         """
-        if n_images >= FEW_IMAGES:
-            return replace(self, other_sides=self.other_sides or ())
-        sides = (round(0.8 * side), round(4 / 3 * side))
+        few = n_images < FEW_IMAGES
+        clear = few and self.negative_low < _FEW_NEGATIVE_IOU <= self.positive_iou
+        sides = (round(0.8 * side), round(4 / 3 * side)) if few else ()
         return replace(
             self,
             other_sides=sides if self.other_sides is None else self.other_sides,
             scaling=self.scaling or "region-l2",
+            groups=self.groups or (min(_GROUPS, *self.hidden) if few else 1),
+            negative_iou=_FEW_NEGATIVE_IOU if clear and self.negative_iou is None else self.negative_iou,
         )
+
+    def of_group(self) -> Self:
+        """Return how one of the groups learns: with its share of the units of each layer, rounded down."""
+        groups = self.groups or 1
+        return replace(self, hidden=tuple(n // groups for n in self.hidden), groups=1)
 
 
 @dataclass(frozen=True)

@@ -215,7 +215,7 @@ def train_fc_layers(
 ) -> FcLayers:
     """Train fc6 and fc7 of our own on stored features, with a softmax and class-specific box regression.
 
-    Rows are read image by image and a bounded number is held at once.
+    Rows are read image by image and a bounded number is held at once, once more for every group of units.
 
     Args:
         blocks: the regions of the training images, ground-truth rows included.
@@ -230,7 +230,15 @@ def train_fc_layers(
         DataError: there is no positive or no background region, or the training diverged.
         ClusterError: a process that trains with this one is lost.
     """
-    return train_fc_module(blocks, config, seed, device, ranks, n_own=n_own).to_layers()
+    config = config or FcConfig()
+    # The first group's seed is the given one: one group alone is what there was without groups.
+    seeds = [seed, *np.random.SeedSequence(seed).generate_state((config.groups or 1) - 1).tolist()]
+    return FcLayers.averaged(
+        [
+            train_fc_module(blocks, config.of_group(), own, device, ranks, n_own=n_own).to_layers()
+            for own in seeds
+        ]
+    )
 
 
 def train_fc_module(

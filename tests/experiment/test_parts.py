@@ -213,14 +213,24 @@ def test_few_images_are_learned_from_at_other_sizes_too(capsys: pytest.CaptureFi
     few, many = (settled(parts, n).learner for n in (FEW_IMAGES - 1, FEW_IMAGES))
     assert isinstance(few, FcOnFrozen)
     assert isinstance(many, FcOnFrozen)
-    assert (few.fc.scaling, many.fc.scaling) == ("region-l2", None)
+    assert (few.fc.scaling, many.fc.scaling) == ("region-l2", "region-l2")
+    assert (few.fc.groups, many.fc.groups) == (4, 1)
+    assert (few.fc.rule.negative_iou, many.fc.rule.negative_iou) == (0.3, 0.5)
+    for told in ({"negative_iou": 0.4}, {"positive_iou": 0.2, "negative_iou": 0.1}, {"negative_low": 0.3}):
+        fc = FcConfig(**told)
+        own = settled(ExperimentConfig(fc=fc).build(heads=["softmax-finetuned"]), 1).learner
+        assert isinstance(own, FcOnFrozen)
+        assert own.fc.rule == fc.rule
+    narrow = settled(ExperimentConfig(fc=FcConfig((3,))).build(heads=["softmax-finetuned"]), 1).learner
+    assert isinstance(narrow, FcOnFrozen)
+    assert narrow.fc.groups == 3
     large = ExperimentConfig(features=FeatureConfig(longer_sides=(600, 300)))
     assert sides(large.build(heads=["softmax-finetuned"]), 1) == (480, 800)
     told = ExperimentConfig(fc=FcConfig(other_sides=(320,)))
     assert sides(told.build(heads=["softmax-finetuned"]), 1) == (320,)
     quick = settled(PRESETS["quick"].apply(ExperimentConfig()).build(), 1).learner
     assert isinstance(quick, FcOnFrozen)
-    assert (quick.fc.other_sides, quick.fc.scaling) == ((), "none")
+    assert (quick.fc.other_sides, quick.fc.scaling) == ((), "region-l2")
     capsys.readouterr()
     for unable in (
         ExperimentConfig(features=FeatureConfig(path="warped")),

@@ -50,6 +50,23 @@ def test_values(rng):
     assert (layers.n_features_in, layers.n_features, layers.n_classes) == (6, 4, 3)
 
 
+@pytest.mark.parametrize("sizes", [(6, 5), (6, 5, 4), (6, 5, 4, 3)])
+@pytest.mark.parametrize("n_groups", [1, 2, 3])
+def test_averaged_layers_say_the_mean_of_what_their_groups_say(rng, sizes, n_groups):
+    groups = [make(rng, sizes, scaling="l2", n_scaled=4) for _ in range(n_groups)]
+    whole = FcLayers.averaged(groups)
+    x = rng.normal(size=(7, 6)).astype(np.float32)
+    assert (whole.scaling, whole.n_scaled) == ("l2", 4)
+    assert (whole.n_features, whole.n_classes) == (n_groups * sizes[-1], 3)
+    own = np.concatenate([one(x) for one in groups], axis=1)
+    np.testing.assert_allclose(whole(x), own, rtol=1e-5, atol=1e-6)
+    logits = np.mean([one.logits(one(x)) for one in groups], axis=0)
+    np.testing.assert_allclose(whole.logits(whole(x)), logits, rtol=1e-4, atol=1e-5)
+    deltas = np.mean([one.deltas(one(x)) for one in groups], axis=0)
+    np.testing.assert_allclose(whole.deltas(whole(x)), deltas, rtol=1e-4, atol=1e-5)
+    assert FcLayers.from_arrays(whole.to_arrays()).key == whole.key
+
+
 def test_many_rows_are_cut_into_pieces(rng):
     layers = make(rng)
     x = rng.normal(size=(5000, 6)).astype(np.float32)
@@ -120,6 +137,8 @@ def test_wrong_rows(rng):
         ("hidden", (), "hold at least one value, got none."),
         ("hidden", (8, 0), "be at least 1, got 0."),
         ("scaling", "l1", "be one of 'none', 'l2', 'sqrt-l2', 'region-l2' or none, got 'l1'."),
+        ("groups", 0, "be at least 1, got 0."),
+        ("groups", 1025, "be at most the units of each layer, 1024, got 1025."),
         ("optimizer", "lbfgs", "be one of 'adam', 'sgd', got 'lbfgs'."),
         ("dropout", 1.0, "lie in [0, 1), got 1.0."),
         ("positive_share", 0.0, "lie in (0, 1], got 0.0."),

@@ -105,6 +105,7 @@ def test_fc_layers_repeat_and_every_setting_matters():
     changes = {
         "hidden": (48, 16),
         "scaling": "l2",
+        "groups": 2,
         "dropout": 0.3,
         "positive_iou": 0.7,
         "negative_iou": 0.3,
@@ -127,6 +128,17 @@ def test_fc_layers_repeat_and_every_setting_matters():
     ]
     keys += [reference["weights"], train_fc_layers(blocks, short, seed=1).key["weights"]]
     assert len(set(keys)) == len(keys)
+
+
+def test_groups_share_the_units_and_learn_each_by_itself():
+    blocks = Blocks()
+    whole = train_fc_layers(blocks, dataclasses.replace(FC, n_steps=500, groups=2), seed=1)
+    alone = train_fc_layers(blocks, dataclasses.replace(FC, n_steps=500, hidden=(24,)), seed=1)
+    assert (FC.hidden, whole.n_features) == ((48,), 48)
+    np.testing.assert_array_equal(whole.weights[0][:24], alone.weights[0])  # the first has the seed itself
+    assert np.abs(whole.weights[0][24:] - alone.weights[0]).max() > 0.1
+    labels = FINETUNE_RULE.multiclass(blocks.truth(0))
+    assert (whole.scores(whole(blocks.features(0))).argmax(axis=1) == labels).mean() > 0.85
 
 
 def test_batches_hold_the_stated_share_of_labelled_rows():
