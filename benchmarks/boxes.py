@@ -1,11 +1,13 @@
 """How well boxes fit, and where it is lost; writes results/benchmarks/boxes.json.
 
-    python benchmarks/boxes.py DATA [--sets NAME ...] [--preset NAME] [--test]
+    python benchmarks/boxes.py DATA [--sets NAME ...] [--preset NAME] [--trials NAME ...] [--test]
 
 DATA is the folder of `voc2007-mini`, `fruit`, `bccd` and `raccoon`; sets that are run replace their rows. For
 each set a detector is trained on `train` and looks at `val`: with boxes as proposed, regressed half and all
-of the way, and each of these refined, as `train` does. The oracles say what perfect ranking of the same
-boxes, and perfect boxes for the same scores, would reach there. With `--test` the recipe with refinement and
+of the way, and each of these refined, as `train` does, and once more refined and then snapped to the region
+proposal that overlaps most, whose sides are borders of segments. The oracles say what perfect ranking of the
+same boxes, and perfect boxes for the same scores, would reach there. `--trials` does the same with a setting
+changed, without oracles, and leaves other rows. With `--test` the recipe with refinement and
 the one without are trained on trainval as `rcnn-svm train` does, and measured on test once.
 
 A row whose `alone` is false was measured with `--busy`, beside other work: its seconds are too many.
@@ -49,6 +51,15 @@ ORACLE = PostprocessConfig(regression="off", max_iou=0.5, vote_iou=None, max_can
 """Suppression that perfectly ranked boxes meet."""
 LOOKS = 40
 """Images of test that the cost of one is measured on."""
+SNAPPED_FROM = 0.7
+"""IoU with a proposal from which a box is snapped to it."""
+TRIALS: dict[str, Callable[[ExperimentConfig], ExperimentConfig]] = {
+    "rows as read": lambda config: replace(config, fc=replace(config.fc, scaling="none")),
+    "mirrored": lambda config: replace(config, fc=replace(config.fc, mirror=True)),
+    "small regions at twice the size": lambda config: replace(
+        config, features=replace(config.features, longer_sides=(480, 960))
+    ),
+}
 Row = dict[str, Any]
 
 
@@ -151,8 +162,24 @@ def oracles(blocks: StoredBlocks, model: Model, detect: PostprocessConfig) -> di
     return found
 
 
-def ladder(parts: Parts, data: Path, cache: Path) -> list[Row]:
-    """Train on `train`, look at `val` in every way; return a row each, and those of the oracles."""
+def snapped(found: Detections, proposals: Boxes, share: float) -> Detections:
+    """Return detections moved a share of the way to the proposal that overlaps most, if it does enough."""
+    overlaps = iou(found.boxes, proposals)
+    best = overlaps.argmax(axis=1)
+    near = overlaps[np.arange(len(found)), best] >= SNAPPED_FROM
+    boxes = np.where(near[:, None], (1 - share) * found.boxes + share * proposals[best], found.boxes)
+    return replace(found, boxes=boxes.astype(np.float32))
+
+
+def ladder(parts: Parts, data: Path, cache: Path, trial: str | None = None) -> list[Row]:
+    """Train on `train`, look at `val` in every way; return a row each, and those of the oracles.
+
+    Args:
+        parts: of the experiment.
+        data: the data set.
+        cache: of its features.
+        trial: the name of what is changed in `parts`, which rows begin with; None for the recipe itself.
+    """
     splits = load_data(DataConfig(str(data), drop_bad_boxes=True), seed=parts.seed)
     run, detect = Run(cache), parts.postprocess
     assert isinstance(detect, PostprocessConfig)
@@ -173,12 +200,27 @@ def ladder(parts: Parts, data: Path, cache: Path) -> list[Row]:
     runs = detect_all(head.name, head.model, views, variants)
     found = {str(v.choice.settings["name"]): one.detections for v, one in zip(variants, runs, strict=True)}
     truths, classes = ready.val.truths, splits.val.classes
+    if trial is None:
+        for share, words in ((0.5, "half snapped"), (1.0, "snapped")):
+            found[f"half of the way, refined, {words}"] = [
+                snapped(one, own[n:], share)
+                for one, own, n in zip(
+                    found["half of the way, refined"], ready.val.boxes, ready.val.n_gt, strict=True
+                )
+            ]
     base = {"half of the way": found["half of the way"], **found}
     changes = intervals(base, truths, classes)
     rows = [
-        {"recipe": name, "n_images": len(truths), **measured(own, truths, classes), **changes[name]}
+        {
+            "recipe": name if trial is None else f"{trial}: {name}",
+            "n_images": len(truths),
+            **measured(own, truths, classes),
+            **changes[name],
+        }
         for name, own in found.items()
     ]
+    if trial is not None:
+        return rows
     for name, own in oracles(views[0], head.model, replace(detect, refined=0)).items():
         rows.append({"recipe": f"oracle: {name}", "n_images": len(truths), **measured(own, truths, classes)})
     return rows
@@ -215,6 +257,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--sets", nargs="+", choices=SETS, default=SETS)
     parser.add_argument("--preset", choices=PRESETS, default="default")
+    parser.add_argument("--trials", nargs="+", choices=TRIALS)
     parser.add_argument("--test", action="store_true", help="measure both recipes on test as well")
     parser.add_argument("--busy", action="store_true", help="say that other work ran beside it")
     parser.add_argument("--out", type=Path, default=Path("results/benchmarks/boxes.json"))
@@ -227,20 +270,20 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             cache = Path(folder)
             common = {"data": name, "preset": options.preset, "alone": not options.busy}
-            parts = config.build(heads=["softmax-finetuned"])
-            new = [{**common, "split": "val", **row} for row in ladder(parts, options.data / name, cache)]
+            new: list[Row] = []
+            for trial in options.trials or [None]:
+                tried = config if trial is None else TRIALS[trial](config)
+                parts = tried.build(heads=["softmax-finetuned"])
+                own = ladder(parts, options.data / name, cache, trial)
+                new += [{**common, "split": "val", **row} for row in own]
             if options.test:
-                for recipe, own in (("without refinement", plain), ("with refinement", config)):
-                    row = on_test(own.build(heads=["softmax-finetuned"]), options.data / name)
+                for recipe, made in (("without refinement", plain), ("with refinement", config)):
+                    row = on_test(made.build(heads=["softmax-finetuned"]), options.data / name)
                     new.append({**common, "split": "test", "recipe": recipe, **row})
-        kept = [
-            row
-            for row in rows
-            if (row["data"], row["preset"]) != (name, options.preset)
-            or (row["split"] == "test" and not options.test)
-        ]
         about = provenance(seed=config.seed)
-        rows = kept + [{**row, "commit": about["commit"], "command": about["command"]} for row in new]
+        same = ("data", "preset", "split", "recipe")
+        rows = [row for row in rows if all(any(row[key] != one[key] for key in same) for one in new)]
+        rows += [{**row, "commit": about["commit"], "command": about["command"]} for row in new]
         for row in new:
             say(
                 f"{name} {row['split']} {row['recipe']}: AP {row['coco_AP']:.1f}, AP75 {row['coco_AP75']:.1f}"
