@@ -43,8 +43,8 @@ _SMALL = 48.0
 """Pixels: three cells of 16, the 3 x 3 cells of `block13@3x3` on its map. Below, cells share their pixels."""
 
 _SMALL_SHARE = 0.1
-"""Of the objects, from which on a larger image is worth its time: voc2007-mini has 0.13 at 480 pixels and
-gained 2 to 3 mAP from 640 (docs/features.md)."""
+"""Of the objects, from which on a second, larger size is worth its time: voc2007-mini has 0.13 at 480 pixels
+(docs/boxes.md, small objects)."""
 
 _FAR = 20.0
 """Points of AP below the median of the other classes."""
@@ -158,9 +158,10 @@ def few_objects(objects: TrainingObjects) -> str | None:
 
 
 def small_objects(objects: TrainingObjects, features: FeatureConfig) -> str | None:
-    """Suggest larger images where 10 % of the objects or more are below 48 pixels as the network sees them.
+    """Suggest a second size where 10 % of the objects or more are below 48 pixels as the network sees them.
 
-    Not on the warped path, where every region has the same size.
+    Small regions are then read at twice the size, large ones as before. Not on the warped path, where every
+    region has the same size.
     """
     if features.path != "shared" or not len(objects.labels):
         return None
@@ -168,10 +169,10 @@ def small_objects(objects: TrainingObjects, features: FeatureConfig) -> str | No
     share = float(np.mean(objects.relative_sides * longest < _SMALL))
     if share < _SMALL_SHARE:
         return None
-    larger = ",".join(str(round(side / 12) * 16) for side in features.longer_sides)  # 4/3 of each
+    sides = ",".join(map(str, (*features.longer_sides, 2 * longest)))
     return (
-        f"--set features.longer_sides=[{larger}]: {_percent(share)} of the training objects are below "
-        f"{_SMALL:.0f} pixels where the image has {longest}"
+        f"--set features.longer_sides=[{sides}], slower: {_percent(share)} of the training objects are below "
+        f"{_SMALL:.0f} of {longest} pixels"
     )
 
 

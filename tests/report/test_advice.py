@@ -99,13 +99,13 @@ def test_small_objects() -> None:
     features = FeatureConfig(longer_sides=(480,))
     assert small_objects(objects(small=9), features) is None
     assert small_objects(objects(small=10), features) == (
-        "--set features.longer_sides=[640]: 10 % of the training objects are below 48 pixels where the "
-        "image has 480"
+        "--set features.longer_sides=[480,960], slower: 10 % of the training objects are below 48 of 480 "
+        "pixels"
     )
     assert small_objects(objects(small=100), FeatureConfig(longer_sides=(640,))) is None
     line = small_objects(objects(small=100), FeatureConfig(longer_sides=(240, 480)))
     assert line is not None
-    assert "[320,640]" in line
+    assert "[240,480,960]" in line
 
 
 def test_a_warped_region_is_as_large_as_any_other() -> None:
