@@ -440,7 +440,15 @@ def quick_config(base: ExperimentConfig) -> ExperimentConfig:
         data=replace(base.data, max_images=min(base.data.max_images or 40, 40)),
         proposals=replace(base.proposals, max_regions=min(base.proposals.max_regions or 300, 300)),
         rpn=replace(base.rpn, max_regions=min(base.rpn.max_regions or 300, 300)),
-        fc=replace(base.fc, n_steps=min(base.fc.n_steps or 200, 200), other_sides=base.fc.other_sides or ()),
+        # Its 40 images are learned from as hundreds are: what few images change was not measured with it.
+        fc=replace(
+            base.fc,
+            n_steps=min(base.fc.n_steps or 200, 200),
+            other_sides=base.fc.other_sides or (),
+            scaling=base.fc.scaling or "none",
+            groups=base.fc.groups or 1,
+            negative_iou=0.5 if base.fc.negative_iou is None else base.fc.negative_iou,
+        ),
         detect=replace(base.detect, refined=base.detect.refined or 0),
         trunk=replace(base.trunk, n_steps=min(base.trunk.n_steps, 50)),
         finetune=replace(base.finetune, n_steps=min(base.finetune.n_steps, 100)),

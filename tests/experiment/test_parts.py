@@ -230,7 +230,8 @@ def test_few_images_are_learned_from_at_other_sizes_too(capsys: pytest.CaptureFi
     assert sides(told.build(heads=["softmax-finetuned"]), 1) == (320,)
     quick = settled(PRESETS["quick"].apply(ExperimentConfig()).build(), 1).learner
     assert isinstance(quick, FcOnFrozen)
-    assert (quick.fc.other_sides, quick.fc.scaling) == ((), "region-l2")
+    assert (quick.fc.other_sides, quick.fc.scaling, quick.fc.groups) == ((), "none", 1)
+    assert quick.fc.rule.negative_iou == 0.5
     capsys.readouterr()
     for unable in (
         ExperimentConfig(features=FeatureConfig(path="warped")),
