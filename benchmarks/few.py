@@ -60,6 +60,7 @@ RECIPES: dict[str, Callable[[ExperimentConfig], ExperimentConfig]] = {
     "without refinement": unrefined,
     "at one size": with_fc(other_sides=()),
     "in one group": with_fc(groups=1),
+    "background below 0.3": with_fc(negative_iou=0.3),
     "background below 0.5": with_fc(negative_iou=0.5),
     "mirrored": with_fc(mirror=True),
     "rows as read": with_fc(scaling="none"),

@@ -286,7 +286,7 @@ class FcOnFrozen:
         return _with_layers(network, base, layers, self.fc, meter)
 
 
-def settled(parts: Parts, n_images: int) -> Parts:
+def settled(parts: Parts, n_images: int, n_classes: int) -> Parts:
     """Return the parts with what hangs on the number of training images decided, and say what few are given.
 
     fc6 and fc7 learn from so few in another way, see `FcConfig.for_images`, where that can be done: on shared
@@ -297,7 +297,7 @@ def settled(parts: Parts, n_images: int) -> Parts:
         return parts
     if parts.features.path != "shared" or parts.featurizer is not None:
         return parts
-    fc = learner.fc.for_images(n_images, max(parts.features.longer_sides))
+    fc = learner.fc.for_images(n_images, n_classes, max(parts.features.longer_sides))
     if fc.other_sides and learner.fc.other_sides is None:
         sides = " and ".join(map(str, fc.other_sides))
         say(f"{n_images} images are few: they are learned from with longer sides of {sides} pixels too.")

@@ -201,7 +201,7 @@ def prepare(parts: Parts, splits: Splits, run: Run, stages: Stages, room: CacheL
                     f"heads.names: {recipe.name} needs something that is fine-tuned. Set learn=fc or "
                     f"learn=network, or leave the head out."
                 )
-    parts = settled(parts, len(splits.trainval))
+    parts = settled(parts, len(splits.trainval), len(splits.trainval.classes))
     n_images = len(splits.trainval) + len(splits.test)
     with stages("proposals", f"boxes in which an object may be, in {n_images} images"):
         proposals = propose(splits.trainval, parts.proposer, run)
@@ -378,7 +378,7 @@ def estimate_experiment(parts: Parts, splits: Splits, run: Run) -> list[SplitEst
     """
     if parts.learner.tunes_network:
         raise ConfigError("--dry-run: a network that is yet to be fine-tuned cannot be timed. Set learn=fc.")
-    parts = settled(parts, len(splits.trainval))
+    parts = settled(parts, len(splits.trainval), len(splits.trainval.classes))
     estimates = []
     # What is compiled at the first image ever is not to be taken for the cost of each.
     cached_proposals(splits.trainval.samples[:1], parts.proposer, None)

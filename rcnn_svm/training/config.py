@@ -36,8 +36,8 @@ class FcConfig:
         dropout: share of each layer's outputs that is dropped while training.
         positive_iou: a region is a positive of its best object's class when its IoU is >= this.
         negative_iou: a region is background when its best IoU is < this and >= `negative_low`. None is 0.3
-            with fewer than `FEW_IMAGES` on the shared path, where what lies half on one of few objects says
-            little, else 0.5.
+            with no more images than classes on the shared path, where what lies half on one of few objects
+            says little, else 0.5.
         negative_low: see there; 0 takes all of the background, as R-CNN does.
         skip_difficult: do not learn from objects that are marked as difficult.
         mirror: learn from mirror images as well, which doubles the work of features; not where the
@@ -104,15 +104,16 @@ class FcConfig:
         """Return the number of training steps for so many classes."""
         return self.n_steps or min(200 + 20 * n_classes, 1000)
 
-    def for_images(self, n_images: int, side: int) -> Self:
+    def for_images(self, n_images: int, n_classes: int, side: int) -> Self:
         """Return the same with what hangs on the number of images decided, on the shared path.
 
         Args:
             n_images: to train on.
+            n_classes: K.
             side: pixels of the longer side that images are read at.
         """
         few = n_images < FEW_IMAGES
-        clear = few and self.negative_low < _FEW_NEGATIVE_IOU <= self.positive_iou
+        clear = few and n_images <= n_classes and self.negative_low < _FEW_NEGATIVE_IOU <= self.positive_iou
         sides = (round(0.8 * side), round(4 / 3 * side)) if few else ()
         return replace(
             self,

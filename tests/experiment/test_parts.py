@@ -201,7 +201,7 @@ def test_few_images_are_learned_from_at_other_sizes_too(capsys: pytest.CaptureFi
     parts = ExperimentConfig().build(heads=["softmax-finetuned"])
 
     def sides(parts: Parts, n_images: int) -> tuple[int, ...] | None:
-        learner = settled(parts, n_images).learner
+        learner = settled(parts, n_images, 2).learner
         assert isinstance(learner, FcOnFrozen)
         return learner.fc.other_sides
 
@@ -210,25 +210,28 @@ def test_few_images_are_learned_from_at_other_sizes_too(capsys: pytest.CaptureFi
         "99 images are few: they are learned from with longer sides of 384 and 640" in capsys.readouterr().err
     )
     assert sides(parts, FEW_IMAGES) == ()
-    few, many = (settled(parts, n).learner for n in (FEW_IMAGES - 1, FEW_IMAGES))
+    few, many = (settled(parts, n, 2).learner for n in (FEW_IMAGES - 1, FEW_IMAGES))
     assert isinstance(few, FcOnFrozen)
     assert isinstance(many, FcOnFrozen)
     assert (few.fc.scaling, many.fc.scaling) == ("region-l2", "region-l2")
     assert (few.fc.groups, many.fc.groups) == (4, 1)
-    assert (few.fc.rule.negative_iou, many.fc.rule.negative_iou) == (0.3, 0.5)
+    for n_images, n_classes, negative_iou in ((2, 2, 0.3), (3, 2, 0.5), (FEW_IMAGES, FEW_IMAGES, 0.5)):
+        one = settled(parts, n_images, n_classes).learner
+        assert isinstance(one, FcOnFrozen)
+        assert one.fc.rule.negative_iou == negative_iou
     for told in ({"negative_iou": 0.4}, {"positive_iou": 0.2, "negative_iou": 0.1}, {"negative_low": 0.3}):
         fc = FcConfig(**told)
-        own = settled(ExperimentConfig(fc=fc).build(heads=["softmax-finetuned"]), 1).learner
+        own = settled(ExperimentConfig(fc=fc).build(heads=["softmax-finetuned"]), 1, 2).learner
         assert isinstance(own, FcOnFrozen)
         assert own.fc.rule == fc.rule
-    narrow = settled(ExperimentConfig(fc=FcConfig((3,))).build(heads=["softmax-finetuned"]), 1).learner
+    narrow = settled(ExperimentConfig(fc=FcConfig((3,))).build(heads=["softmax-finetuned"]), 1, 2).learner
     assert isinstance(narrow, FcOnFrozen)
     assert narrow.fc.groups == 3
     large = ExperimentConfig(features=FeatureConfig(longer_sides=(600, 300)))
     assert sides(large.build(heads=["softmax-finetuned"]), 1) == (480, 800)
     told = ExperimentConfig(fc=FcConfig(other_sides=(320,)))
     assert sides(told.build(heads=["softmax-finetuned"]), 1) == (320,)
-    quick = settled(PRESETS["quick"].apply(ExperimentConfig()).build(), 1).learner
+    quick = settled(PRESETS["quick"].apply(ExperimentConfig()).build(), 1, 2).learner
     assert isinstance(quick, FcOnFrozen)
     assert (quick.fc.other_sides, quick.fc.scaling, quick.fc.groups) == ((), "none", 1)
     assert quick.fc.rule.negative_iou == 0.5
@@ -239,5 +242,5 @@ def test_few_images_are_learned_from_at_other_sizes_too(capsys: pytest.CaptureFi
     ):
         assert not sides(unable.build(heads=["softmax-finetuned"]), 1)
     untouched = ExperimentConfig(learn="nothing").build(heads=["linear-svm"])
-    assert settled(untouched, 1) is untouched
+    assert settled(untouched, 1, 2) is untouched
     assert capsys.readouterr().err == ""
