@@ -29,7 +29,7 @@ BEFORE: Mapping[str, Any] = {
 """Settings younger than some results (or infinite, which no file holds), with the value that does what was
 done without them. One that is not listed changed nothing when it came."""
 
-DECIDED: Mapping[str, Any] = {"fc.other_sides": [], "fc.scaling": "none"}
+DECIDED: Mapping[str, Any] = {"fc.other_sides": [], "fc.scaling": "none", "fc.negative_iou": 0.5}
 """Settings that are unset by default, with what that means for the results, all of 100 images or more."""
 
 
