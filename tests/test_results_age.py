@@ -14,6 +14,8 @@ import pytest
 from rcnn_svm.cli import build_parser, training
 from rcnn_svm.config import to_dict
 from rcnn_svm.experiment.config import ExperimentConfig
+from rcnn_svm.experiment.learning import FcOnFrozen, settled
+from rcnn_svm.training.config import FEW_IMAGES
 
 RESULTS = Path(__file__).parents[1] / "results"
 EXPERIMENTS = sorted(path.parent for path in RESULTS.glob("*/metrics.json"))
@@ -29,8 +31,16 @@ BEFORE: Mapping[str, Any] = {
 """Settings younger than some results (or infinite, which no file holds), with the value that does what was
 done without them. One that is not listed changed nothing when it came."""
 
-DECIDED: Mapping[str, Any] = {"fc.other_sides": [], "fc.scaling": "none", "fc.negative_iou": 0.5}
-"""Settings that are unset by default, with what that means for the results, all of 100 images or more."""
+
+def decided(config: ExperimentConfig) -> dict[str, Any]:
+    """Return what settings that are unset by default mean for results of 100 images or more."""
+    learner = settled(config.build(), FEW_IMAGES, 1).learner
+    fc = learner.fc if isinstance(learner, FcOnFrozen) else config.fc
+    return {
+        "fc.other_sides": list(fc.other_sides or ()),
+        "fc.scaling": fc.scaling or "none",
+        "fc.negative_iou": fc.rule.negative_iou,
+    }
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -53,10 +63,11 @@ def today(command: str, monkeypatch: pytest.MonkeyPatch) -> ExperimentConfig:
 def outdated(kept: Mapping[str, Any], config: ExperimentConfig) -> list[str]:
     """Return a line for each setting of results that is gone or is another today."""
     then, now = flat(kept), flat(to_dict(config))
+    meant = decided(config)
     lines = [f"{key} is gone" for key in then if key not in now]
     for key, value in now.items():
         was = then.get(key, BEFORE.get(key, value))
-        if was != (DECIDED.get(key) if value is None and was is not None else value):
+        if was != (meant.get(key) if value is None and was is not None else value):
             lines.append(f"{key} was {was!r}, is {value!r}")
     return lines
 
@@ -98,3 +109,14 @@ def test_a_setting_that_is_gone_is_named_and_an_unknown_new_one_is_not(
     del kept["heads"]["scaling"]
     kept["heads"]["shape"] = "round"
     assert outdated(kept, config) == ["heads.shape is gone"]
+
+
+def test_rows_that_were_read_otherwise_are_named_where_the_default_decides(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = today("rcnn-svm compare photos --out out", monkeypatch)
+    kept = to_dict(config, finite=True)
+    kept["fc"] |= {"scaling": "none", "negative_iou": 0.5, "other_sides": []}
+    assert outdated(kept, config) == ["fc.scaling was 'none', is None"]
+    kept["fc"]["scaling"] = "region-l2"
+    assert outdated(kept, config) == []

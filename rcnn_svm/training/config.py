@@ -17,7 +17,9 @@ FEW_IMAGES = 100
 """With fewer to train on, fc6 and fc7 learn in groups and from other sizes of them, unless told otherwise."""
 
 _GROUPS = 4
+"""Of the units, with few images."""
 _NEGATIVE_IOU, _FEW_NEGATIVE_IOU = 0.5, 0.3
+"""Background lies below the second with no more images than classes, else below the first."""
 
 
 @dataclass(frozen=True)

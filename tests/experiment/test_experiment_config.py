@@ -225,6 +225,10 @@ def test_proposals_of_another_kind_are_refused_before_anything_is_computed() -> 
             {"learn": "trunk", "fc": FcConfig(mirror=True)},
             r"^fc\.mirror and fc\.other_sides must be off with",
         ),
+        (
+            {"learn": "trunk", "fc": FcConfig(groups=2)},
+            r"^fc\.groups must be 1 with learn=trunk, .* got 2\.$",
+        ),
         ({"learn": "trunk", "fc": FcConfig(other_sides=(640,))}, r"^fc\.mirror and fc\.other_sides must be"),
         (
             {"features": FeatureConfig(path="warped"), "fc": FcConfig(other_sides=(640,))},
