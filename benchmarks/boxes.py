@@ -1,14 +1,16 @@
 """How well boxes fit, and where it is lost; writes results/benchmarks/boxes.json.
 
-    python benchmarks/boxes.py DATA [--sets NAME ...] [--preset NAME] [--trials NAME ...] [--test]
+    python benchmarks/boxes.py DATA [--sets NAME ...] [--preset NAME] [--heads NAME ...]
+                               [--trials NAME ...] [--test]
 
 DATA is the folder of `voc2007-mini`, `fruit`, `bccd` and `raccoon`; sets that are run replace their rows. For
 each set a detector is trained on `train` and looks at `val`: with boxes as proposed, regressed half and all
 of the way, and each of these refined, as `train` does, and once more refined and then snapped to the region
 proposal that overlaps most, whose sides are borders of segments. The oracles say what perfect ranking of the
 same boxes, and perfect boxes for the same scores, would reach there. `--trials` does the same with a setting
-changed, without oracles, and leaves other rows. With `--test` the recipe with refinement and
-the one without are trained on trainval as `rcnn-svm train` does, and measured on test once.
+changed, without oracles, and leaves other rows. `--heads` does it with SVMs on the same fc6, for which the
+estimated IoU counts less than for the softmax; a row has it count as much. With `--test` the recipe with
+refinement and the one without are trained on trainval as `rcnn-svm train` does, and measured on test once.
 
 A row whose `alone` is false was measured with `--busy`, beside other work: its seconds are too many.
 """
@@ -16,6 +18,7 @@ A row whose `alone` is false was measured with `--busy`, beside other work: its 
 from __future__ import annotations
 
 import argparse
+import itertools
 import resource
 import tempfile
 from collections.abc import Callable, Sequence
@@ -41,7 +44,7 @@ from rcnn_svm.experiment.regions import StoredBlocks
 from rcnn_svm.experiment.selection import Choice
 from rcnn_svm.features.store import to_float32
 from rcnn_svm.files import read_json, write_json
-from rcnn_svm.postprocess import REFINED, PostprocessConfig
+from rcnn_svm.postprocess import OVERLAP_POWER, REFINED, PostprocessConfig
 from rcnn_svm.progress import Stages, say
 from rcnn_svm.report.provenance import provenance
 from rcnn_svm.structures import Detections, GroundTruth
@@ -49,6 +52,8 @@ from rcnn_svm.structures import Detections, GroundTruth
 SETS = ("voc2007-mini", "fruit", "bccd", "raccoon")
 ORACLE = PostprocessConfig(regression="off", max_iou=0.5, vote_iou=None, max_candidates=1000)
 """Suppression that perfectly ranked boxes meet."""
+SOFTMAX = "softmax-finetuned"
+HEADS = (SOFTMAX, "linear-svm", "rbf-svm")
 LOOKS = 40
 """Images of test that the cost of one is measured on."""
 SNAPPED_FROM = 0.7
@@ -175,17 +180,21 @@ def ladder(parts: Parts, data: Path, cache: Path, trial: str | None = None) -> l
     """Train on `train`, look at `val` in every way; return a row each, and those of the oracles.
 
     Args:
-        parts: of the experiment.
+        parts: of the experiment, with one head. What goes on with its boxes and the oracles are looked at for
+            the softmax.
         data: the data set.
         cache: of its features.
         trial: the name of what is changed in `parts`, which rows begin with; None for the recipe itself.
     """
     splits = load_data(DataConfig(str(data), drop_bad_boxes=True), seed=parts.seed)
-    run, detect = Run(cache), parts.postprocess
-    assert isinstance(detect, PostprocessConfig)
+    run, plain = Run(cache), trial is None and parts.heads[0].name == SOFTMAX
     ready = prepare(parts, splits, run, Stages(stages_of(parts)), CacheLimit(cache, None))
     learned = ready.learn(ready.train)
-    (head,) = train_heads(parts, learned, ready.train, settle(parts, learned), run)
+    (settled,) = settle(parts, learned)
+    assert settled.with_boxes is not None
+    detect = settled.with_boxes.detect
+    assert isinstance(detect, PostprocessConfig)
+    (head,) = train_heads(parts, learned, ready.train, [settled], run)
     views = [learned.blocks(view) for view in views_of(parts, ready.val)]
     for view in views:
         learned.fill(view.regions)
@@ -197,10 +206,13 @@ def ladder(parts: Parts, data: Path, cache: Path, trial: str | None = None) -> l
     for step, words in ((0.5, "half of the way"), (1.0, "all of the way")):
         for n, more in ((0, ""), (REFINED, ", refined")):
             variants.append(variant(words + more, box_step=step, refined=n))
+    if detect.overlap_power != OVERLAP_POWER:
+        words = "half of the way, refined, IoU as beside log-odds"
+        variants.append(variant(words, box_step=0.5, refined=REFINED, overlap_power=OVERLAP_POWER))
     runs = detect_all(head.name, head.model, views, variants)
     found = {str(v.choice.settings["name"]): one.detections for v, one in zip(variants, runs, strict=True)}
     truths, classes = ready.val.truths, splits.val.classes
-    if trial is None:
+    if plain:
         for share, words in ((0.5, "half snapped"), (1.0, "snapped")):
             found[f"half of the way, refined, {words}"] = [
                 snapped(one, own[n:], share)
@@ -219,7 +231,7 @@ def ladder(parts: Parts, data: Path, cache: Path, trial: str | None = None) -> l
         }
         for name, own in found.items()
     ]
-    if trial is not None:
+    if not plain:
         return rows
     for name, own in oracles(views[0], head.model, replace(detect, refined=0)).items():
         rows.append({"recipe": f"oracle: {name}", "n_images": len(truths), **measured(own, truths, classes)})
@@ -257,6 +269,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--sets", nargs="+", choices=SETS, default=SETS)
     parser.add_argument("--preset", choices=PRESETS, default="default")
+    parser.add_argument("--heads", nargs="+", choices=HEADS, default=HEADS[:1])
     parser.add_argument("--trials", nargs="+", choices=TRIALS)
     parser.add_argument("--test", action="store_true", help="measure both recipes on test as well")
     parser.add_argument("--busy", action="store_true", help="say that other work ran beside it")
@@ -271,17 +284,16 @@ def main() -> None:
             cache = Path(folder)
             common = {"data": name, "preset": options.preset, "alone": not options.busy}
             new: list[Row] = []
-            for trial in options.trials or [None]:
+            for trial, head in itertools.product(options.trials or [None], options.heads):
                 tried = config if trial is None else TRIALS[trial](config)
-                parts = tried.build(heads=["softmax-finetuned"])
-                own = ladder(parts, options.data / name, cache, trial)
-                new += [{**common, "split": "val", **row} for row in own]
+                own = ladder(tried.build(heads=[head]), options.data / name, cache, trial)
+                new += [{**common, "head": head, "split": "val", **row} for row in own]
             if options.test:
                 for recipe, made in (("without refinement", plain), ("with refinement", config)):
-                    row = on_test(made.build(heads=["softmax-finetuned"]), options.data / name)
-                    new.append({**common, "split": "test", "recipe": recipe, **row})
+                    row = on_test(made.build(heads=[SOFTMAX]), options.data / name)
+                    new.append({**common, "head": SOFTMAX, "split": "test", "recipe": recipe, **row})
         about = provenance(seed=config.seed)
-        same = ("data", "preset", "split", "recipe")
+        same = ("data", "preset", "head", "split", "recipe")
         rows = [row for row in rows if all(any(row[key] != one[key] for key in same) for one in new)]
         rows += [{**row, "commit": about["commit"], "command": about["command"]} for row in new]
         for row in new:

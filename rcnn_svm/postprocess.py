@@ -18,6 +18,8 @@ from rcnn_svm.config import Count, Interval, NotNegative, Positive, Share, check
 from rcnn_svm.structures import Detections
 
 __all__ = [
+    "MARGINS_OVERLAP_POWER",
+    "OVERLAP_POWER",
     "PAPER",
     "REFINED",
     "WHOLE_IMAGE",
@@ -33,6 +35,9 @@ __all__ = [
 
 REFINED = 150
 """How many boxes of an image are refined where nothing else is said."""
+
+OVERLAP_POWER, MARGINS_OVERLAP_POWER = 3.0, 1.0
+"""How many times the logarithm of an estimated IoU is added to log-odds, and to margins."""
 
 _NEAR_COPY = 0.7
 """IoU above which a box that is to be refined is a copy of a surer one."""
@@ -81,7 +86,9 @@ class PostprocessConfig:
             refiner, and ranked by how well it says that they lie, too; 0 for none. None stands for
             `REFINED` in an experiment that can learn it and chooses nothing on val, else for 0, see
             `ExperimentConfig.build`.
-        overlap_power: their scores get the logarithm of the estimated IoU, so many times.
+        overlap_power: their scores get the logarithm of the estimated IoU, so many times. None is 3, and 1
+            where an experiment trains a head whose scores are margins: they tell hits from background within
+            fewer units than log-odds do.
     """
 
     max_iou: Share = 0.3
@@ -94,7 +101,7 @@ class PostprocessConfig:
     min_score: float = float("-inf")
     second_look: Annotated[int, Interval(0)] = 0
     refined: Annotated[int, Interval(0)] | None = 0
-    overlap_power: NotNegative = 3.0
+    overlap_power: NotNegative | None = None
 
     def __post_init__(self) -> None:
         check(self, where="detect")
@@ -240,7 +247,8 @@ def refined(
     gone = (moved[:, 2:] - moved[:, :2] < 1).any(axis=1)
     moved[gone] = found.boxes[gone]
     scores = np.full((len(found), n_classes), -np.inf, np.float32)
-    ranked = found.scores + config.overlap_power * np.log(overlaps)
+    power = OVERLAP_POWER if config.overlap_power is None else config.overlap_power
+    ranked = found.scores + power * np.log(overlaps)
     scores[np.arange(len(found)), found.labels] = np.maximum(ranked, _LEAST)
     final = replace(config, regression="off", vote_iou=None, min_score=_LEAST)
     return postprocess_traced(found.image_id, size, moved, scores, None, final)

@@ -38,7 +38,7 @@ from rcnn_svm.features.scaling import FeatureScaler
 from rcnn_svm.features.store import RowReader, fill_together, to_float32
 from rcnn_svm.heads.bbox_regressor import BoxRegressor
 from rcnn_svm.heads.recipe import HeadRecipe
-from rcnn_svm.postprocess import Postprocess, PostprocessConfig
+from rcnn_svm.postprocess import MARGINS_OVERLAP_POWER, OVERLAP_POWER, Postprocess, PostprocessConfig
 from rcnn_svm.progress import note, say, track
 from rcnn_svm.structures import Dataset, Detections
 from rcnn_svm.threads import images_at_once
@@ -294,28 +294,38 @@ def choose(
     return chosen
 
 
+def _ranked(detect: Postprocess, recipe: HeadRecipe) -> Postprocess:
+    """Return the same with how much an estimated IoU counts beside the scores of a head."""
+    if not isinstance(detect, PostprocessConfig) or detect.overlap_power is not None:
+        return detect
+    log_odds = recipe.head.about["family"] == "softmax"
+    return replace(detect, overlap_power=OVERLAP_POWER if log_odds else MARGINS_OVERLAP_POWER)
+
+
 def settle(parts: Parts, learned: Representation) -> list[Chosen]:
     """Settle everything unseen: the middle of each grid, post-processing as it stands."""
 
     def unseen(settings: dict[str, Any]) -> Choice:
         return Choice(settings, None, ())
 
-    boxes = with_boxes = None
+    boxes = None
     if parts.boxes is not None:
         boxes = unseen({"learned": True} if learned.regressor is not None else parts.boxes.settled())
-        with_boxes = Variant(unseen({}), parts.postprocess, with_boxes=True)
-    return [
-        Chosen(
-            recipe,
-            unseen(recipe.settled()),
-            Variant(unseen({}), without_boxes(parts.postprocess), with_boxes=False),
-            boxes,
-            with_boxes,
-            assumed=parts.folds == 0,  # else images were to be held out, and were too few
-            weighed=parts.tried.unmoved,
+    settled = []
+    for recipe in parts.heads:
+        detect = _ranked(parts.postprocess, recipe)
+        settled.append(
+            Chosen(
+                recipe,
+                unseen(recipe.settled()),
+                Variant(unseen({}), without_boxes(detect), with_boxes=False),
+                boxes,
+                None if boxes is None else Variant(unseen({}), detect, with_boxes=True),
+                assumed=parts.folds == 0,  # else images were to be held out, and were too few
+                weighed=parts.tried.unmoved,
+            )
         )
-        for recipe in parts.heads
-    ]
+    return settled
 
 
 def held_out_parts(
@@ -400,9 +410,9 @@ def hold_out(
         blocks = [learned.blocks(view) for view in views_of(parts, held)]
         for view in () if parts.looks_once else blocks:
             learned.fill(view.regions)
-        boxed = _moves(parts)
+        boxed = {own.recipe.name: _moves(parts, own.recipe) for own in settled}
         for head in train_heads(parts, learned, training, settled, run):
-            variants = [head.chosen.plain, *boxed]
+            variants = [head.chosen.plain, *boxed[head.name]]
             runs = detect_all(head.name, head.model, blocks, variants, kept=not parts.looks_once)
             mine = found.setdefault(head.name, [[] for _ in runs])
             for so_far, one in zip(mine, runs, strict=True):
@@ -412,7 +422,8 @@ def hold_out(
     for own in settled:
         first, *others = found[own.recipe.name]
         without = own.plain.measured(first, images, parts, len(pairs))
-        moved = [v.measured(d, images, parts, len(pairs)) for v, d in zip(boxed, others, strict=True)]
+        tried = zip(boxed[own.recipe.name], others, strict=True)
+        moved = [variant.measured(one, images, parts, len(pairs)) for variant, one in tried]
         best = max(moved, key=lambda one: -np.inf if one.value is None else one.value, default=None)
         chosen.append(replace(own, plain=without, with_boxes=best).decided(parts))
         if not moved:
@@ -432,9 +443,9 @@ def _percent(value: float | None) -> str:
     return "nothing to measure" if value is None else f"{value:.1f}"
 
 
-def _moves(parts: Parts) -> list[Variant]:
+def _moves(parts: Parts, recipe: HeadRecipe) -> list[Variant]:
     """Return what is tried of how far boxes move; post-processing that is not ours decides for itself."""
-    detect = parts.postprocess
+    detect = _ranked(parts.postprocess, recipe)
     if parts.boxes is None:
         return []
     if not isinstance(detect, PostprocessConfig):

@@ -440,12 +440,11 @@ def quick_config(base: ExperimentConfig) -> ExperimentConfig:
         data=replace(base.data, max_images=min(base.data.max_images or 40, 40)),
         proposals=replace(base.proposals, max_regions=min(base.proposals.max_regions or 300, 300)),
         rpn=replace(base.rpn, max_regions=min(base.rpn.max_regions or 300, 300)),
-        # Its 40 images are learned from as hundreds are: what few images change was not measured with it.
+        # Its 40 images are learned from as hundreds are: what few change takes longer, or was not measured.
         fc=replace(
             base.fc,
             n_steps=min(base.fc.n_steps or 200, 200),
             other_sides=base.fc.other_sides or (),
-            scaling=base.fc.scaling or "none",
             groups=base.fc.groups or 1,
             negative_iou=0.5 if base.fc.negative_iou is None else base.fc.negative_iou,
         ),

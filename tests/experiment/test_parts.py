@@ -30,8 +30,9 @@ from rcnn_svm.experiment.parts import Parts
 from rcnn_svm.features.build import FeatureConfig
 from rcnn_svm.features.featurizers import SharedFeatures
 from rcnn_svm.networks.taps import TapSpec
+from rcnn_svm.postprocess import MARGINS_OVERLAP_POWER, OVERLAP_POWER, PostprocessConfig
 from rcnn_svm.report.experiment import write_experiment
-from rcnn_svm.training.config import FEW_IMAGES, FcConfig
+from rcnn_svm.training.config import FEW_IMAGES, FcConfig, RefineConfig
 
 SETTINGS = [
     "features.backbone=small_cnn",
@@ -185,6 +186,27 @@ def test_what_is_read_around_a_region_keeps_its_length(config, splits, taps: str
     assert (detector.layers.scaling, detector.layers.n_scaled) == ("l2", n_scaled)
 
 
+@pytest.mark.parametrize(
+    ("head", "asked", "power"),
+    [
+        ("softmax-finetuned", None, OVERLAP_POWER),
+        ("linear-svm", None, MARGINS_OVERLAP_POWER),
+        ("linear-svm", 2.5, 2.5),
+    ],
+)
+def test_an_estimated_iou_counts_less_beside_margins(
+    config, splits, head: str, asked: float | None, power: float
+) -> None:
+    features = FeatureConfig("mobilenet_v2", "random", "shared", "block13", longer_sides=(64,))
+    refine = RefineConfig("block10@2x2*1.2", 8, n_steps=2)
+    detect = replace(config.detect, refined=5, overlap_power=asked)
+    own = replace(config, features=features, learn="fc", folds=0, detect=detect, refine=refine)
+    own = replace(own, fc=FcConfig((8,), n_steps=2, other_sides=()))
+    taken = train_detector(splits, own.build(heads=[head])).detector.postprocess
+    assert isinstance(taken, PostprocessConfig)
+    assert (taken.refined, taken.overlap_power) == (5, power)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("learn", ["nothing", "fc", "network"])
 def test_another_device_finds_the_same(config, splits, tmp_path: Path, learn: str) -> None:
@@ -233,7 +255,7 @@ def test_few_images_are_learned_from_at_other_sizes_too(capsys: pytest.CaptureFi
     assert sides(told.build(heads=["softmax-finetuned"]), 1) == (320,)
     quick = settled(PRESETS["quick"].apply(ExperimentConfig()).build(), 1, 2).learner
     assert isinstance(quick, FcOnFrozen)
-    assert (quick.fc.other_sides, quick.fc.scaling, quick.fc.groups) == ((), "none", 1)
+    assert (quick.fc.other_sides, quick.fc.scaling, quick.fc.groups) == ((), "region-l2", 1)
     assert quick.fc.rule.negative_iou == 0.5
     capsys.readouterr()
     for unable in (
