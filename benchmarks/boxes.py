@@ -58,12 +58,19 @@ LOOKS = 40
 """Images of test that the cost of one is measured on."""
 SNAPPED_FROM = 0.7
 """IoU with a proposal from which a box is snapped to it."""
+
+
+def with_sides(*sides: int) -> Callable[[ExperimentConfig], ExperimentConfig]:
+    """Return what changes the sizes that images are read at."""
+    return lambda config: replace(config, features=replace(config.features, longer_sides=sides))
+
+
 TRIALS: dict[str, Callable[[ExperimentConfig], ExperimentConfig]] = {
     "rows as read": lambda config: replace(config, fc=replace(config.fc, scaling="none")),
     "mirrored": lambda config: replace(config, fc=replace(config.fc, mirror=True)),
-    "small regions at twice the size": lambda config: replace(
-        config, features=replace(config.features, longer_sides=(480, 960))
-    ),
+    "at 480 pixels": with_sides(480),
+    "at 320 and 640 pixels": with_sides(320, 640),
+    "at 400 and 800 pixels": with_sides(400, 800),
 }
 Row = dict[str, Any]
 

@@ -55,6 +55,11 @@ def with_fc(**changes: Any) -> Callable[[ExperimentConfig], ExperimentConfig]:
     return lambda config: replace(config, fc=replace(config.fc, **changes))
 
 
+def at_480_pixels(config: ExperimentConfig) -> ExperimentConfig:
+    """Return the recipe with images at one size, whatever their objects'."""
+    return replace(config, features=replace(config.features, longer_sides=(480,)))
+
+
 RECIPES: dict[str, Callable[[ExperimentConfig], ExperimentConfig]] = {
     "default": lambda config: config,
     "without refinement": unrefined,
@@ -64,6 +69,7 @@ RECIPES: dict[str, Callable[[ExperimentConfig], ExperimentConfig]] = {
     "background below 0.5": with_fc(negative_iou=0.5),
     "mirrored": with_fc(mirror=True),
     "rows as read": with_fc(scaling="none"),
+    "at 480 pixels": at_480_pixels,
 }
 
 

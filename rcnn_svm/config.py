@@ -12,6 +12,7 @@ import difflib
 import json
 import math
 import os
+import re
 import tomllib
 import types
 import typing
@@ -273,7 +274,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def assign(values: dict[str, Any], assignment: str) -> None:
-    """Set one `a.b.c=value` in nested `values`; the value is read as TOML, else as a string.
+    """Set one `a.b.c=value` in nested `values`; the value is read as TOML, `.5` as well, else as a string.
 
     Raises:
         ConfigError: there is no `=`, or `a.b` is no table.
@@ -285,6 +286,8 @@ def assign(values: dict[str, Any], assignment: str) -> None:
         value = tomllib.loads(f"value = {text}")["value"]
     except (ValueError, RecursionError):  # also a number of thousands of digits, lists thousands deep
         value = None if text.strip() in ("none", "null") else text.strip()
+        if re.fullmatch(r"[+-]?\.[0-9]{1,20}", text.strip()):
+            value = float(text)
     *tables, last = key.strip().split(".")
     for table in tables:
         values = values.setdefault(table, {})

@@ -250,6 +250,17 @@ class Dataset:
             counts += np.bincount(sample.truth.labels, minlength=len(self.classes))
         return counts
 
+    def relative_sides(self) -> NDArray[np.float64]:
+        """Return (G,) of each object the root of its area, as a share of its image's longer side.
+
+        Objects that are difficult or crowds are left out.
+        """
+        sides = [np.zeros(0)]
+        for sample in self.samples:
+            boxes = sample.truth[~(sample.truth.difficult | sample.truth.crowd)].boxes.astype(np.float64)
+            sides.append(np.sqrt((boxes[:, 2:] - boxes[:, :2]).prod(axis=1)) / max(sample.size))
+        return np.concatenate(sides)
+
     def as_whole_images(self) -> Dataset:
         """Return the same images, each labelled as a whole with the classes of its objects.
 

@@ -161,6 +161,11 @@ def test_file_then_assignments(tmp_path: Path) -> None:
     assert config == Outer(Inner(7, "quality", 0.25), (2.0, 3.0), "file")
 
 
+@pytest.mark.parametrize(("text", "value"), [(".25", 0.25), ("+.5", 0.5), (" .125 ", 0.125)])
+def test_a_fraction_needs_no_zero_before_its_point(text: str, value: float) -> None:
+    assert with_overrides(Outer(), None, [f"inner.limit={text}"]).inner.limit == value
+
+
 def test_none_can_be_set() -> None:
     assert with_overrides(Outer(Inner(limit=1.0)), None, ["inner.limit=none"]).inner.limit is None
 

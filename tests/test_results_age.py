@@ -15,8 +15,10 @@ from rcnn_svm.cli import build_parser, training
 from rcnn_svm.config import to_dict
 from rcnn_svm.experiment.config import ExperimentConfig
 from rcnn_svm.experiment.learning import FcOnFrozen, settled
+from rcnn_svm.structures import Dataset, GroundTruth, Sample
 from rcnn_svm.training.config import FEW_IMAGES
 
+NO_OBJECT = Sample("", (1, 1), GroundTruth.empty())
 RESULTS = Path(__file__).parents[1] / "results"
 EXPERIMENTS = sorted(path.parent for path in RESULTS.glob("*/metrics.json"))
 OLDER = "older defaults"
@@ -33,10 +35,11 @@ done without them. One that is not listed changed nothing when it came."""
 
 
 def decided(config: ExperimentConfig) -> dict[str, Any]:
-    """Return what settings that are unset by default mean for results of 100 images or more."""
-    learner = settled(config.build(), FEW_IMAGES, 1).learner
-    fc = learner.fc if isinstance(learner, FcOnFrozen) else config.fc
+    """Return what settings that are unset mean for results of 100 images or more, of large objects."""
+    parts = settled(config.build(), Dataset("", "trainval", ("",), (NO_OBJECT,) * FEW_IMAGES))
+    fc = parts.learner.fc if isinstance(parts.learner, FcOnFrozen) else config.fc
     return {
+        "features.longer_sides": list(parts.features.sides),
         "fc.other_sides": list(fc.other_sides or ()),
         "fc.scaling": fc.scaling or "none",
         "fc.negative_iou": fc.rule.negative_iou,

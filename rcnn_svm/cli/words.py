@@ -7,6 +7,7 @@ import shlex
 import shutil
 import textwrap
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -117,6 +118,7 @@ def closing_of_training(
     n_objects = dict(zip(result.evaluation.classes, result.evaluation.n_positives.tolist(), strict=True))
     weak = weak_class(measured["ap"], n_objects)
     objects = TrainingObjects.of(experiment.splits.trainval, experiment.coverage)
+    as_read = replace(config, features=result.detector.features)
     return [
         *_item("Detector", f"{out} ({head})"),
         *_item("Quality", _quality(measured, weak, f"the {metrics['n_test_images']} images of test")),
@@ -130,7 +132,7 @@ def closing_of_training(
             f"rcnn-svm evaluate {_typed(out)} LABELLED_IMAGES",
         ),
         *_item(*cache.split(": ", 1)),
-        *(line for one in advice(objects, weak, config) for line in _item("To try", one)),
+        *(line for one in advice(objects, weak, as_read) for line in _item("To try", one)),
     ]
 
 
@@ -305,8 +307,11 @@ def _reading(config: ExperimentConfig) -> str:
         return f"{taps}, from a crop of the region alone"
     if trained_to_detect(config.features.backbone):
         return f"{taps}, from its own maps"
-    sides = " and ".join(map(str, config.features.longer_sides))
-    return f"{taps}, in one pass over the image at {sides} pixels"
+    both = (config.features.sides, config.features.small_objects_sides)
+    sides, small = (" and ".join(map(str, own)) for own in both)
+    decided = config.features.longer_sides is None and config.learn == "fc" and not config.choose
+    where = f", at {small} where most objects are small" if decided else ""
+    return f"{taps}, in one pass over the image at {sides} pixels{where}"
 
 
 def _learned(config: ExperimentConfig) -> str:

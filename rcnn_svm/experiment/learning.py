@@ -25,7 +25,7 @@ from rcnn_svm.networks import detection
 from rcnn_svm.networks.backbone import Backbone
 from rcnn_svm.progress import say
 from rcnn_svm.proposals import WholeImage
-from rcnn_svm.structures import RegionSet
+from rcnn_svm.structures import Dataset, RegionSet
 from rcnn_svm.training.config import FcConfig, FinetuneConfig, TrunkConfig
 from rcnn_svm.training.crops import finetune
 from rcnn_svm.training.fc import train_fc_layers
@@ -286,22 +286,41 @@ class FcOnFrozen:
         return _with_layers(network, base, layers, self.fc, meter)
 
 
-def settled(parts: Parts, n_images: int, n_classes: int) -> Parts:
-    """Return the parts with what hangs on the number of training images decided, and say what few are given.
+_SMALL = 1 / 3
+"""Half of the objects have sides below this share of the image's: most would be read far below the 224 pixels
+that networks were trained on."""
 
-    fc6 and fc7 learn from so few in another way, see `FcConfig.for_images`, where that can be done: on shared
-    maps of a network that classifies, and not of whole images.
+
+def settled(parts: Parts, trainval: Dataset) -> Parts:
+    """Return the parts with what hangs on the training images decided, and say so where it is out of the way.
+
+    Images with small objects are read at two sizes, see `FeatureConfig.longer_sides`, and fc6 and fc7 learn
+    from few images in another way, see `FcConfig.for_images`, where that can be done: on shared maps of a
+    network that classifies, and not of whole images.
+
+    Args:
+        parts: of an experiment.
+        trainval: what it trains on.
     """
-    learner = parts.learner
-    if not isinstance(learner, FcOnFrozen) or isinstance(parts.proposer, WholeImage) or parts.reads_detection:
+    learner, features = parts.learner, parts.features
+    if features.path != "shared" or parts.featurizer is not None or parts.reads_detection:
         return parts
-    if parts.features.path != "shared" or parts.featurizer is not None:
-        return parts
-    fc = learner.fc.for_images(n_images, n_classes, max(parts.features.longer_sides))
+    sides = features.sides
+    if not isinstance(learner, FcOnFrozen) or isinstance(parts.proposer, WholeImage):
+        return replace(parts, features=replace(features, longer_sides=sides))
+    n_images, objects = len(trainval), trainval.relative_sides()
+    fc = learner.fc.for_images(n_images, len(trainval.classes), max(sides))
     if fc.other_sides and learner.fc.other_sides is None:
-        sides = " and ".join(map(str, fc.other_sides))
-        say(f"{n_images} images are few: they are learned from with longer sides of {sides} pixels too.")
-    return replace(parts, learner=replace(learner, fc=fc))
+        others = " and ".join(map(str, fc.other_sides))
+        say(f"{n_images} images are few: they are learned from with longer sides of {others} pixels too.")
+    if features.longer_sides is None and not parts.choose and len(objects) and np.median(objects) < _SMALL:
+        sides = features.small_objects_sides
+        say(
+            f"Half of the objects are smaller than {np.median(objects):.0%} of the image's longer side: "
+            f"images are read with longer sides of {' and '.join(map(str, sides))} pixels."
+        )
+    features = replace(features, longer_sides=sides)
+    return replace(parts, features=features, learner=replace(learner, fc=fc))
 
 
 @dataclass(frozen=True)

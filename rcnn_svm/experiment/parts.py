@@ -187,10 +187,10 @@ class Parts:
                 f"detect.refined needs shared maps of a network and box regression, got {self.postprocess!r} "
                 f"without. Set features.path=shared, or detect.refined=0."
             )
-        if self.reads_detection and self.features.longer_sides != FeatureConfig().longer_sides:
+        if self.reads_detection and self.features.sides != FeatureConfig().sides:
             raise ConfigError(
                 f"features.longer_sides: a network that was trained to detect resizes images by itself, got "
-                f"{self.features.longer_sides}. Leave it at {FeatureConfig().longer_sides}."
+                f"{self.features.longer_sides}. Leave it at {FeatureConfig().sides}."
             )
         self.learner.check(self)
 

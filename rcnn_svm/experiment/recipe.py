@@ -201,7 +201,7 @@ def prepare(parts: Parts, splits: Splits, run: Run, stages: Stages, room: CacheL
                     f"heads.names: {recipe.name} needs something that is fine-tuned. Set learn=fc or "
                     f"learn=network, or leave the head out."
                 )
-    parts = settled(parts, len(splits.trainval), len(splits.trainval.classes))
+    parts = settled(parts, splits.trainval)
     n_images = len(splits.trainval) + len(splits.test)
     with stages("proposals", f"boxes in which an object may be, in {n_images} images"):
         proposals = propose(splits.trainval, parts.proposer, run)
@@ -255,11 +255,11 @@ def run_experiment(
     room = CacheLimit(run.cache, run.cache_limit)
     stages = stages or Stages(stages_of(parts))
     ready = prepare(parts, splits, run, stages, room)
-    train, val, trainval, test = ready.train, ready.val, ready.trainval, ready.test
+    parts, train, val, trainval, test = ready.parts, ready.train, ready.val, ready.trainval, ready.test
     chosen = None
     pairs = [] if parts.choose else held_out_parts(parts, trainval, train, val)
     parts = decidable(parts, pairs)
-    ready = replace(ready, parts=replace(ready.parts, postprocess=parts.postprocess))
+    ready = replace(ready, parts=parts)
     if parts.choose:
         with stages("choose", f"settings, by training on {len(train)} images and measuring on {len(val)}"):
             chosen = choose(parts, ready.learn(train), train, val, run)
@@ -378,7 +378,7 @@ def estimate_experiment(parts: Parts, splits: Splits, run: Run) -> list[SplitEst
     """
     if parts.learner.tunes_network:
         raise ConfigError("--dry-run: a network that is yet to be fine-tuned cannot be timed. Set learn=fc.")
-    parts = settled(parts, len(splits.trainval), len(splits.trainval.classes))
+    parts = settled(parts, splits.trainval)
     estimates = []
     # What is compiled at the first image ever is not to be taken for the cost of each.
     cached_proposals(splits.trainval.samples[:1], parts.proposer, None)

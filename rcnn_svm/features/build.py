@@ -31,8 +31,12 @@ class FeatureConfig:
             region, as R-CNN does.
         taps: layers by name, separated by commas, such as `fc7` or `block13@3x3,block17@1x1*1.8`; empty for
             the network's own (`Architecture.taps`).
-        longer_sides: shared path: sizes that the image's longer side is brought to; a network that was
-            trained to detect resizes images by itself.
+        longer_sides: shared path: sizes that the image's longer side is brought to; with several, a region is
+            read where its side comes nearest to 224 pixels. A network that was trained to detect resizes
+            images by itself. None is `resolution`, or two thirds and four thirds of it where an experiment
+            learns fc6 on shared maps, chooses nothing on val, and half of its objects are smaller than a
+            third of the image's longer side.
+        resolution: see there, in pixels.
         crop_size: warped path: side of a crop in pixels; None is the network's own.
         padding: warped path: context in pixels of the crop; None is the network's own.
         crop_mode: warped path: `warp` stretches a region, `square` takes the square around it.
@@ -45,7 +49,8 @@ class FeatureConfig:
     weights: str = "default"
     path: Literal["shared", "warped"] = "shared"
     taps: str = ""
-    longer_sides: Annotated[tuple[Count, ...], Values(least=1)] = (480,)
+    longer_sides: Annotated[tuple[Count, ...], Values(least=1)] | None = None
+    resolution: Count = 480
     crop_size: Count | None = None
     padding: Annotated[int, Interval(0)] | None = None
     crop_mode: Literal["warp", "square"] = "warp"
@@ -64,6 +69,17 @@ class FeatureConfig:
                 f"features.path: {self.backbone} reads regions on maps of the whole image, got 'warped'. Set "
                 f"features.path=shared (--path shared)."
             )
+
+    @property
+    def sides(self) -> tuple[int, ...]:
+        """Sizes of the image's longer side, for objects that are not small where none are said."""
+        return (self.resolution,) if self.longer_sides is None else self.longer_sides
+
+    @property
+    def small_objects_sides(self) -> tuple[int, ...]:
+        """Those for small objects where none are said."""
+        n = self.resolution
+        return (round(2 / 3 * n), round(4 / 3 * n)) if self.longer_sides is None else self.longer_sides
 
 
 def build_featurizer(
@@ -90,7 +106,7 @@ def build_featurizer(
     if isinstance(backbone, DetectionNetwork):
         return DetectionFeatures(backbone, taps, device=device)
     if config.path == "shared":
-        return SharedFeatures(backbone, taps, longer_sides=config.longer_sides, device=device)
+        return SharedFeatures(backbone, taps, longer_sides=config.sides, device=device)
     return WarpedFeatures(
         backbone,
         taps,

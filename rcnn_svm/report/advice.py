@@ -83,11 +83,9 @@ class TrainingObjects:
         """
         truths = [s.truth[~(s.truth.difficult | s.truth.crowd)] for s in dataset]
         sides = [np.zeros((0, 2))] + [t.boxes[:, 2:].astype(np.float64) - t.boxes[:, :2] for t in truths]
-        longer = np.repeat([max(s.size) for s in dataset], [len(t) for t in truths])
-        both = np.concatenate(sides)
-        relative = np.sqrt(both.prod(axis=1)) / longer
+        short, relative = np.concatenate(sides).min(axis=1), dataset.relative_sides()
         overlaps = coverage.overlap[:, -1]
-        return cls(dataset.classes, coverage.labels, both.min(axis=1), relative, overlaps, coverage.n_boxes)
+        return cls(dataset.classes, coverage.labels, short, relative, overlaps, coverage.n_boxes)
 
 
 @dataclass(frozen=True)
@@ -165,11 +163,11 @@ def small_objects(objects: TrainingObjects, features: FeatureConfig) -> str | No
     """
     if features.path != "shared" or not len(objects.labels):
         return None
-    longest = max(features.longer_sides)
+    longest = max(features.sides)
     share = float(np.mean(objects.relative_sides * longest < _SMALL))
     if share < _SMALL_SHARE:
         return None
-    sides = ",".join(map(str, (*features.longer_sides, 2 * longest)))
+    sides = ",".join(map(str, (*features.sides, 2 * longest)))
     return (
         f"--set features.longer_sides=[{sides}], slower: {_percent(share)} of the training objects are below "
         f"{_SMALL:.0f} of {longest} pixels"

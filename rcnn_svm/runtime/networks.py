@@ -280,7 +280,7 @@ def read_export(folder: Path, *, threads: int) -> Detector:
         boxes = "deltas" in whole.outputs
         n_features = 5 * n if boxes else n
         warped, curves, refinement = values["warped"], values["calibration"], None
-        sides = settings["features"].longer_sides
+        sides = settings["features"].sides
         if "refine" in graphs:
             fine = SharedNetwork(whole, graphs["refine"], 5 * n, sides, key, direct=False)
             refinement = Refinement(fine, _Moves())

@@ -46,7 +46,7 @@ class FcConfig:
             network is trained too.
         other_sides: learn from the images (mirrored with `mirror`) at these sizes of their longer sides
             as well; on the shared path, and not where the network is trained too. None takes none, and with
-            fewer than `FEW_IMAGES` on the shared path 0.8 and 1.33 times `features.longer_sides`.
+            fewer than `FEW_IMAGES` on the shared path 0.8 and 1.33 times the larger of `FeatureConfig.sides`.
         background: so many background regions of an image can be drawn at all, themselves drawn once;
             all of them where the heads need every region's features anyway.
         batch_size: regions a step.

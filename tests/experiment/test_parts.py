@@ -23,15 +23,16 @@ from rcnn_svm import (
 )
 from rcnn_svm.config import with_overrides
 from rcnn_svm.contracts import check_featurizer
+from rcnn_svm.datasets.loading import Splits
 from rcnn_svm.errors import ConfigError, DataError
 from rcnn_svm.experiment.config import PRESETS, DataConfig
-from rcnn_svm.experiment.learning import FcOnFrozen, settled
-from rcnn_svm.experiment.parts import Parts
+from rcnn_svm.experiment.learning import FcOnFrozen, Frozen, settled
 from rcnn_svm.features.build import FeatureConfig
 from rcnn_svm.features.featurizers import SharedFeatures
 from rcnn_svm.networks.taps import TapSpec
 from rcnn_svm.postprocess import MARGINS_OVERLAP_POWER, OVERLAP_POWER, PostprocessConfig
 from rcnn_svm.report.experiment import write_experiment
+from rcnn_svm.structures import Dataset, GroundTruth, Sample
 from rcnn_svm.training.config import FEW_IMAGES, FcConfig, RefineConfig
 
 SETTINGS = [
@@ -219,50 +220,110 @@ def test_another_device_finds_the_same(config, splits, tmp_path: Path, learn: st
     assert abs(first.scores[0] - second.scores[0]) < 0.05
 
 
-def test_few_images_are_learned_from_at_other_sizes_too(capsys: pytest.CaptureFixture[str]) -> None:
-    parts = ExperimentConfig().build(heads=["softmax-finetuned"])
+def images(n: int, n_classes: int = 2, side: float = 0.5) -> Dataset:
+    """Return images of 300 x 400 pixels with one object each, whose side is a share of the longer one."""
+    box = np.array([[0, 0, 400 * side, 400 * side]], np.float32)
+    truth = GroundTruth(box, np.zeros(1, np.int64), np.zeros(1, bool), np.zeros(1, bool))
+    classes = tuple(f"class {k}" for k in range(n_classes))
+    return Dataset("made", "trainval", classes, tuple(Sample(str(i), (300, 400), truth) for i in range(n)))
 
-    def sides(parts: Parts, n_images: int) -> tuple[int, ...] | None:
-        learner = settled(parts, n_images, 2).learner
-        assert isinstance(learner, FcOnFrozen)
-        return learner.fc.other_sides
 
-    assert sides(parts, FEW_IMAGES - 1) == (384, 640)
-    assert (
-        "99 images are few: they are learned from with longer sides of 384 and 640" in capsys.readouterr().err
-    )
-    assert sides(parts, FEW_IMAGES) == ()
-    few, many = (settled(parts, n, 2).learner for n in (FEW_IMAGES - 1, FEW_IMAGES))
-    assert isinstance(few, FcOnFrozen)
-    assert isinstance(many, FcOnFrozen)
-    assert (few.fc.scaling, many.fc.scaling) == ("region-l2", "region-l2")
-    assert (few.fc.groups, many.fc.groups) == (4, 1)
+def fc_of(config: ExperimentConfig, trainval: Dataset) -> FcConfig:
+    learner = settled(config.build(heads=["softmax-finetuned"]), trainval).learner
+    assert isinstance(learner, FcOnFrozen)
+    return learner.fc
+
+
+def test_few_images_are_learned_from_in_another_way(capsys: pytest.CaptureFixture[str]) -> None:
+    config = ExperimentConfig()
+    few, many = (fc_of(config, images(n)) for n in (FEW_IMAGES - 1, FEW_IMAGES))
+    said = "99 images are few: they are learned from with longer sides of 384 and 640"
+    assert capsys.readouterr().err.count(said) == 1
+    assert (few.other_sides, many.other_sides) == ((384, 640), ())
+    assert (few.scaling, many.scaling) == ("region-l2", "region-l2")
+    assert (few.groups, many.groups) == (4, 1)
     for n_images, n_classes, negative_iou in ((2, 2, 0.3), (3, 2, 0.5), (FEW_IMAGES, FEW_IMAGES, 0.5)):
-        one = settled(parts, n_images, n_classes).learner
-        assert isinstance(one, FcOnFrozen)
-        assert one.fc.rule.negative_iou == negative_iou
+        assert fc_of(config, images(n_images, n_classes)).rule.negative_iou == negative_iou
     for told in ({"negative_iou": 0.4}, {"positive_iou": 0.2, "negative_iou": 0.1}, {"negative_low": 0.3}):
         fc = FcConfig(**told)
-        own = settled(ExperimentConfig(fc=fc).build(heads=["softmax-finetuned"]), 1, 2).learner
-        assert isinstance(own, FcOnFrozen)
-        assert own.fc.rule == fc.rule
-    narrow = settled(ExperimentConfig(fc=FcConfig((3,))).build(heads=["softmax-finetuned"]), 1, 2).learner
-    assert isinstance(narrow, FcOnFrozen)
-    assert narrow.fc.groups == 3
+        assert fc_of(ExperimentConfig(fc=fc), images(1)).rule == fc.rule
+    assert fc_of(ExperimentConfig(fc=FcConfig((3,))), images(1)).groups == 3
     large = ExperimentConfig(features=FeatureConfig(longer_sides=(600, 300)))
-    assert sides(large.build(heads=["softmax-finetuned"]), 1) == (480, 800)
-    told = ExperimentConfig(fc=FcConfig(other_sides=(320,)))
-    assert sides(told.build(heads=["softmax-finetuned"]), 1) == (320,)
-    quick = settled(PRESETS["quick"].apply(ExperimentConfig()).build(), 1, 2).learner
-    assert isinstance(quick, FcOnFrozen)
-    assert (quick.fc.other_sides, quick.fc.scaling, quick.fc.groups) == ((), "region-l2", 1)
-    assert quick.fc.rule.negative_iou == 0.5
-    capsys.readouterr()
+    assert fc_of(large, images(1)).other_sides == (480, 800)
+    assert fc_of(ExperimentConfig(fc=FcConfig(other_sides=(320,))), images(1)).other_sides == (320,)
+    quick = fc_of(PRESETS["quick"].apply(ExperimentConfig()), images(1))
+    assert (quick.other_sides, quick.scaling, quick.groups) == ((), "region-l2", 1)
+    assert quick.rule.negative_iou == 0.5
+
+
+@pytest.mark.parametrize(
+    ("config", "side", "sides"),
+    [
+        (ExperimentConfig(), 0.3, (320, 640)),
+        (ExperimentConfig(), 1 / 3 + 0.001, (480,)),
+        (ExperimentConfig(choose=True), 0.3, (480,)),
+        (ExperimentConfig(learn="nothing"), 0.3, (480,)),
+        (ExperimentConfig(learn="trunk"), 0.3, (480,)),
+        (ExperimentConfig(data=DataConfig(whole_images=True)), 0.3, (480,)),
+        (ExperimentConfig(features=FeatureConfig(resolution=300)), 0.3, (200, 400)),
+        (ExperimentConfig(features=FeatureConfig(resolution=300)), 0.4, (300,)),
+        (ExperimentConfig(features=FeatureConfig(longer_sides=(200,))), 0.3, (200,)),
+        (PRESETS["quick"].apply(ExperimentConfig()), 0.3, (480,)),
+        (PRESETS["best"].apply(ExperimentConfig()), 0.3, (427, 853)),
+        (PRESETS["best"].apply(ExperimentConfig()), 0.4, (640,)),
+        (ExperimentConfig(features=FeatureConfig(path="warped")), 0.3, None),
+    ],
+)
+def test_images_with_small_objects_are_read_at_two_sizes(
+    config: ExperimentConfig, side: float, sides: tuple[int, ...] | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parts = settled(config.build(heads=["linear-svm"]), images(FEW_IMAGES, side=side))
+    assert parts.features.longer_sides == sides
+    decided = sides is not None and len(sides) == 2
+    assert ("Half of the objects are smaller than 30%" in capsys.readouterr().err) is decided
+
+
+def test_objects_that_are_not_learned_from_decide_no_size() -> None:
+    small = images(FEW_IMAGES, side=0.3)
+    truth = small.samples[0].truth
+    for unlearned in (replace(truth, difficult=np.ones(1, bool)), replace(truth, crowd=np.ones(1, bool))):
+        alone = replace(small, samples=tuple(replace(s, truth=unlearned) for s in small))
+        assert settled(ExperimentConfig().build(), alone).features.longer_sides == (480,)
+
+
+@pytest.mark.parametrize("side", [0.2, 0.6])
+def test_a_saved_detector_reads_images_as_it_was_trained(splits, tmp_path: Path, side: float) -> None:
+    def sized(dataset: Dataset) -> Dataset:
+        samples = []
+        for s in dataset:
+            low = np.minimum(s.truth.boxes[:, :2], (1 - side) * max(s.size) - 1)
+            boxes = np.concatenate([low, low + np.float32(side * max(s.size))], axis=1).astype(np.float32)
+            samples.append(replace(s, truth=replace(s.truth, boxes=boxes)))
+        return replace(dataset, samples=tuple(samples))
+
+    own = Splits(*(sized(getattr(splits, name)) for name in ("train", "val", "trainval", "test")))
+    settings = ["features.backbone=mobilenet_v2", "features.weights=random", "features.taps=block17@1x1"]
+    settings += ["fc.n_steps=2", "fc.hidden=[4]", "folds=0", "proposals.max_regions=10", "detect.refined=0"]
+    parts = with_overrides(ExperimentConfig(), None, settings).build(heads=["softmax-finetuned"])
+    detector = train_detector(own, parts).detector
+    detector.save(tmp_path / "detector")
+    restored = load_detector(tmp_path / "detector")
+    sides = (320, 640) if side < 1 / 3 else (480,)
+    assert detector.features.longer_sides == restored.features.longer_sides == sides
+    assert isinstance(restored.featurizer, SharedFeatures)
+    assert restored.featurizer.longer_sides == sides
+    same(detector, restored, own.test.samples[0])
+
+
+def test_what_is_not_learned_on_shared_maps_says_nothing_of_few_images(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     for unable in (
         ExperimentConfig(features=FeatureConfig(path="warped")),
         ExperimentConfig(data=DataConfig(whole_images=True)),
     ):
-        assert not sides(unable.build(heads=["softmax-finetuned"]), 1)
-    untouched = ExperimentConfig(learn="nothing").build(heads=["linear-svm"])
-    assert settled(untouched, 1, 2) is untouched
+        assert not fc_of(unable, images(1)).other_sides
+    assert (
+        settled(ExperimentConfig(learn="nothing").build(heads=["linear-svm"]), images(1)).learner == Frozen()
+    )
     assert capsys.readouterr().err == ""
