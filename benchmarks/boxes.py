@@ -301,6 +301,8 @@ def main() -> None:
                     new.append({**common, "head": SOFTMAX, "split": "test", "recipe": recipe, **row})
         about = provenance(seed=config.seed)
         same = ("data", "preset", "head", "split", "recipe")
+        # Rows from before other heads were looked at do not name theirs.
+        rows = [{"head": SOFTMAX, **row} for row in rows]
         rows = [row for row in rows if all(any(row[key] != one[key] for key in same) for one in new)]
         rows += [{**row, "commit": about["commit"], "command": about["command"]} for row in new]
         for row in new:
