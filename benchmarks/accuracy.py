@@ -8,7 +8,7 @@ detector; sections that are run replace their rows, others stay.
 
 default  `rcnn-svm train DATA`.
 quick    `rcnn-svm train DATA --preset quick`.
-best     `rcnn-svm train DATA --preset best`, on voc2007-mini with three seeds.
+best     `rcnn-svm train DATA --preset best`.
 trunk    the same with `--learn trunk` (the views that it cannot take left out).
 choice   the default preset with `--choice`: what trying grids on val buys; boxes are not refined there.
 former   what the default was before 2026-11-26: MobileNetV2, linear SVM, 1500 steps, 2000 regions, everything

@@ -438,7 +438,6 @@ def quick_config(base: ExperimentConfig) -> ExperimentConfig:
     return replace(
         base,
         data=replace(base.data, max_images=min(base.data.max_images or 40, 40)),
-        features=replace(base.features, longer_sides=base.features.sides),
         proposals=replace(base.proposals, max_regions=min(base.proposals.max_regions or 300, 300)),
         rpn=replace(base.rpn, max_regions=min(base.rpn.max_regions or 300, 300)),
         # Its 40 images are learned from as hundreds are: what few change takes longer, or was not measured.

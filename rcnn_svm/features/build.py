@@ -36,7 +36,7 @@ class FeatureConfig:
             images by itself. None is `resolution`, or two thirds and four thirds of it where an experiment
             learns fc6 on shared maps, chooses nothing on val, and half of its objects are smaller than a
             third of the image's longer side.
-        resolution: see there, in pixels.
+        resolution: see there, in pixels; it plays no part where `longer_sides` are named.
         crop_size: warped path: side of a crop in pixels; None is the network's own.
         padding: warped path: context in pixels of the crop; None is the network's own.
         crop_mode: warped path: `warp` stretches a region, `square` takes the square around it.

@@ -203,7 +203,7 @@ def test_presets_are_shown_with_what_tells_them_apart(run: Run, capsys: pytest.C
         "default",
         "best",
     ]
-    assert "    features.longer_sides = [640]  (default: [480])" in text
+    assert "    features.resolution = 640  (default: 480)" in text
 
 
 def test_presets_stand_below_the_file_and_single_settings() -> None:
@@ -213,7 +213,7 @@ def test_presets_stand_below_the_file_and_single_settings() -> None:
         options = build_parser().parse_args(["train", "photos", "--out", "out", *words])
         return training.configured(options, ("linear-svm",))
 
-    assert resolved("--preset", "best").features.longer_sides == (640,)
+    assert resolved("--preset", "best").features.sides == (640,)
     assert resolved("--preset", "best", "--set", "features.longer_sides=[96]").features.longer_sides == (96,)
     assert resolved("--quick") == resolved("--preset", "quick")
     assert not resolved().choose
