@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
-from rcnn_svm.config import Count, Interval, Values, check
+from rcnn_svm.config import Count, Interval, Positive, Values, check
 from rcnn_svm.errors import ConfigError
 from rcnn_svm.features.store import Featurizer, Precision
 from rcnn_svm.networks import trained_to_detect
@@ -33,10 +33,11 @@ class FeatureConfig:
             the network's own (`Architecture.taps`).
         longer_sides: shared path: sizes that the image's longer side is brought to; with several, a region is
             read where its side comes nearest to 224 pixels. A network that was trained to detect resizes
-            images by itself. None is `resolution`, or two thirds and four thirds of it where an experiment
-            learns fc6 on shared maps, chooses nothing on val, and half of its objects are smaller than a
-            third of the image's longer side.
+            images by itself. None is `resolution`, or a `pyramid` of it where an experiment learns fc6 on
+            shared maps, chooses nothing on val, and half of its objects are smaller than a third of the
+            image's longer side.
         resolution: see there, in pixels; it plays no part where `longer_sides` are named.
+        pyramid: multiples of it, see there.
         crop_size: warped path: side of a crop in pixels; None is the network's own.
         padding: warped path: context in pixels of the crop; None is the network's own.
         crop_mode: warped path: `warp` stretches a region, `square` takes the square around it.
@@ -51,6 +52,7 @@ class FeatureConfig:
     taps: str = ""
     longer_sides: Annotated[tuple[Count, ...], Values(least=1)] | None = None
     resolution: Count = 480
+    pyramid: Annotated[tuple[Positive, ...], Values(least=1)] = (2 / 3, 4 / 3)
     crop_size: Count | None = None
     padding: Annotated[int, Interval(0)] | None = None
     crop_mode: Literal["warp", "square"] = "warp"
@@ -78,8 +80,9 @@ class FeatureConfig:
     @property
     def small_objects_sides(self) -> tuple[int, ...]:
         """Those for small objects where none are said."""
-        n = self.resolution
-        return (round(2 / 3 * n), round(4 / 3 * n)) if self.longer_sides is None else self.longer_sides
+        if self.longer_sides is not None:
+            return self.longer_sides
+        return tuple(round(share * self.resolution) for share in self.pyramid)
 
 
 def build_featurizer(

@@ -269,7 +269,7 @@ def test_few_images_are_learned_from_in_another_way(capsys: pytest.CaptureFixtur
         (ExperimentConfig(features=FeatureConfig(resolution=300)), 0.4, (300,)),
         (ExperimentConfig(features=FeatureConfig(longer_sides=(200,))), 0.3, (200,)),
         (PRESETS["quick"].apply(ExperimentConfig()), 0.3, (320, 640)),
-        (PRESETS["best"].apply(ExperimentConfig()), 0.3, (427, 853)),
+        (PRESETS["best"].apply(ExperimentConfig()), 0.3, (640, 960)),
         (PRESETS["best"].apply(ExperimentConfig()), 0.4, (640,)),
         (ExperimentConfig(features=FeatureConfig(path="warped")), 0.3, None),
     ],
