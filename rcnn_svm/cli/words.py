@@ -310,7 +310,7 @@ def _reading(config: ExperimentConfig) -> str:
     both = (config.features.sides, config.features.small_objects_sides)
     sides, small = (" and ".join(map(str, own)) for own in both)
     decided = config.features.longer_sides is None and config.learn == "fc" and not config.choose
-    where = f", at {small} where most objects are small" if decided else ""
+    where = f" ({small} if objects are small)" if decided else ""
     return f"{taps}, in one pass over the image at {sides} pixels{where}"
 
 

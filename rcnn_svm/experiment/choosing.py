@@ -296,7 +296,7 @@ def choose(
 
 def _ranked(detect: Postprocess, recipe: HeadRecipe) -> Postprocess:
     """Return the same with how much an estimated IoU counts beside the scores of a head."""
-    if not isinstance(detect, PostprocessConfig) or detect.overlap_power is not None:
+    if not isinstance(detect, PostprocessConfig) or not detect.refined or detect.overlap_power is not None:
         return detect
     log_odds = recipe.head.about["family"] == "softmax"
     return replace(detect, overlap_power=OVERLAP_POWER if log_odds else MARGINS_OVERLAP_POWER)
