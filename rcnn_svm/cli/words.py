@@ -302,7 +302,7 @@ def _network(config: ExperimentConfig) -> str:
 
 
 def _reading(config: ExperimentConfig) -> str:
-    taps = config.features.taps.replace(",", ", ") or "the layers that it has for this"
+    taps = config.features.taps.replace(",", ", ") or "its own layers"
     if config.features.path == "warped":
         return f"{taps}, from a crop of the region alone"
     if trained_to_detect(config.features.backbone):
@@ -311,7 +311,7 @@ def _reading(config: ExperimentConfig) -> str:
     sides, small = (" and ".join(map(str, own)) for own in both)
     decided = config.features.longer_sides is None and config.learn == "fc" and not config.choose
     where = f" ({small} if objects are small)" if decided else ""
-    return f"{taps}, in one pass over the image at {sides} pixels{where}"
+    return f"{taps}, in one pass at {sides} pixels{where}"
 
 
 def _learned(config: ExperimentConfig) -> str:
