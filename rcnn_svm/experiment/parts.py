@@ -190,7 +190,7 @@ class Parts:
         if self.reads_detection and self.features.sides != FeatureConfig().sides:
             raise ConfigError(
                 f"features.longer_sides: a network that was trained to detect resizes images by itself, got "
-                f"{self.features.longer_sides}. Leave it at {FeatureConfig().sides}."
+                f"{self.features.sides}. Leave it, and features.resolution, as they are by default."
             )
         self.learner.check(self)
 

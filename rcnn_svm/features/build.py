@@ -79,9 +79,7 @@ class FeatureConfig:
 
     @property
     def small_objects_sides(self) -> tuple[int, ...]:
-        """Those for small objects where none are said."""
-        if self.longer_sides is not None:
-            return self.longer_sides
+        """Those for small objects, which play no part where `longer_sides` are named."""
         return tuple(round(share * self.resolution) for share in self.pyramid)
 
 

@@ -156,7 +156,7 @@ def few_objects(objects: TrainingObjects) -> str | None:
 
 
 def small_objects(objects: TrainingObjects, features: FeatureConfig) -> str | None:
-    """Suggest a second size where 10 % of the objects or more are below 48 pixels as the network sees them.
+    """Suggest a further size where 10 % of the objects or more are below 48 pixels as the network sees them.
 
     Small regions are then read at twice the size, large ones as before. Not on the warped path, where every
     region has the same size.

@@ -299,7 +299,8 @@ def test_a_detector_of_it_is_saved_with_its_weights(own, file, splits, tmp_path)
         ),
         ({"learn": "network"}, "learn=network trains a network that classifies, got one that was trained"),
         ({"fc": replace(CONFIG.fc, other_sides=(800,)), "learn": "fc"}, r"Set fc.other_sides=\[\]"),
-        ({"features": FeatureConfig(SMALL, "random", longer_sides=(640,))}, "resizes images by itself, got"),
+        ({"features": FeatureConfig(SMALL, "random", longer_sides=(640,))}, r"by itself, got \(640,\)"),
+        ({"features": FeatureConfig(SMALL, "random", resolution=320)}, r"by itself, got \(320,\)"),
         ({"features": FeatureConfig("vgg16", "random")}, "rpn.network must be .*, got 'vgg16'"),
         ({"rpn": RpnConfig(SMALL + "_v3")}, "torchvision has no network 'fasterrcnn_.*_v3'. Did you mean"),
         (
