@@ -129,12 +129,14 @@ def _proposer(options: argparse.Namespace) -> SelectiveSearchConfig | RpnProposa
     """Return what finds the regions.
 
     Raises:
-        ConfigError: an option of the other one; what `load_detection_network` refuses.
+        ConfigError: an option of the other one; no such device; what `load_detection_network` refuses.
     """
     cut, search = shared.given(options, "max_regions"), shared.given(options, *_SEARCH)
     if options.rpn is None:
         if options.weights is not None:
             raise ConfigError(f"--weights are of the network of --rpn, got {options.weights} without one.")
+        if options.device != "cpu":
+            raise ConfigError(f"--device is for the network of --rpn, got {options.device} without one.")
         return SelectiveSearchConfig(**search, **cut)
     from rcnn_svm.networks.detection import load_detection_network
 
@@ -145,7 +147,8 @@ def _proposer(options: argparse.Namespace) -> SelectiveSearchConfig | RpnProposa
             f"out one of the two."
         )
     config = RpnConfig(options.rpn, **shared.given(options, "weights"), **cut)
-    return RpnProposals(config, load_detection_network(config.network, config.weights, seed=seed))
+    device = shared.device_of(options)
+    return RpnProposals(config, load_detection_network(config.network, config.weights, seed=seed)).on(device)
 
 
 def _draw(

@@ -364,6 +364,10 @@ def test_the_command_line(file, splits, tmp_path, capsys):
     assert "2 images, 12 boxes each (12 to 12)" in capsys.readouterr().out
     assert main([*rpn, "--min-size", "12"]) == 2
     assert "--min-size is of a selective search, got --rpn as well" in capsys.readouterr().err
+    assert main([*rpn, "--device", "cuda:99"]) == 2
+    assert "--device must be a device of this machine" in capsys.readouterr().err
+    assert main(["propose", data, "--device", "cuda", *cache]) == 2
+    assert "--device is for the network of --rpn, got cuda without one" in capsys.readouterr().err
     images = sorted(str(path) for path in (tmp_path / "digits").rglob("*.png"))[:1]
     rows = tmp_path / "rows.npy"
     assert main(["extract", *images, *named, "--path", "shared", "--out", str(rows)]) == 0
