@@ -5,8 +5,8 @@
 
 DATA is the folder of `voc2007-mini`, `fruit`, `bccd` and `raccoon`; sets that are run replace their rows. For
 each set a detector is trained on `train` and looks at `val`: with boxes as proposed, regressed half and all
-of the way, and each of these refined, as `train` does, and once more refined and then snapped to the region
-proposal that overlaps most, whose sides are borders of segments. The oracles say what perfect ranking of the
+of the way, each of these refined, and refined and drawn to the region proposals around them, whose sides are
+borders of segments, as `train` decides on such images. The oracles say what perfect ranking of the
 same boxes, and perfect boxes for the same scores, would reach there. `--trials` does the same with a setting
 changed, without oracles, and leaves other rows. `--heads` does it with SVMs on the same fc6, for which the
 estimated IoU counts less than for the softmax; a row has it count as much. With `--test` the recipe with
@@ -56,8 +56,8 @@ SOFTMAX = "softmax-finetuned"
 HEADS = (SOFTMAX, "linear-svm", "rbf-svm")
 LOOKS = 40
 """Images of test that the cost of one is measured on."""
-SNAPPED_FROM = 0.7
-"""IoU with a proposal from which a box is snapped to it."""
+SNAP = 0.3
+"""How far refined boxes are drawn to region proposals."""
 
 
 def with_sides(*sides: int) -> Callable[[ExperimentConfig], ExperimentConfig]:
@@ -174,15 +174,6 @@ def oracles(blocks: StoredBlocks, model: Model, detect: PostprocessConfig) -> di
     return found
 
 
-def snapped(found: Detections, proposals: Boxes, share: float) -> Detections:
-    """Return detections moved a share of the way to the proposal that overlaps most, if it does enough."""
-    overlaps = iou(found.boxes, proposals)
-    best = overlaps.argmax(axis=1)
-    near = overlaps[np.arange(len(found)), best] >= SNAPPED_FROM
-    boxes = np.where(near[:, None], (1 - share) * found.boxes + share * proposals[best], found.boxes)
-    return replace(found, boxes=boxes.astype(np.float32))
-
-
 def ladder(parts: Parts, data: Path, cache: Path, trial: str | None = None) -> list[Row]:
     """Train on `train`, look at `val` in every way; return a row each, and those of the oracles.
 
@@ -196,6 +187,7 @@ def ladder(parts: Parts, data: Path, cache: Path, trial: str | None = None) -> l
     splits = load_data(DataConfig(str(data), drop_bad_boxes=True), seed=parts.seed)
     run, plain = Run(cache), trial is None and parts.heads[0].name == SOFTMAX
     ready = prepare(parts, splits, run, Stages(stages_of(parts)), CacheLimit(cache, None))
+    parts = ready.parts
     learned = ready.learn(ready.train)
     (settled,) = settle(parts, learned)
     assert settled.with_boxes is not None
@@ -211,22 +203,15 @@ def ladder(parts: Parts, data: Path, cache: Path, trial: str | None = None) -> l
 
     variants = [variant("as proposed", regression="off", refined=0)]
     for step, words in ((0.5, "half of the way"), (1.0, "all of the way")):
-        for n, more in ((0, ""), (REFINED, ", refined")):
-            variants.append(variant(words + more, box_step=step, refined=n))
+        variants.append(variant(words, box_step=step, refined=0))
+        for snap, more in ((0.0, ""), (SNAP, ", snapped")):
+            variants.append(variant(f"{words}, refined{more}", box_step=step, refined=REFINED, snap=snap))
     if detect.overlap_power != OVERLAP_POWER:
         words = "half of the way, refined, IoU as beside log-odds"
         variants.append(variant(words, box_step=0.5, refined=REFINED, overlap_power=OVERLAP_POWER))
     runs = detect_all(head.name, head.model, views, variants)
     found = {str(v.choice.settings["name"]): one.detections for v, one in zip(variants, runs, strict=True)}
     truths, classes = ready.val.truths, splits.val.classes
-    if plain:
-        for share, words in ((0.5, "half snapped"), (1.0, "snapped")):
-            found[f"half of the way, refined, {words}"] = [
-                snapped(one, own[n:], share)
-                for one, own, n in zip(
-                    found["half of the way, refined"], ready.val.boxes, ready.val.n_gt, strict=True
-                )
-            ]
     base = {"half of the way": found["half of the way"], **found}
     changes = intervals(base, truths, classes)
     rows = [
@@ -300,10 +285,8 @@ def main() -> None:
                     row = on_test(made.build(heads=[SOFTMAX]), options.data / name)
                     new.append({**common, "head": SOFTMAX, "split": "test", "recipe": recipe, **row})
         about = provenance(seed=config.seed)
-        same = ("data", "preset", "head", "split", "recipe")
-        # Rows from before other heads were looked at do not name theirs.
-        rows = [{"head": SOFTMAX, **row} for row in rows]
-        rows = [row for row in rows if all(any(row[key] != one[key] for key in same) for one in new)]
+        again = {group_of(row) for row in new}
+        rows = [row for row in rows if group_of(row) not in again]
         rows += [{**row, "commit": about["commit"], "command": about["command"]} for row in new]
         for row in new:
             say(
@@ -319,6 +302,12 @@ def main() -> None:
                 "provenance": about,
             },
         )
+
+
+def group_of(row: Row) -> tuple[str | None, ...]:
+    """Return what the rows that are measured together, and replaced together, have in common."""
+    trial = next((name for name in TRIALS if row["recipe"].startswith(f"{name}: ")), None)
+    return row["data"], row["preset"], row["head"], row["split"], trial
 
 
 def targets_of(rows: list[Row]) -> dict[str, Row]:

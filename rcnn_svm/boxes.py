@@ -24,6 +24,7 @@ __all__ = [
     "as_boxes",
     "clip",
     "decode_deltas",
+    "draw_to_regions",
     "encode_deltas",
     "flip_horizontally",
     "iou",
@@ -38,6 +39,9 @@ __all__ = [
 
 Boxes: TypeAlias = NDArray[np.float32]
 """float32 (N, 4), half-open pixels `x1 y1 x2 y2`."""
+
+_NEAR_REGION, _REGION_SOFTNESS = 0.5, 0.05
+"""IoU from which on a region draws a box, and the difference of IoU that is worth a factor of e."""
 
 # exp(4) = 55 times the proposal's side: far beyond any useful regression, short of overflow.
 _MAX_LOG_SCALE = 4.0
@@ -310,6 +314,34 @@ def vote_boxes(
         kept, boxes, np.asarray(weights, np.float64), float(min_iou)
     )
     return voted.astype(np.float32)
+
+
+def draw_to_regions(boxes: NDArray[np.floating], regions: NDArray[np.floating], share: float) -> Boxes:
+    """Move boxes a share of the way to the mean of the regions that overlap them.
+
+    Regions whose IoU with a box is >= 0.5 count, each with the weight exp(IoU / 0.05), so that the nearest
+    few decide. Proposals of a selective search have their sides on borders of segments, which box regression
+    does not see.
+
+    Args:
+        boxes: (M, 4).
+        regions: (N, 4).
+        share: in [0, 1].
+
+    Returns:
+        (M, 4); a box that no region overlaps so much stays.
+    """
+    overlaps = iou(boxes, regions)
+    near = overlaps >= _NEAR_REGION
+    found = np.flatnonzero(near.any(axis=1))
+    moved = np.array(boxes, np.float32)
+    if not len(found) or not share:
+        return moved
+    nearest = overlaps[found].max(axis=1, keepdims=True)
+    weights = np.where(near[found], np.exp((overlaps[found] - nearest) / _REGION_SOFTNESS), 0.0)
+    means = weights @ regions.astype(np.float64) / weights.sum(axis=1, keepdims=True)
+    moved[found] = (1 - share) * boxes[found].astype(np.float64) + share * means
+    return moved
 
 
 @functools.cache

@@ -46,6 +46,7 @@ from rcnn_svm.postprocess import (
     moved_regions,
     postprocess_traced,
     refined,
+    snapped,
 )
 from rcnn_svm.proposals import (
     GridConfig,
@@ -211,14 +212,15 @@ class Model:
         """
         if not isinstance(postprocess, PostprocessConfig):
             return postprocess(image_id, size, boxes, scores, deltas), None
+        proposals = boxes
         boxes, scores, deltas = self.looked_again(size, boxes, scores, deltas, postprocess, look)
         if self.refinement is None or fine is None or deltas is None or not postprocess.refined:
             found, rows = postprocess_traced(image_id, size, boxes, scores, deltas, postprocess)
-            return found, boxes[rows]
+            return snapped(found, proposals, postprocess), boxes[rows]
         first, regions = candidates_to_refine(image_id, size, boxes, scores, deltas, postprocess)
         moves, overlaps = self.refinement.refiner(fine(first.boxes), first.labels)
         found, rows = refined(first, moves, overlaps, size, scores.shape[1], postprocess)
-        return found, boxes[regions[rows]]
+        return snapped(found, proposals, postprocess), boxes[regions[rows]]
 
     def looked_again(
         self,

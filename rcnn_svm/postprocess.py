@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from rcnn_svm.boxes import Boxes, area, clip, decode_deltas, nms, soft_nms, vote_boxes
+from rcnn_svm.boxes import Boxes, area, clip, decode_deltas, draw_to_regions, nms, soft_nms, vote_boxes
 from rcnn_svm.config import Count, Interval, NotNegative, Positive, Share, check
 from rcnn_svm.structures import Detections
 
@@ -31,6 +31,7 @@ __all__ = [
     "postprocess",
     "postprocess_traced",
     "refined",
+    "snapped",
 ]
 
 REFINED = 150
@@ -89,6 +90,8 @@ class PostprocessConfig:
         overlap_power: their scores get the logarithm of the estimated IoU, so many times. None is 3, and 1
             where an experiment trains a head whose scores are margins: they tell hits from background within
             fewer units than log-odds do.
+        snap: so much of the way detections are drawn to the region proposals that overlap them, see
+            `draw_to_regions`, after all else; 0 lets them be.
     """
 
     max_iou: Share = 0.3
@@ -102,6 +105,7 @@ class PostprocessConfig:
     second_look: Annotated[int, Interval(0)] = 0
     refined: Annotated[int, Interval(0)] | None = 0
     overlap_power: NotNegative | None = None
+    snap: Share = 0.0
 
     def __post_init__(self) -> None:
         check(self, where="detect")
@@ -153,7 +157,7 @@ def postprocess(
     References:
         rbgirshick/rcnn, rcnn_test_bbox_regressor.m (caps, regression, clipping, then NMS).
     """
-    return postprocess_traced(image_id, size, boxes, scores, deltas, config)[0]
+    return snapped(postprocess_traced(image_id, size, boxes, scores, deltas, config)[0], boxes, config)
 
 
 def postprocess_traced(
@@ -164,7 +168,7 @@ def postprocess_traced(
     deltas: NDArray[np.float32] | None,
     config: PostprocessConfig,
 ) -> tuple[Detections, NDArray[np.int64]]:
-    """Run `postprocess`, and return for each detection the row of `boxes` that it has its score from, (M,).
+    """Run `postprocess` but for `snapped`, and return the row of `boxes` that each score is of, (M,).
 
     Soft-NMS may have lowered that score since.
     """
@@ -203,6 +207,13 @@ def postprocess_traced(
             result[mine] = vote_boxes(result[mine], refined[voters], weights[voters], config.vote_iou)
     order = np.argsort(-kept_scores, kind="stable")  # that of `Detections`
     return Detections(image_id, result, kept_scores, labels[kept]), candidates[kept[order]]
+
+
+def snapped(found: Detections, proposals: Boxes, config: PostprocessConfig) -> Detections:
+    """Return detections drawn to the (R, 4) region proposals of their image, as configured."""
+    if not config.snap:
+        return found
+    return replace(found, boxes=draw_to_regions(found.boxes, proposals, config.snap))
 
 
 def candidates_to_refine(

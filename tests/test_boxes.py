@@ -18,6 +18,7 @@ from rcnn_svm.boxes import (
     as_boxes,
     clip,
     decode_deltas,
+    draw_to_regions,
     encode_deltas,
     flip_horizontally,
     iou,
@@ -290,6 +291,32 @@ def test_voting_at_equality_and_without_weight():
         ShapeError, match=r"^vote_boxes: boxes and weights must be alike in length, got 2 and 1\.$"
     ):
         vote_boxes(boxes, boxes, np.zeros(1), 0.5)
+
+
+@given(whole_boxes(min_size=1), whole_boxes(), st.floats(0, 1))
+@modest
+def test_boxes_are_drawn_to_the_mean_of_near_regions(boxes, regions, share):
+    drawn = draw_to_regions(boxes, regions, share)
+    assert drawn.dtype == np.float32
+    assert drawn.shape == boxes.shape
+    overlaps = iou(boxes, regions)
+    for box, own, moved in zip(boxes.astype(np.float64), overlaps, drawn, strict=True):
+        near = own >= 0.5
+        expected = box
+        if near.any():
+            weights = np.exp(own[near] / 0.05)
+            expected = (1 - share) * box + share * np.average(regions[near], axis=0, weights=weights)
+        np.testing.assert_allclose(moved, expected, rtol=1e-5, atol=1e-4)
+
+
+def test_a_region_that_half_overlaps_draws_and_one_that_does_less_does_not():
+    boxes = np.array([[0, 0, 10, 10]], np.float32)
+    half, less = np.array([[0, 0, 10, 5]], np.float32), np.array([[0, 0, 10, 4.9]], np.float32)
+    assert draw_to_regions(boxes, half, 0.4).tolist() == [[0, 0, 10, 8]]
+    assert draw_to_regions(boxes, np.concatenate([half, less]), 0.4).tolist() == [[0, 0, 10, 8]]
+    for regions in (less, half[:0]):
+        assert draw_to_regions(boxes, regions, 0.4).tolist() == boxes.tolist()
+    assert draw_to_regions(boxes[:0], half, 0.4).shape == (0, 4)
 
 
 def test_importing_loads_no_compiler():

@@ -7,7 +7,7 @@ import torchvision
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from rcnn_svm.boxes import clip, decode_deltas, encode_deltas, iou
+from rcnn_svm.boxes import clip, decode_deltas, draw_to_regions, encode_deltas, iou
 from rcnn_svm.detector import Model
 from rcnn_svm.errors import ConfigError
 from rcnn_svm.heads.bbox_regressor import BoxRegressor
@@ -183,6 +183,18 @@ def test_refined_boxes_are_moved_ranked_and_suppressed(seed: int, sigma: float |
         for label in set(final.labels.tolist()):
             pairs = iou(*[final.boxes[final.labels == label]] * 2)
             assert (pairs[np.triu_indices_from(pairs, 1)] <= config.max_iou + 1e-6).all()
+
+
+@given(st.integers(0, 10_000), st.sampled_from([0.0, 0.3, 1.0]))
+@settings(max_examples=25, deadline=None)
+def test_detections_are_drawn_to_proposals_after_all_else(seed: int, snap: float) -> None:
+    boxes, scores = scene(seed)
+    deltas = np.random.default_rng(seed).normal(size=(40, 3, 4)).astype(np.float32) / 3
+    plain = postprocess("a", (100, 100), boxes, scores, deltas, PostprocessConfig())
+    drawn = postprocess("a", (100, 100), boxes, scores, deltas, PostprocessConfig(snap=snap))
+    np.testing.assert_array_equal(drawn.boxes, draw_to_regions(plain.boxes, boxes, snap))
+    for name in ("scores", "labels"):
+        np.testing.assert_array_equal(getattr(drawn, name), getattr(plain, name))
 
 
 def test_one_refined_box_that_would_vanish_stays() -> None:

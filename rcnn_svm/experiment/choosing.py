@@ -14,7 +14,9 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from rcnn_svm.boxes import Boxes
 from rcnn_svm.datasets import draw_folds
 from rcnn_svm.detector import Look, Model, Refinement, look_at
 from rcnn_svm.evaluation.calibration import ClassCurves
@@ -432,6 +434,7 @@ def hold_out(
         values = ", ".join(
             f"{_percent(one.value)} at {one.choice.settings.get('box_step', 1):.0%}"
             f"{' and refined' if one.choice.settings.get('refined') else ''}"
+            f"{' and snapped' if one.choice.settings.get('snap') else ''}"
             for one in moved
         )
         plain = _percent(without.value)
@@ -456,9 +459,12 @@ def _moves(parts: Parts, recipe: HeadRecipe) -> list[Variant]:
             Variant(Choice(move, None, ()), replace(detect, **move), with_boxes=True)  # type: ignore[arg-type]
             for move in moves
         ]
-    counts = (0, detect.refined) if parts.tried.unrefined else (detect.refined,)
-    refined = [{**move, "refined": n} for move in moves for n in counts]
-    return [Variant(Choice(own, None, ()), replace(detect, **own), with_boxes=True) for own in refined]  # type: ignore[arg-type]
+    assert detect.refined  # `refines` says so
+    ends: list[dict[str, float]] = [{"refined": detect.refined, "snap": snap} for snap in parts.tried.snaps]
+    if parts.tried.unrefined:
+        ends = [{"refined": 0}, *ends]
+    tried = [{**move, **end} for move in moves for end in ends]
+    return [Variant(Choice(own, None, ()), replace(detect, **own), with_boxes=True) for own in tried]  # type: ignore[arg-type]
 
 
 def views_of(parts: Parts, regions: SplitRegions) -> list[SplitRegions]:
@@ -615,7 +621,8 @@ def _detect(
 def _looks(model: Model, views: Sequence[StoredBlocks]) -> tuple[Look, RowReader | None]:
     """Return what reads regions of views of one image, and boxes that are to be refined.
 
-    The image is opened when they are asked for; its network runs once for both.
+    The image is opened when they are asked for; its network runs once for both. Variants of post-processing
+    that refine the same boxes read them once.
     """
     others = [] if model.refinement is None else [model.refinement.featurizer]
 
@@ -625,4 +632,12 @@ def _looks(model: Model, views: Sequence[StoredBlocks]) -> tuple[Look, RowReader
         readers = [read, *(view.readers(0)[0] for view in views[1:])]
         return look_at(readers, views[0].regions.dataset.samples[0].size[1]), fine
 
-    return (lambda boxes: opened()[0](boxes)), (lambda boxes: opened()[1][0](boxes)) if others else None
+    rows: dict[bytes, NDArray[np.float32]] = {}
+
+    def fine(boxes: Boxes) -> NDArray[np.float32]:
+        key = boxes.tobytes()
+        if key not in rows:
+            rows[key] = opened()[1][0](boxes)
+        return rows[key]
+
+    return (lambda boxes: opened()[0](boxes)), fine if others else None

@@ -110,6 +110,7 @@ class HeadsConfig:
         soft_nms_sigmas: decays of soft-NMS, which is tried beside plain NMS; empty for plain NMS only.
         vote_ious: box voting thresholds; 0 stands for no voting.
         box_steps: how much of the way box regression moves a box; tried wherever images are held out.
+        snaps: how much of the way a refined box is drawn to the region proposals around it; tried there, too.
         ridge_min_iou: box regression learns from regions whose IoU with their object is above this.
         rbf_max_rows: how many mined regions the RBF SVM trains on at most; their kernel takes four bytes for
             every pair.
@@ -135,6 +136,7 @@ class HeadsConfig:
     soft_nms_sigmas: tuple[Positive, ...] = (0.2,)
     vote_ious: Annotated[tuple[Share, ...], Values(least=1)] = (0.0, 0.5)
     box_steps: Annotated[tuple[Step, ...], Values(least=1)] = (0.5, 1.0)
+    snaps: Annotated[tuple[Share, ...], Values(least=1)] = (0.0, 0.3)
     ridge_min_iou: Annotated[float, Interval(0, 1, "left")] = 0.6
     rbf_max_rows: Count = 12_000
     n_landmarks: Count = 1000
@@ -321,7 +323,9 @@ class ExperimentConfig:
             "heads": heads.build(seed=self.seed),
             "boxes": BoxRecipe(sorted(set(heads.ridge_strengths)), heads.scaling, heads.ridge_min_iou),
             "postprocess": self.detect,
-            "tried": PostprocessGrid(heads.max_ious, heads.soft_nms_sigmas, heads.vote_ious, heads.box_steps),
+            "tried": PostprocessGrid(
+                heads.max_ious, heads.soft_nms_sigmas, heads.vote_ious, heads.box_steps, heads.snaps
+            ),
             "refine": self.refine,
             "backbone": None,
             "featurizer": None,

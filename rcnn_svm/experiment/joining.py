@@ -198,7 +198,9 @@ def _trained(detector: Detector, splits: Splits, config: ExperimentConfig, run: 
         if scaling == "none":  # of learned layers: R-CNN's strength, for rows of the length that it has them
             strengths, scaling = [1000.0], "mean-norm-20"
         boxes = BoxRecipe(strengths, scaling, config.heads.ridge_min_iou)
-    step = postprocess.box_step if isinstance(postprocess, PostprocessConfig) else 1.0
+    step, snap = 1.0, 0.0
+    if isinstance(postprocess, PostprocessConfig):
+        step, snap = postprocess.box_step, postprocess.snap
     parts = replace(config, choose=False, learn="nothing").build(
         proposer=detector.proposer,
         features=detector.features,
@@ -206,7 +208,7 @@ def _trained(detector: Detector, splits: Splits, config: ExperimentConfig, run: 
         heads=[replace(own_recipe(detector, config), scaling=_scaling(detector.model.scaler))],
         boxes=boxes,
         postprocess=postprocess,
-        tried=PostprocessGrid(box_steps=(step,), unrefined=False),
+        tried=PostprocessGrid(box_steps=(step,), snaps=(snap,), unrefined=False),
         test_regions=detector.n_proposals,
     )
     experiment = run_experiment(parts, splits, run)

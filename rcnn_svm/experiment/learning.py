@@ -483,9 +483,11 @@ def _with_layers(
 
 def rows_around_objects(parts: Parts, network: Network, regions: SplitRegions, run: Run) -> StoredBlocks:
     """Return the regions around the objects of a split, as what refines boxes reads them."""
-    backbone, refine = network.backbone, parts.refine
+    backbone, reader, refine = network.backbone, network.featurizer, parts.refine
     assert backbone is not None  # `Parts` saw to it
     features = replace(parts.features, taps=refine.taps or backbone.fine_taps)
+    if isinstance(reader, SharedFeatures):  # one pass is for both
+        features = replace(features, longer_sides=reader.longer_sides)
     featurizer = build_featurizer(features, backbone, device=run.device)
     store = FeatureStore(run.cache / "features", featurizer, precision=features.precision, engine=run.engine)
     around = regions.around_objects(refine.overlap_from, refine.near, refine.jitter, seed=parts.seed)

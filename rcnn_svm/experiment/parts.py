@@ -91,6 +91,7 @@ class PostprocessGrid:
         soft_nms_sigmas: decays of soft-NMS, which is tried beside plain NMS; empty for plain NMS only.
         vote_ious: box voting thresholds; 0 stands for no voting.
         box_steps: how much of the way box regression moves a box.
+        snaps: how much of the way a refined box is drawn to the region proposals around it.
         unrefined: whether boxes as they are before refinement are weighed against refined ones.
         unmoved: whether boxes as proposed are weighed against regressed ones.
     """
@@ -99,6 +100,7 @@ class PostprocessGrid:
     soft_nms_sigmas: Sequence[float] = (0.2,)
     vote_ious: Sequence[float] = (0.0, 0.5)
     box_steps: Sequence[float] = (0.5, 1.0)
+    snaps: Sequence[float] = (0.0, 0.3)
     unrefined: bool = True
     unmoved: bool = True
 

@@ -21,12 +21,14 @@ from rcnn_svm import (
     run_experiment,
     train_detector,
 )
+from rcnn_svm.boxes import draw_to_regions
 from rcnn_svm.config import with_overrides
 from rcnn_svm.contracts import check_featurizer
 from rcnn_svm.datasets.loading import Splits
 from rcnn_svm.errors import ConfigError, DataError
 from rcnn_svm.experiment.config import PRESETS, DataConfig
 from rcnn_svm.experiment.learning import FcOnFrozen, Frozen, settled
+from rcnn_svm.experiment.parts import PostprocessGrid
 from rcnn_svm.features.build import FeatureConfig
 from rcnn_svm.features.featurizers import SharedFeatures
 from rcnn_svm.networks.taps import TapSpec
@@ -206,6 +208,25 @@ def test_an_estimated_iou_counts_less_beside_margins(
     taken = train_detector(splits, own.build(heads=[head])).detector.postprocess
     assert isinstance(taken, PostprocessConfig)
     assert (taken.refined, taken.overlap_power) == (5, power)
+
+
+@pytest.mark.parametrize("snaps", [(0.0,), (0.4,), (0.0, 0.4)])
+def test_held_out_images_decide_how_far_refined_boxes_are_drawn(config, splits, snaps) -> None:
+    features = FeatureConfig("mobilenet_v2", "random", "shared", "block13", longer_sides=(64,))
+    refine = RefineConfig("block10@2x2*1.2", 8, n_steps=2)
+    own = replace(config, features=features, learn="fc", folds=1, refine=refine)
+    own = replace(own, fc=FcConfig((8,), n_steps=2, other_sides=()), detect=replace(config.detect, refined=5))
+    tried = PostprocessGrid(box_steps=(0.5,), snaps=snaps, unrefined=False, unmoved=False)
+    result = train_detector(splits, own.build(heads=["softmax-finetuned"], tried=tried))
+    detect = result.detector.postprocess
+    assert isinstance(detect, PostprocessConfig)
+    assert detect.snap in snaps
+    assert detect.snap == result.details["settings"]["snap"]
+    image = splits.test.samples[0].read()
+    proposals = result.detector.proposer.propose(image).boxes
+    unsnapped = replace(result.detector, postprocess=replace(detect, snap=0.0)).detect(image)
+    drawn = draw_to_regions(unsnapped.boxes, proposals, detect.snap)
+    np.testing.assert_array_equal(result.detector.detect(image).boxes, drawn)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -177,6 +177,9 @@ KINDS = {
         boxes=False,
     ),
     "refined boxes": lambda: refined(made(detect=replace(TWICE, refined=20))),
+    "refined boxes that are drawn to proposals": lambda: refined(
+        made(detect=replace(TWICE, refined=20, snap=0.4))
+    ),
     "warped regions, a Gaussian kernel": lambda: made(WARPED, machine(RBF(1.5))),
     "warped squares, a polynomial kernel": lambda: made(
         replace(WARPED, crop_mode="square", padding=0, taps="pool3@2x2"),
