@@ -345,7 +345,7 @@ class Detector:
     def trace(self, image: Image, image_id: str = "image") -> tuple[Detections, Boxes]:
         """Find objects in one image, and say which region each detection has its score from.
 
-        Box regression, voting and refinement move a detection away from the region that was scored.
+        Box regression, voting, refinement and snapping move a detection away from the region that was scored.
 
         Args:
             image: uint8 (H, W, 3) RGB.
