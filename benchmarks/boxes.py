@@ -1,7 +1,7 @@
 """How well boxes fit, and where it is lost; writes results/benchmarks/boxes.json.
 
     python benchmarks/boxes.py DATA [--sets NAME ...] [--preset NAME] [--heads NAME ...]
-                               [--trials NAME ...] [--test]
+                               [--trials NAME ...] [--on val|test]
 
 DATA is the folder of `voc2007-mini`, `fruit`, `bccd` and `raccoon`; sets that are run replace their rows. For
 each set a detector is trained on `train` and looks at `val`: with boxes as proposed, regressed half and all
@@ -9,8 +9,8 @@ of the way, each of these refined, and refined and drawn to the region proposals
 borders of segments, as `train` decides on such images. The oracles say what perfect ranking of the
 same boxes, and perfect boxes for the same scores, would reach there. `--trials` does the same with a setting
 changed, without oracles, and leaves other rows. `--heads` does it with SVMs on the same fc6, for which the
-estimated IoU counts less than for the softmax; a row has it count as much. With `--test` the recipe with
-refinement and the one without are trained on trainval as `rcnn-svm train` does, and measured on test once.
+estimated IoU counts less than for the softmax; a row has it count as much. With `--on test` the recipe with
+refinement and the one without are instead trained on trainval as `rcnn-svm train` does, and measured on test.
 
 A row whose `alone` is false was measured with `--busy`, beside other work: its seconds are too many.
 """
@@ -261,12 +261,14 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--sets", nargs="+", choices=SETS, default=SETS)
     parser.add_argument("--preset", choices=PRESETS, default="default")
-    parser.add_argument("--heads", nargs="+", choices=HEADS, default=HEADS[:1])
+    parser.add_argument("--heads", nargs="+", choices=HEADS, default=[SOFTMAX])
     parser.add_argument("--trials", nargs="+", choices=TRIALS)
-    parser.add_argument("--test", action="store_true", help="measure both recipes on test as well")
+    parser.add_argument("--on", choices=("val", "test"), default="val")
     parser.add_argument("--busy", action="store_true", help="say that other work ran beside it")
     parser.add_argument("--out", type=Path, default=Path("results/benchmarks/boxes.json"))
     options = parser.parse_args()
+    if options.on == "test" and (options.trials or options.heads != [SOFTMAX]):
+        parser.error("--on test: recipes are chosen on val. Leave out --trials and --heads.")
     rows: list[Row] = read_json(options.out)["rows"] if options.out.exists() else []
     make: Callable[[ExperimentConfig], ExperimentConfig] = PRESETS[options.preset].apply
     config = make(ExperimentConfig())
@@ -276,14 +278,15 @@ def main() -> None:
             cache = Path(folder)
             common = {"data": name, "preset": options.preset, "alone": not options.busy}
             new: list[Row] = []
-            for trial, head in itertools.product(options.trials or [None], options.heads):
-                tried = config if trial is None else TRIALS[trial](config)
-                own = ladder(tried.build(heads=[head]), options.data / name, cache, trial)
-                new += [{**common, "head": head, "split": "val", **row} for row in own]
-            if options.test:
+            if options.on == "test":
                 for recipe, made in (("without refinement", plain), ("with refinement", config)):
                     row = on_test(made.build(heads=[SOFTMAX]), options.data / name)
                     new.append({**common, "head": SOFTMAX, "split": "test", "recipe": recipe, **row})
+            else:
+                for trial, head in itertools.product(options.trials or [None], options.heads):
+                    tried = config if trial is None else TRIALS[trial](config)
+                    own = ladder(tried.build(heads=[head]), options.data / name, cache, trial)
+                    new += [{**common, "head": head, "split": "val", **row} for row in own]
         about = provenance(seed=config.seed)
         again = {group_of(row) for row in new}
         rows = [row for row in rows if group_of(row) not in again]
