@@ -27,14 +27,15 @@ from rcnn_svm.contracts import check_featurizer
 from rcnn_svm.datasets.loading import Splits
 from rcnn_svm.errors import ConfigError, DataError
 from rcnn_svm.experiment.config import PRESETS, DataConfig
-from rcnn_svm.experiment.learning import FcOnFrozen, Frozen, settled
+from rcnn_svm.experiment.learning import FcOnFrozen, Frozen, Network, rows_around_objects, settled
 from rcnn_svm.experiment.parts import PostprocessGrid
-from rcnn_svm.features.build import FeatureConfig
+from rcnn_svm.experiment.regions import SplitRegions
+from rcnn_svm.features.build import FeatureConfig, build_featurizer
 from rcnn_svm.features.featurizers import SharedFeatures
 from rcnn_svm.networks.taps import TapSpec
 from rcnn_svm.postprocess import MARGINS_OVERLAP_POWER, OVERLAP_POWER, PostprocessConfig
 from rcnn_svm.report.experiment import write_experiment
-from rcnn_svm.structures import Dataset, GroundTruth, Sample
+from rcnn_svm.structures import Dataset, GroundTruth, RegionSet, Sample
 from rcnn_svm.training.config import FEW_IMAGES, FcConfig, RefineConfig
 
 SETTINGS = [
@@ -334,6 +335,24 @@ def test_a_saved_detector_reads_images_as_it_was_trained(splits, tmp_path: Path,
     assert isinstance(restored.featurizer, SharedFeatures)
     assert restored.featurizer.longer_sides == sides
     same(detector, restored, own.test.samples[0])
+
+
+def test_boxes_are_refined_on_the_sizes_that_regions_are_read_at(splits, tmp_path: Path) -> None:
+    """One pass is for both, whatever sizes a configuration that is not settled would stand for."""
+    features = FeatureConfig("mobilenet_v2", "random", "shared", "block13")
+    parts = ExperimentConfig(features=features, refine=RefineConfig("block10@2x2*1.2")).build()
+    assert parts.features.longer_sides is None
+    featurizer = build_featurizer(replace(features, longer_sides=(96, 128)))
+    network = Network(featurizer.backbone, featurizer, None, 0.0, 0.0)
+    proposals = {
+        s.image_id: RegionSet(s.image_id, s.size, s.truth.boxes, np.zeros(len(s.truth), np.float32))
+        for s in splits.train
+    }
+    regions = SplitRegions.of(splits.train, proposals, with_truth=True)
+    around = rows_around_objects(parts, network, regions, Run(tmp_path))
+    read_by = around.store.featurizer
+    assert isinstance(read_by, SharedFeatures)
+    assert read_by.longer_sides == (96, 128)
 
 
 def test_what_is_not_learned_on_shared_maps_says_nothing_of_few_images(
