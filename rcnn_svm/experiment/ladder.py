@@ -19,7 +19,7 @@ __all__ = ["LADDER", "Climb", "Rung", "Step", "climb", "seconds_of_features"]
 LADDER: Mapping[str, float] = {"quick": 1.0, "default": 7.2, "best": 4.5}
 """The presets that are tried, the fastest first, and how many times as long as with the one before all takes
 but proposals and features. Both are more than all of a training takes of CPU seconds, proposals and features
-as well, on the five data sets in results/benchmarks/presets.json: `default` 2.0 to 5.4 times what `quick`
+as well, on the five data sets in results/benchmarks/presets.json: `default` 2.0 to 6.0 times what `quick`
 does, on more images, and `best` up to 4.2 times what `default` does."""
 
 
