@@ -56,8 +56,8 @@ SOFTMAX = "softmax-finetuned"
 HEADS = (SOFTMAX, "linear-svm", "rbf-svm")
 LOOKS = 40
 """Images of test that the cost of one is measured on."""
-SNAP = 0.3
-"""How far refined boxes are drawn to region proposals."""
+SNAP = max(ExperimentConfig().heads.snaps)
+"""How far refined boxes are drawn to region proposals, where `train` draws them."""
 
 
 def with_sides(*sides: int) -> Callable[[ExperimentConfig], ExperimentConfig]:
